@@ -1,0 +1,32 @@
+# One environment, one file of exact pins; every target sets up what it needs.
+VENV := .venv
+PYTHON ?= python3
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test check lint types unit
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "qmixlora needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(VENV)/bin/qmixlora demo
+
+test: lint types unit
+
+check: test
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: setup
+	$(VENV)/bin/mypy
+
+unit: setup
+	$(VENV)/bin/pytest

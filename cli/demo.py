@@ -1,0 +1,26 @@
+"""qmixlora demo"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def demo(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for train.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for data set, run and summary.")] = Path("demo"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")] = False,
+) -> None:
+    """The embedded default, end to end: backbone, data, train, evaluate; ends with one table."""
+    from .quiet import quiet
+
+    quiet()
+    from qmixlora.demo.run import run_demo
+
+    summary = run_demo(out, overrides or [], Console(stderr=as_json))
+    if as_json:
+        print(json.dumps(summary, indent=2))

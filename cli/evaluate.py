@@ -1,0 +1,61 @@
+"""qmixlora eval"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    backbone: Annotated[bool, typer.Option("--backbone", help="The bare backbone, without the adapter.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
+) -> None:
+    """Exact match per task and the mean, by real generation; a whole split of the run goes to evaluation.json."""
+    from .quiet import quiet
+
+    quiet()
+    from qmixlora.evaluation import evaluate as measure
+    from qmixlora.evaluation import only_task, write_json
+    from qmixlora.session import open_run
+    from qmixlora.training import load_data
+
+    console = Console(stderr=as_json)
+    session = open_run(run)
+    rows = load_data(session.recipe.data, split)
+    if task is not None:
+        rows = only_task(rows, task, where=f"split {split}")
+    bare = session.model.disable_adapter() if backbone else contextlib.nullcontext()
+    with bare, Progress(console=console, transient=True) as bar:
+        shown = bar.add_task("evaluating", total=len(rows))
+        result = measure(
+            session.model,
+            session.collator,
+            rows,
+            split=split,
+            batch_size=session.recipe.train.eval_batch_size,
+            max_new_tokens=session.recipe.train.max_new_tokens,
+            on_progress=lambda done: bar.update(shown, completed=done),
+        )
+    if task is None and not backbone:
+        write_json(run / "evaluation.json", result)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table(title=f"Exact match, {'backbone of ' if backbone else ''}{run}, split {split}")
+    for column in ("task", "exact match", "count"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for name, values in result["tasks"].items():
+        table.add_row(name, f"{values['exact_match']:.3f}", str(values["count"]))
+    table.add_section()
+    table.add_row("mean over tasks", f"{result['mean_exact_match']:.3f}", str(len(rows)))
+    console.print(table)

@@ -1,0 +1,38 @@
+"""Wiring: the verbs, and what a mistake looks like. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from qmixlora.errors import UserError
+
+from . import chat, demo, doctor, evaluate, inspect, recipes, train
+
+app = typer.Typer(
+    name="qmixlora",
+    help="Fine-tune multimodal LLMs on one consumer GPU: NF4 backbone, Conditional Mixture-of-LoRA adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+app.command("chat")(chat.chat)
+app.command("doctor")(doctor.doctor)
+app.add_typer(recipes.app, name="recipes")
+
+
+def run() -> None:
+    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake."""
+    try:
+        app()
+    except UserError as error:
+        print(f"qmixlora: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("qmixlora: stopped", file=sys.stderr)
+        raise SystemExit(130) from None

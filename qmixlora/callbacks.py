@@ -1,0 +1,154 @@
+"""What watches a run: the first-steps guard, metrics.jsonl, and the progress display."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from transformers import TrainerCallback
+
+from .backbone import check_quantized
+from .errors import UserError
+from .session import Session
+
+GIB = 2**30
+GUARDED_STEPS = 3  # B starts at zero, so A and the routers see no gradient on the first step
+
+
+def memory_gib() -> float:
+    """Peak memory so far: reserved on the GPU, or resident where there is none (GiB)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+class FirstStepsGuard(TrainerCallback):
+    """Stops a run that cannot work: wrong parts before the first step, a tensor without gradient after the third.
+
+    Raises UserError with the reason.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.waiting: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.session.recipe.model.quantization == "nf4":
+            check_quantized(self.session.model.get_base_model(), self._bare_anatomy())
+        self._check_trainable()
+        self.waiting = {name for name, parameter in self._trainable()}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.waiting:
+            self.waiting -= {
+                name
+                for name, parameter in self._trainable()
+                if name in self.waiting and parameter.grad is not None and bool(parameter.grad.any())
+            }
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= min(GUARDED_STEPS, state.max_steps) and self.waiting:
+            names = sorted(self.waiting)
+            raise UserError(
+                f"{len(names)} of the trainable tensors had no gradient in the first {state.global_step} steps, "
+                f"such as {names[0]}.",
+                where="adapter",
+                fix="They cannot learn. Check adapter.target_modules, and that the data has pictures if the projector "
+                "is trained (adapter.train_projector).",
+            )
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.session.model.named_parameters() if p.requires_grad]
+
+    def _bare_anatomy(self) -> Any:
+        """The anatomy with the names that adapted layers have inside the PEFT model."""
+        anatomy, model = self.session.anatomy, self.session.model.get_base_model()
+        names = {name for name, _ in model.named_modules()}
+        targets = tuple(f"{n}.base_layer" if f"{n}.base_layer" in names else n for n in anatomy.targets)
+        return type(anatomy)(anatomy.language, anatomy.vision, anatomy.projectors, targets, anatomy.kept)
+
+    def _check_trainable(self) -> None:
+        declared = set(self.session.anatomy.projectors if self.session.recipe.adapter.train_projector else ())
+        for name, parameter in self._trainable():
+            path = name.removeprefix("base_model.model.")
+            is_adapter = "mixlora_" in name or "lora_" in name
+            is_projector = any(path.startswith(f"{module}.modules_to_save.") for module in declared)
+            if not (is_adapter or is_projector):
+                raise UserError(f"{path} is trainable, but the recipe does not say so.", where="adapter")
+            if is_adapter and any(path.startswith(vision + ".") for vision in self.session.anatomy.vision):
+                raise UserError(f"An adapter is on the vision tower: {path}.", where="adapter.target_modules")
+            if parameter.dtype != torch.float32:
+                raise UserError(f"{path} is trained in {parameter.dtype}, not in fp32.", where="adapter")
+
+
+class MetricsLog(TrainerCallback):
+    """`metrics.jsonl`: one object per log, with `step`, what Trainer logs, `seconds` and `memory_gib`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.start = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start = time.monotonic()
+        if self.path.exists():  # a resumed run repeats what came after its checkpoint
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        record = {"step": state.global_step, **(logs or {}), "seconds": time.monotonic() - self.start}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**record, "memory_gib": memory_gib()}) + "\n")
+
+
+class ProgressDisplay(TrainerCallback):
+    """Step, loss, learning rate, samples/s, memory and time left: a live bar, or plain lines off a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.start, self.first_step = 0.0, 0
+        columns = ["{task.description}", "loss {task.fields[loss]}", "lr {task.fields[lr]}", "{task.fields[speed]}"]
+        self.bar = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), *(TextColumn(text) for text in columns),
+            TextColumn("left"), TimeRemainingColumn(), console=console,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=None, loss="-", lr="-", speed="")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start, self.first_step = time.monotonic(), state.global_step
+        self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
+        if self.console.is_terminal:
+            self.bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        if "eval_loss" in logs:
+            self.console.print(
+                f"  step {state.global_step:>5}  validation loss {logs['eval_loss']:.4f}", highlight=False
+            )
+        if "loss" not in logs:
+            return
+        steps, seconds = state.global_step - self.first_step, time.monotonic() - self.start
+        samples = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        speed = f"{samples / max(seconds, 1e-9):.0f} samples/s  {memory_gib():.1f} GiB"
+        loss, lr = f"{logs['loss']:.4f}", f"{logs['learning_rate']:.1e}"
+        self.bar.update(self.task, loss=loss, lr=lr, speed=speed)
+        if not self.console.is_terminal:
+            left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
+            self.console.print(
+                f"  step {state.global_step:>5}/{state.max_steps}  loss {loss}  lr {lr}  {speed}  {left:.0f} s left",
+                highlight=False,
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.stop()

@@ -1,0 +1,133 @@
+"""Conversations to a batch: tokens, pixels, labels on the answers alone, and the routing mask.
+
+Shapes: B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from qmixlora.errors import UserError
+
+from .formats import IMAGE, to_messages
+
+IGNORED = -100  # the label of every token that is not supervised
+
+
+def open_images(conversation: Mapping[str, Any]) -> list[Image.Image]:
+    """The pictures of a conversation, decoded, RGB. Raises UserError for one that cannot be decoded."""
+    images = []
+    for image in conversation["images"]:
+        try:
+            with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
+                images.append(opened.convert("RGB"))
+        except OSError as error:
+            raise UserError(f"A picture cannot be read: {error}", where=str(image["path"])) from None
+    return images
+
+
+@dataclass
+class Collator:
+    """Rows of `load_conversations` to model inputs, through the processor's own chat template.
+
+    Calling it gives what the processor gives (`input_ids` B x S, `attention_mask`, `pixel_values`, ...) padded on the
+    right, and
+      labels        B x S, the token on answers (their end-of-turn tokens included), -100 everywhere else
+      routing_mask  B x S, true before the first supervised token, never on padding
+      tasks         B task labels
+
+    Nothing is ever cut: a sample over `max_length` tokens raises UserError.
+    """
+
+    processor: ProcessorMixin
+    max_length: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        texts = [self._render(row["turns"]) for row in rows]
+        batch = self._encode(texts, rows, "right")
+        lengths_B = batch["attention_mask"].sum(dim=1)
+        labels_BS = torch.full_like(batch["input_ids"], IGNORED)
+        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            length = int(lengths_B[index])
+            if length > self.max_length:
+                raise UserError(
+                    f"A sample has {length} tokens, over data.max_length, {self.max_length}; samples are never cut.",
+                    where=f"task {row['task']}: {row['turns'][0]['text'][:80]!r}",
+                    fix="Raise data.max_length or remove the sample.",
+                )
+            for start, end in self._answers(row["turns"], text):
+                # counted from the end, since the processor replaces each picture's mark by many tokens
+                ids_S = batch["input_ids"][index]
+                labels_BS[index, length - start : length - end] = ids_S[length - start : length - end]
+        batch["labels"] = labels_BS
+        unanswered_BS = (labels_BS != IGNORED).cumsum(dim=1) == 0
+        batch["routing_mask"] = unanswered_BS & batch["attention_mask"].bool()
+        batch["tasks"] = [row["task"] for row in rows]
+        return batch
+
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Inputs for `generate`: each conversation up to its last answer, padded on the left."""
+        return self._encode([self._render(row["turns"][:-1], prompt=True) for row in rows], rows, "left")
+
+    def _render(self, turns: Sequence[Mapping[str, str]], prompt: bool = False) -> str:
+        text: str = self.processor.apply_chat_template(to_messages(turns), add_generation_prompt=prompt)
+        return text
+
+    def _encode(self, texts: list[str], rows: Sequence[Mapping[str, Any]], side: str) -> dict[str, Any]:
+        images = [open_images(row) for row in rows]
+        encoded = self.processor(
+            text=texts,
+            images=images if any(images) else None,
+            padding=True,
+            padding_side=side,
+            return_tensors="pt",
+            add_special_tokens=self._adds_special_tokens(texts[0]),
+        )
+        return dict(encoded)
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        """Whether the tokenizer must add what the chat template left out (as transformers' own templating decides)."""
+        bos = self.processor.tokenizer.bos_token
+        return bos is None or not text.startswith(bos)
+
+    def _tokens(self, text: str, whole: str) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        return list(tokenizer(text, add_special_tokens=self._adds_special_tokens(whole))["input_ids"])
+
+    def _answers(self, turns: Sequence[Mapping[str, str]], text: str) -> list[tuple[int, int]]:
+        """(start, end) of every answer, in tokens from the end of the sample.
+
+        An answer starts where the conversation with it and the prompt for it part, and ends where the conversation up
+        to it and the whole one part: the spans that generation would have to produce.
+        """
+        tokens = self._tokens(text, text)
+        spans = []
+        for index, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            if any(IMAGE in later["text"] for later in turns[index + 1 :]):
+                raise UserError(
+                    "A picture follows an answer; pictures must come before the first answer.",
+                    where=f"{turns[0]['text'][:80]!r}",
+                    fix="Split the conversation.",
+                )
+            before = self._tokens(self._render(turns[:index], prompt=True), text)
+            until = tokens if index == len(turns) - 1 else self._tokens(self._render(turns[: index + 1]), text)
+            spans.append((len(tokens) - _common(before, tokens), len(tokens) - _common(until, tokens)))
+        return spans
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))

@@ -1,0 +1,214 @@
+"""The embedded backbone: a LLaVA of one million parameters with a real processor, trained from scratch on captions.
+
+It is an ordinary checkpoint folder (config, safetensors, tokenizer, image processor, chat template), which the rest of
+the project loads like any other model.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from .scenes import CELL, GRID, IMAGE_SIZE, digit_scans, draw_scene, sample_scene
+from .tasks import HELD_OUT, TASKS, caption, caption_cell
+
+VERSION = 1  # part of the cache's name: raise it with every change that changes the weights
+SEED = 0
+CELL_STEPS, SCENE_STEPS = 160, 640  # one thing per picture first, so that pixels get words; then whole scenes
+CELL_BATCH, SCENE_BATCH = 96, 32
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>", "<unk>")
+CHAT_TEMPLATE = (
+    "<bos>{% for message in messages %}"
+    "{% if message.role == 'assistant' %}assistant : {% else %}{{ message.role }} : {% endif %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %} "
+    "{% endfor %}{% if message.role == 'assistant' %}<eos>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
+)
+IMAGE_TOKENS = GRID * GRID
+
+
+def backbone_folder() -> Path:
+    """Where the embedded backbone is cached."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "qmixlora" / f"embedded-backbone-v{VERSION}"
+
+
+def make_backbone(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """The checkpoint folder of the embedded backbone, trained now if it is not there yet (about a minute on two cores).
+
+    `on_progress` is told (steps done, steps in all). The same seed gives the same weights on the same machine.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    processor = make_processor()
+    torch.manual_seed(SEED)
+    model = LlavaForConditionalGeneration(make_config(processor.tokenizer))
+    _train_on_captions(model, processor, temporary / "scratch", on_progress)
+    shutil.rmtree(temporary / "scratch", ignore_errors=True)
+    model.generation_config = GenerationConfig(
+        bos_token_id=processor.tokenizer.bos_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    temporary.replace(folder)
+    return folder
+
+
+def make_processor() -> LlavaProcessor:
+    """A LlavaProcessor with a word-level tokenizer that knows every word of captions and tasks."""
+    words = sorted(_words())
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with blanks
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+    images = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=fast,
+        patch_size=CELL,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_config(tokenizer: Any, layers: int = 4, width: int = 128) -> LlavaConfig:
+    """The architecture: a CLIP tower of one layer, a two-layer projector, a LLaMA decoder."""
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=4,
+            image_size=IMAGE_SIZE, patch_size=CELL,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=5 * width // 2, num_hidden_layers=layers,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, initializer_range=0.08,
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=IMAGE_TOKENS,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )  # fmt: skip
+
+
+def _words() -> set[str]:
+    """Every word that captions, questions and answers can use, found by making many of them."""
+    rng = random.Random(SEED)
+    words = {"user", "assistant", "system", ":"}
+    for _ in range(2000):
+        scene = sample_scene(rng, range(len(digit_scans()[1])))
+        texts = [caption(scene, rng), *(caption_cell(scene, cell) for cell in range(GRID * GRID))]
+        texts += [text for task in (*TASKS, *HELD_OUT) for text in task.ask(scene, rng)]
+        words.update(word for text in texts for word in text.split())
+    return words
+
+
+def _train_on_captions(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    scratch: Path,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Whole-model training in fp32: single things first, then scenes; loss on the caption."""
+    total = CELL_STEPS + SCENE_STEPS
+    cells, scenes = _captions(CELL_STEPS * CELL_BATCH, True), _captions(SCENE_STEPS * SCENE_BATCH, False)
+    batches = [cells[i : i + CELL_BATCH] for i in range(0, len(cells), CELL_BATCH)]
+    batches += [scenes[i : i + SCENE_BATCH] for i in range(0, len(scenes), SCENE_BATCH)]
+
+    class Report(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_progress(state.global_step, total)
+
+    trainer = _InOrderTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(scratch), max_steps=total, per_device_train_batch_size=1, learning_rate=1.5e-3,
+            warmup_steps=40, lr_scheduler_type="cosine", weight_decay=0.01, seed=SEED, save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, report_to="none", remove_unused_columns=False,
+        ),
+        train_dataset=batches,
+        data_collator=lambda rows: _caption_batch(processor, rows[0]),
+        callbacks=[Report()],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.train()
+
+
+class _InOrderTrainer(Trainer):
+    """Trainer on ready-made batches in their order, which is the curriculum."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def _captions(count: int, single: bool) -> list[tuple[Any, str]]:
+    """(picture, caption) pairs; pictures are drawn 8,000 at most and captioned anew each time."""
+    rng = random.Random(SEED + single)
+    drawn = []
+    for _ in range(min(count, 8000)):
+        scene, cell = sample_scene(rng, range(_first_held_out_scan())), rng.randrange(GRID * GRID)
+        drawn.append((draw_scene(scene, cell if single else None), scene, cell))
+    picked = (drawn[index % len(drawn)] for index in range(count))
+    return [(image, caption_cell(scene, cell) if single else caption(scene, rng)) for image, scene, cell in picked]
+
+
+def _first_held_out_scan() -> int:
+    """Digit scans from here on are kept for validation and test pictures: nobody trains on their handwriting."""
+    return int(len(digit_scans()[1]) * 0.8)
+
+
+def _caption_batch(processor: LlavaProcessor, rows: list[tuple[Any, str]]) -> dict[str, Tensor]:
+    """As `processor(images=..., text=...)` gives it, with labels on the caption.
+
+    Pixels are normalised for the whole batch at once: the pictures have the right size already, and one by one the
+    image processor would take longer than the training step.
+    """
+    images = processor.image_processor
+    pixels_BCHW = torch.from_numpy(np.stack([np.asarray(image) for image, _ in rows])).permute(0, 3, 1, 2) / 255
+    mean_CHW, std_CHW = torch.tensor([images.image_mean, images.image_std])[:, :, None, None].unbind()
+    texts = ["<image>" * IMAGE_TOKENS + f" {text} <eos>" for _, text in rows]
+    batch = processor.tokenizer(texts, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, : 1 + IMAGE_TOKENS] = -100
+    return {**batch, "pixel_values": (pixels_BCHW - mean_CHW) / std_CHW, "labels": labels}

@@ -1,0 +1,43 @@
+"""Look at what a run learns from: samples decoded, with what is supervised and what is routed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+from transformers import AutoProcessor
+
+from .data import IGNORED, Collator
+from .recipe import Recipe
+from .training import load_data
+
+
+class DecodedSample(NamedTuple):
+    """`pieces` are (kind, text) with kind `routing` (prompt), `supervised` or `other`; lengths are in tokens."""
+
+    task: str
+    length: int
+    supervised: int
+    pieces: list[tuple[str, str]]
+
+
+def decode_samples(recipe: Recipe, split: str, count: int) -> Iterator[DecodedSample]:
+    """The first samples of a split as the collator makes them. Raises UserError as loading the data does."""
+    rows = load_data(recipe.data, split)
+    processor = AutoProcessor.from_pretrained(recipe.model.id, revision=recipe.model.revision)
+    collator = Collator(processor, recipe.data.max_length)
+    for index in range(min(count, len(rows))):
+        batch = collator([rows[index]])
+        ids, labels, routing = (batch[name][0].tolist() for name in ("input_ids", "labels", "routing_mask"))
+        kinds = [
+            "supervised" if label != IGNORED else "routing" if routed else "other"
+            for label, routed in zip(labels, routing, strict=True)
+        ]
+        image_token = getattr(processor, "image_token_id", None)
+        pieces = []
+        for kind, group in groupby(zip(kinds, ids, strict=True), key=lambda pair: (pair[0], pair[1] == image_token)):
+            tokens = [token for _, token in group]
+            text = f"[{len(tokens)} image tokens]" if kind[1] else processor.tokenizer.decode(tokens)
+            pieces.append((kind[0], text + " "))
+        yield DecodedSample(batch["tasks"][0], len(ids), sum(label != IGNORED for label in labels), pieces)

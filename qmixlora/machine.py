@@ -1,0 +1,58 @@
+"""What this machine has."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from typing import NamedTuple
+
+import torch
+
+GIB = 2**30
+PACKAGES = ("torch", "bitsandbytes", "transformers", "accelerate", "peft", "datasets")
+
+
+class Finding(NamedTuple):
+    """One thing looked at; `advice` says what to do where it is not `ok`."""
+
+    what: str
+    found: str
+    ok: bool
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Python, packages, GPU, NF4, memory and disk of this machine (sizes in GiB)."""
+    findings = [Finding("python", sys.version.split()[0], sys.version_info >= (3, 11), "Use Python 3.11 or newer.")]
+    findings += [Finding(name, importlib.metadata.version(name), True) for name in PACKAGES]
+    findings += [_gpu(), _nf4()]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    findings.append(Finding("host memory", f"{memory:.1f} GiB", memory >= 4, "Loading a 7B model needs about 8 GiB."))
+    free = shutil.disk_usage(".").free / GIB
+    findings.append(Finding("free disk here", f"{free:.1f} GiB", free >= 5, "A 7B checkpoint takes about 15 GiB."))
+    return findings
+
+
+def _gpu() -> Finding:
+    if not torch.cuda.is_available():
+        return Finding("GPU", "none: everything runs on the CPU, which is fit for tiny models", True)
+    properties = torch.cuda.get_device_properties(0)
+    return Finding(
+        "GPU", f"{properties.name}, {properties.total_memory / GIB:.1f} GiB, CUDA {torch.version.cuda}", True
+    )
+
+
+def _nf4() -> Finding:
+    """Whether bitsandbytes really quantises and computes here."""
+    advice = "Reinstall bitsandbytes for this platform; `python -m bitsandbytes` says more."
+    try:
+        import bitsandbytes as bnb
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        layer = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32).to(device)
+        finite = bool(layer(torch.ones(1, 64, device=device)).isfinite().all())
+    except Exception as error:  # whatever the library, the driver or the loader raises is the finding
+        return Finding("NF4 (bitsandbytes)", f"{type(error).__name__}: {error}", False, advice)
+    return Finding("NF4 (bitsandbytes)", "works", finite, advice)

@@ -1,0 +1,15 @@
+"""Conditional Mixture-of-LoRA (arXiv 2402.15896) as a PEFT method; importing this registers it with PEFT."""
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+from .config import PEFT_TYPE, MixLoraConfig
+from .layer import MixLoraLayer
+from .routing import routed_as
+from .tuner import MixLoraModel
+
+# `peft.utils.register_peft_method` refuses names outside PEFT's enum; the enum is a str, so a plain string is a key.
+PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = MixLoraConfig
+PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = MixLoraModel
+PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = MixLoraModel.prefix
+
+__all__ = ["PEFT_TYPE", "MixLoraConfig", "MixLoraLayer", "MixLoraModel", "routed_as"]

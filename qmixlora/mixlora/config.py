@@ -1,0 +1,105 @@
+"""MixLoraConfig: the axes of Conditional Mixture-of-LoRA, each an independent word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from peft import PeftConfig
+
+PEFT_TYPE = "CONDITIONAL_MIXLORA"
+
+Pairing = Literal["conditional", "independent", "tied"]
+Gate = Literal["hard", "straight_through", "weighted", "dense"]
+RouteOn = Literal["all", "prompt", "instruction", "embedding", "task"]
+
+
+@dataclass
+class MixLoraConfig(PeftConfig):
+    """Conditional Mixture-of-LoRA (Shen et al., ACL 2024, arXiv 2402.15896) as a PEFT method.
+
+    Each target linear layer gets two pools of `num_factors` rank-one factors; routers pick `r` from each pool for every
+    input instance and add `(alpha / r) * sum_i (x . a_i) b_i` to the layer's output.
+
+    Args:
+        num_factors: E, factors in each pool.
+        r: R, factors active for an instance; at most `num_factors`.
+        alpha: the update is scaled by `alpha / r`, as in LoRA.
+        dropout: probability of dropping an input feature of the low-rank path (never of the routing).
+        pairing: `conditional` (B's factors are chosen given A's: the paper), `independent`, or `tied` (one selection).
+        gate: `hard` (unweighted; the routers get no gradient and are frozen), `straight_through`, `weighted` (weights
+            of the chosen factors have mean 1), or `dense` (all factors, gated, paired by index).
+        route_on: what an instance is routed on. Its own input to the layer, averaged over `all` positions, over the
+            `prompt` or over the `instruction` (the prompt's text tokens); the instruction's input `embedding`s; or one
+            learned vector per `task`.
+        task_mix: share of training samples whose gates are replaced by the running mean of their task's gates.
+        tasks: the task labels, needed by `route_on="task"` and by `task_mix`.
+        task_dim: width of the learned task vectors.
+        target_modules, exclude_modules, modules_to_save: as in `peft.LoraConfig`.
+
+    Raises:
+        ValueError: for a value that is out of range or a combination that cannot work; all mistakes in one message.
+    """
+
+    num_factors: int = 16
+    r: int = 4
+    alpha: float = 8.0
+    dropout: float = 0.05
+    pairing: Pairing = "tied"
+    gate: Gate = "weighted"
+    route_on: RouteOn = "instruction"
+    task_mix: float = 0.0
+    tasks: list[str] | None = None
+    task_dim: int = 64
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    bias: str = field(default="none", metadata={"help": "kept for PEFT's life cycle; only 'none' is supported"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        problems = [message for message in self._problems() if isinstance(message, str)]
+        if problems:
+            raise ValueError("MixLoraConfig: " + "; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `PeftConfig.to_dict`; PEFT may turn `target_modules` into a set, which JSON does not know."""
+        values: dict[str, Any] = super().to_dict()
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.r
+
+    @property
+    def needs_tasks(self) -> bool:
+        return self.route_on == "task" or self.task_mix > 0
+
+    def _problems(self) -> list[str | bool]:
+        hints = get_type_hints(MixLoraConfig)
+        wrong: list[str | bool] = [
+            f"{axis}={getattr(self, axis)!r} is none of {', '.join(get_args(hints[axis]))}"
+            for axis in ("pairing", "gate", "route_on")
+            if getattr(self, axis) not in get_args(hints[axis])
+        ]
+        return [
+            *wrong,
+            not 1 <= self.r <= self.num_factors and f"r={self.r} must lie between 1 and num_factors={self.num_factors}",
+            not 0 <= self.dropout < 1 and f"dropout={self.dropout} must lie in [0, 1)",
+            not 0 <= self.task_mix <= 1 and f"task_mix={self.task_mix} must lie between 0 and 1",
+            self.task_dim < 1 and f"task_dim={self.task_dim} must be at least 1",
+            self.bias != "none" and f"bias={self.bias!r} is not supported, only 'none'",
+            (
+                self.gate == "weighted"
+                and self.r == 1
+                and "gate='weighted' needs r >= 2: a single weight with mean 1 is"
+                " always 1, so the routers would learn nothing; use 'straight_through'"
+            ),
+            (
+                self.needs_tasks
+                and not self.tasks
+                and "route_on='task' and task_mix > 0 need `tasks`, the list of task labels"
+            ),
+            bool(self.tasks) and len(set(self.tasks or ())) < len(self.tasks or ()) and "tasks has duplicates",
+        ]

@@ -1,0 +1,190 @@
+"""The adapted linear layer.
+
+Shapes: B batch, S sequence, I in-features, O out-features, D width of the condition, E = F factors in a pool, R active
+factors, T tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn, cast
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+
+from .config import MixLoraConfig
+from .routing import RoutingContext
+from .selection import mean_over, select
+from .statistics import update_task_means
+
+ROUTERS = ("mixlora_route_A", "mixlora_route_B", "mixlora_route_AB")
+MERGE_REFUSED = (
+    "A live mixture cannot be merged: its update differs from input to input, and no single weight equals it. "
+    "Use the exporter instead (`qmixlora export RUN --task T --as merged`): it turns each task's mean update into an "
+    "ordinary adapter or checkpoint and reports what that loses."
+)
+
+
+class MixLoraLayer(BaseTunerLayer):
+    """Parameters of all adapters on one layer; names and shapes as in the PEFT state dict.
+
+    `mixlora_A` E x I · `mixlora_B` E x O · `mixlora_route_A`, `mixlora_route_B` E x D · `mixlora_route_AB` R x I x E,
+    all fp32. `route_B` exists unless the pairing is tied, `route_AB` only where it is conditional. With `task_mix` the
+    running means `mixlora_task_mean` (T x E x F) and their counts `mixlora_task_count` (T) are saved along.
+    """
+
+    adapter_layer_names = ("mixlora_A", "mixlora_B", *ROUTERS)
+    other_param_names = ("mixlora_task_mean", "mixlora_task_count", "mixlora_config")
+
+    def __init__(self, base_layer: nn.Module, context: RoutingContext) -> None:
+        self.base_layer = base_layer
+        self.mixlora_context = context
+        self.in_features = cast(int, base_layer.in_features)
+        self.out_features = cast(int, base_layer.out_features)
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self.mixlora_task_mean = BufferDict(persistent=True)
+        self.mixlora_task_count = BufferDict(persistent=True)
+        self.mixlora_config: dict[str, MixLoraConfig] = {}
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def update_layer(self, adapter_name: str, config: MixLoraConfig, condition_dim: int | None) -> None:
+        """Add an adapter to this layer: factor pool A Kaiming uniform, pool B zero, routers as `nn.Linear`.
+
+        `condition_dim` is D where the condition is not the layer's own input. Everything is fp32 whatever the layer's
+        dtype; a fresh adapter leaves the output unchanged.
+        """
+        e, r, i, d = config.num_factors, config.r, self.in_features, condition_dim or self.in_features
+        parameters = {"mixlora_A": torch.empty(e, i), "mixlora_B": torch.zeros(e, self.out_features)}
+        parameters["mixlora_route_A"] = torch.empty(e, d)
+        if config.pairing != "tied":
+            parameters["mixlora_route_B"] = torch.empty(e, d)
+        if config.pairing == "conditional":
+            parameters["mixlora_route_AB"] = torch.empty(r, i, e)
+        for name, tensor in parameters.items():
+            if name == "mixlora_route_AB":  # R linear maps from I to E; torch would take the fan-in from the wrong axis
+                nn.init.uniform_(tensor, -1 / math.sqrt(i), 1 / math.sqrt(i))
+            elif name != "mixlora_B":
+                nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
+            getattr(self, name)[adapter_name] = nn.Parameter(tensor)
+        if config.task_mix > 0:
+            assert config.tasks is not None
+            self.mixlora_task_mean[adapter_name] = torch.zeros(len(config.tasks), e, e)
+            self.mixlora_task_count[adapter_name] = torch.zeros(len(config.tasks))
+        self.mixlora_config[adapter_name] = config
+        if config.gate == "hard":  # no gradient reaches a router through unweighted selection
+            self.frozen_peft_weight_names[adapter_name] = ROUTERS
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        for name in self.adapter_layer_names:  # the line above also casts to the layer's dtype; keep full precision
+            if adapter_name in (entries := getattr(self, name)):
+                entries[adapter_name] = nn.Parameter(entries[adapter_name].detach().float())
+        self.set_adapter(self.active_adapters)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
+        """Always raises NotImplementedError: see the message."""
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""
+
+    def mixing(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
+        """`mix_BEF` for this batch: selected from the condition, or, while decoding, what the prefill selected.
+
+        Raises ValueError if this layer's input is not laid out as the model's own (batch, sequence).
+        """
+        routing, config = self.mixlora_context.current, self.mixlora_config[adapter_name]
+        key = (self, adapter_name)
+        if routing.decoding:
+            if key not in routing.mixes or len(routing.mixes[key]) != len(x_BSI):
+                raise ValueError(
+                    f"Cached decoding of {len(x_BSI)} sequences without a prefill of the same batch through this "
+                    "adapter: its factors are selected at prefill and frozen. Run the prompt without past_key_values."
+                )
+            return routing.mixes[key]
+        if adapter_name in routing.conditions:
+            condition_BD = routing.conditions[adapter_name]
+        else:
+            mask_BS = routing.mask(config.route_on)
+            if mask_BS is not None and mask_BS.shape != x_BSI.shape[:2]:
+                raise ValueError(
+                    f"route_on={config.route_on!r} needs layer inputs laid out (batch, sequence) = "
+                    f"{tuple(mask_BS.shape)}, but a target layer got {tuple(x_BSI.shape[:2])}. Leave layers outside "
+                    "the language model out of target_modules, or route on 'all' or 'embedding'."
+                )
+            condition_BD = mean_over(x_BSI, mask_BS)
+        route_A, route_B, route_AB = (self._parameter(name, adapter_name) for name in ROUTERS)
+        assert route_A is not None
+        mix_BEF = select(config, condition_BD, self.mixlora_A[adapter_name], route_A, route_B, route_AB)
+        routing.mixes[key] = mix_BEF.detach()
+        if config.task_mix > 0 and self.training:
+            mix_BEF = self._mixed_with_task_mean(mix_BEF, adapter_name)
+        return mix_BEF
+
+    def _parameter(self, name: str, adapter_name: str) -> nn.Parameter | None:
+        """An adapter's parameter by its name, None where the pairing has no such router."""
+        parameter: nn.Parameter | None = getattr(self, name).get(adapter_name)
+        return parameter
+
+    def _mixed_with_task_mean(self, mix_BEF: Tensor, adapter_name: str) -> Tensor:
+        routing, key = self.mixlora_context.current, (self, adapter_name)
+        task_ids_B = routing.task_ids[adapter_name]
+        if key not in routing.task_means:  # the first pass over this batch, not its recomputation
+            mean_TEF, count_T = self.mixlora_task_mean[adapter_name], self.mixlora_task_count[adapter_name]
+            routing.task_means[key] = mean_TEF[task_ids_B]
+            update_task_means(mean_TEF, count_T, mix_BEF.detach(), task_ids_B)
+        replaced_B = routing.replaced[adapter_name]
+        return torch.where(replaced_B[:, None, None], routing.task_means[key], mix_BEF)
+
+    def delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        """`(alpha / R) * ((x A^T) mix) B`, in the dtype of `x`; an I x O matrix is never built.
+
+        `x` is B x S x I; a matrix N x I is B x S flattened if the batch says so, else N instances of one position.
+        """
+        shape = x.shape[:-1]
+        if x.dim() == 2:
+            prompt_BS = self.mixlora_context.current.prompt_BS
+            rows = len(prompt_BS) if prompt_BS is not None and prompt_BS.numel() == len(x) else len(x)
+            x = x.view(rows, -1, x.shape[-1])
+        x = x.flatten(1, -2)
+        config = self.mixlora_config[adapter_name]
+        mix_BEF = self.mixing(x, adapter_name).to(x.dtype)
+        x_dropped = dropout(x, config.dropout, self.training)
+        h_BSE = linear(x_dropped, self.mixlora_A[adapter_name].to(x.dtype))
+        y_BSO = (h_BSE @ mix_BEF) @ self.mixlora_B[adapter_name].to(x.dtype)
+        update: Tensor = (config.scaling * y_BSO).view(*shape, self.out_features)
+        return update
+
+
+class Linear(nn.Module, MixLoraLayer):
+    """MixLoRA around an `nn.Linear`, a bitsandbytes `Linear4bit` among them: only the base layer's forward differs."""
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: MixLoraConfig,
+        context: RoutingContext,
+        condition_dim: int | None,
+    ) -> None:
+        super().__init__()
+        MixLoraLayer.__init__(self, base_layer, context)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, condition_dim)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus the update of every active adapter, shape and dtype as the base layer's."""
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return result
+        for adapter_name in cast(list[str], self.active_adapters):
+            if adapter_name in self.mixlora_config:
+                result = result + self.delta(x, adapter_name).to(result.dtype)
+        return result
+
+    def __repr__(self) -> str:
+        return "mixlora." + super().__repr__()

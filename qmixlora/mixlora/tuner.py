@@ -1,0 +1,167 @@
+"""MixLoRA as a PEFT tuner: injects the layers and tells them about the batch in flight.
+
+Shapes: B batch, D width of the condition, T tasks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any, NoReturn
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
+
+from .config import MixLoraConfig
+from .layer import MERGE_REFUSED, Linear, MixLoraLayer
+from .routing import Routing, RoutingContext, image_token_ids, is_decoding, routing_masks
+from .selection import mean_over
+
+
+class MixLoraModel(BaseTuner):
+    """Wraps a model for `get_peft_model` / `PeftModel.from_pretrained` with a `MixLoraConfig`.
+
+    The wrapped model's forward accepts two more keyword arguments: `routing_mask` (B x S, true on the prompt's tokens;
+    derived from `attention_mask` and `labels` if missing) and `tasks` (B task labels). `generate` takes the labels
+    through `with routed_as(model, tasks):` instead.
+    """
+
+    prefix = "mixlora_"
+    tuner_layer_cls = MixLoraLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    uses_shared_state = True  # the task vectors, which all layers read
+
+    def _pre_injection_hook(self, model: nn.Module, config: MixLoraConfig, adapter_name: str) -> None:
+        self.mixlora_routing = RoutingContext()
+        self.mixlora_task = nn.ParameterDict()
+        model.register_forward_pre_hook(self._begin_batch, with_kwargs=True)
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """As `BaseTuner.inject_adapter`, with the table of task vectors (T x D) where the adapter routes on tasks."""
+        config = self.peft_config[adapter_name]
+        if config.route_on == "task":
+            device = next(model.parameters()).device
+            table_TD = torch.randn(len(config.tasks), config.task_dim, device=device)
+            self.mixlora_task[adapter_name] = nn.Parameter(table_TD)
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+
+    def _create_and_replace(
+        self,
+        peft_config: MixLoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        condition_dim = None
+        if peft_config.route_on == "embedding":
+            condition_dim = self.model.get_input_embeddings().embedding_dim
+        elif peft_config.route_on == "task":
+            condition_dim = peft_config.task_dim
+        if isinstance(target, MixLoraLayer):
+            target.update_layer(adapter_name, peft_config, condition_dim)
+            return
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if not isinstance(base, nn.Linear):
+            raise ValueError(
+                f"MixLoRA adapts nn.Linear and bitsandbytes Linear4bit layers; {current_key} is a "
+                f"{type(base).__name__}. Name linear layers in target_modules."
+            )
+        layer = Linear(target, adapter_name, peft_config, self.mixlora_routing, condition_dim)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """As `BaseTuner.set_adapter`, the task vectors included."""
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        for name, table_TD in self.mixlora_task.items():
+            table_TD.requires_grad_(name in self.active_adapters and not inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As `BaseTuner.delete_adapter`, the task vectors included."""
+        super().delete_adapter(adapter_name)
+        if adapter_name in self.mixlora_task:
+            del self.mixlora_task[adapter_name]
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> NoReturn:
+        """Always raises NotImplementedError: see the message."""
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> NoReturn:
+        """Always raises NotImplementedError: see the message."""
+        raise NotImplementedError(MERGE_REFUSED)
+
+    # -- the batch in flight ------------------------------------------------------------------------------------------
+
+    def _begin_batch(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        routing_mask_BS, tasks = kwargs.pop("routing_mask", None), kwargs.pop("tasks", None)
+        context = self.mixlora_routing
+        inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+        if is_decoding(inputs):
+            context.current.decoding = True
+            return args, kwargs
+        prompt_BS, instruction_BS = routing_masks(
+            inputs, routing_mask_BS, image_token_ids(getattr(module, "config", None))
+        )
+        routing = context.current = Routing(prompt_BS, instruction_BS)
+        tasks = context.tasks if tasks is None else tasks
+        for name in self.active_adapters:
+            config = self.peft_config[name]
+            if config.needs_tasks:
+                routing.task_ids[name] = self._task_ids(config, tasks, inputs)
+            if config.task_mix > 0 and module.training:
+                ids_B = routing.task_ids[name]
+                drawn_B = torch.rand(len(ids_B), device=ids_B.device) < config.task_mix
+                routing.replaced[name] = drawn_B & (ids_B >= 0) & self._has_task_mean(name, ids_B)
+            if config.route_on == "embedding":
+                routing.conditions[name] = self._embedding_condition(inputs, instruction_BS)
+            elif config.route_on == "task":
+                routing.conditions[name] = self._task_condition(name, routing.task_ids[name])
+        return args, kwargs
+
+    def _task_ids(self, config: MixLoraConfig, tasks: Any, inputs: dict[str, Any]) -> Tensor:
+        """Index of each sample's task in the adapter's list (B), -1 where it is unknown; beams repeat their sample."""
+        reference = next(value for value in inputs.values() if isinstance(value, Tensor))
+        if tasks is None:
+            ids = [-1] * len(reference)
+        else:
+            known = {task: index for index, task in enumerate(config.tasks or ())}
+            ids = [known.get(task, -1) for task in tasks]
+            if len(reference) % len(ids):
+                raise ValueError(f"{len(ids)} task labels for a batch of {len(reference)}: give one per sample.")
+        if config.route_on == "task" and min(ids) < 0:
+            missing = "no task labels" if tasks is None else f"tasks {sorted(set(tasks) - set(config.tasks or ()))}"
+            warnings.warn(f"The adapter knows {config.tasks}; {missing} get the mean over tasks.", stacklevel=2)
+        return torch.tensor(ids, device=reference.device).repeat_interleave(len(reference) // len(ids))
+
+    def _has_task_mean(self, name: str, task_ids_B: Tensor) -> Tensor:
+        """Whether a task has been seen, so that its running mean means something (B)."""
+        layer = next(m for m in self.model.modules() if isinstance(m, MixLoraLayer) and name in m.mixlora_task_count)
+        seen_B: Tensor = layer.mixlora_task_count[name][task_ids_B] > 0
+        return seen_B
+
+    def _embedding_condition(self, inputs: dict[str, Any], instruction_BS: Tensor | None) -> Tensor:
+        embeddings_BSD = inputs.get("inputs_embeds")
+        if embeddings_BSD is None:
+            embeddings_BSD = self.model.get_input_embeddings()(inputs["input_ids"])
+        return mean_over(embeddings_BSD.detach(), instruction_BS)
+
+    def _task_condition(self, name: str, task_ids_B: Tensor) -> Tensor:
+        table_TD = self.mixlora_task[name]
+        return torch.where((task_ids_B >= 0)[:, None], table_TD[task_ids_B.clamp(min=0)], table_TD.mean(dim=0))

@@ -1,0 +1,157 @@
+"""A recipe to the parts of a run: the one assembly that training, evaluation, chat and export share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from .backbone import Anatomy, load_backbone
+from .data import Collator
+from .errors import UserError
+from .mixlora import MixLoraConfig
+from .recipe import Adapter, Recipe, load_recipe
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run is made of. `model` is the backbone with the adapter of the recipe on it."""
+
+    recipe: Recipe
+    model: PeftModel
+    processor: ProcessorMixin
+    anatomy: Anatomy
+    collator: Collator
+
+
+def open_session(recipe: Recipe, tasks: Sequence[str]) -> Session:
+    """Load the backbone and put a fresh adapter on it; only the adapter (and projector) is trainable, in fp32.
+
+    `tasks` are the labels in the training data, for adapters that route on them.
+
+    Raises:
+        UserError: as `load_backbone`; or no layer of the model matches `adapter.target_modules`.
+    """
+    backbone, processor, anatomy = load_backbone(recipe.model)
+    torch.manual_seed(recipe.train.seed)
+    return _assemble(recipe, backbone, processor, anatomy, adapter_config(recipe.adapter, anatomy, tasks))
+
+
+def open_run(folder: Path) -> Session:
+    """Load a finished run for inference: its backbone, and its adapter exactly as trained.
+
+    Raises:
+        UserError: the folder is no run, or its adapter does not fit the backbone key for key.
+    """
+    weights = folder / "adapter" / ADAPTER_WEIGHTS
+    if not (folder / "recipe.yaml").is_file() or not weights.is_file():
+        raise UserError(
+            "This is not the folder of a finished run (recipe.yaml and adapter/).",
+            where=str(folder),
+            fix="Train one with `qmixlora train RECIPE`, or name train.output of an earlier one.",
+        )
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    backbone, processor, anatomy = load_backbone(recipe.model)
+    config = PeftConfig.from_pretrained(str(folder / "adapter"))
+    session = _assemble(recipe, backbone, processor, anatomy, config)
+    load_adapter(session.model, load_file(weights), where=str(weights))
+    session.model.eval()
+    return session
+
+
+def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:
+    """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer."""
+    targets = list(anatomy.targets)
+    if adapter.target_modules != "language":
+        for suffix in adapter.target_modules:
+            if not any(_matches(name, suffix) for name in anatomy.targets):
+                kinds = sorted({name.rpartition(".")[2] for name in anatomy.targets})
+                raise UserError(
+                    f"No linear layer of the language model is called {suffix!r}.",
+                    where="adapter.target_modules",
+                    fix=f"Its layers are: {', '.join(kinds)}.",
+                )
+        targets = [name for name in targets if any(_matches(name, suffix) for suffix in adapter.target_modules)]
+    projector = list(anatomy.projectors) if adapter.train_projector else None
+    if adapter.method == "lora":
+        return LoraConfig(
+            r=adapter.r,
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type, unused-ignore]  # a float works and is documented
+            lora_dropout=adapter.dropout,
+            target_modules=targets,
+            modules_to_save=projector,
+        )
+    return MixLoraConfig(
+        num_factors=adapter.num_factors,
+        r=adapter.r,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        pairing=adapter.pairing,
+        gate=adapter.gate,
+        route_on=adapter.route_on,
+        task_mix=adapter.task_mix,
+        tasks=list(tasks) if adapter.route_on == "task" or adapter.task_mix > 0 else None,
+        target_modules=targets,
+        modules_to_save=projector,
+    )
+
+
+def load_adapter(model: PeftModel, weights: dict[str, Tensor], where: str) -> None:
+    """Load adapter weights key for key. Raises UserError if a key is missing or matches nothing."""
+    result = set_peft_model_state_dict(model, dict(weights))
+    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing = [key for key in result.missing_keys if key in own]
+    if missing or result.unexpected_keys:
+        raise UserError(
+            f"The adapter does not fit the backbone: {len(missing)} of its tensors are missing, "
+            f"{len(result.unexpected_keys)} match nothing (such as {[*missing, *result.unexpected_keys][0]}).",
+            where=where,
+            fix="Use the backbone and the library versions that it was trained with.",
+        )
+
+
+def _matches(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith("." + suffix)
+
+
+def _assemble(
+    recipe: Recipe, backbone: PreTrainedModel, processor: ProcessorMixin, anatomy: Anatomy, config: Any
+) -> Session:
+    config.inference_mode = False
+    config.base_model_name_or_path = recipe.model.id
+    model = get_peft_model(backbone, config)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                _train_in_fp32(copy)
+    return Session(recipe, model, processor, anatomy, Collator(processor, recipe.data.max_length))
+
+
+def _train_in_fp32(module: nn.Module) -> None:
+    """Hold and compute a fully trained module in fp32 inside a 16-bit model: inputs up, outputs back.
+
+    PEFT leaves the trained copy in the base dtype, in which small optimiser steps are lost.
+    """
+    module.float()
+    dtype = torch.get_default_dtype()
+
+    def remember_and_raise(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal dtype
+        dtype = next(arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point())
+        return tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+
+    def lower(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return output.to(dtype) if isinstance(output, Tensor) else output
+
+    module.register_forward_pre_hook(remember_and_raise)
+    module.register_forward_hook(lower)

@@ -1,0 +1,1 @@
+"""The shipped recipes: flat YAML files, one per model and card."""
