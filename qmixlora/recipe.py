@@ -181,7 +181,8 @@ def validate(values: dict[str, Any], where: str) -> Recipe:
         for item in errors:
             if item["type"] != "missing":
                 _drop(rest, item["loc"])
-        rest = {"model": {"id": "?"}, "data": {"train": "?"}, **rest}
+        for section, key in (("model", "id"), ("data", "train")):
+            rest[section] = {key: "?", **(rest.get(section) or {})}
         with contextlib.suppress(ValidationError):
             problems += _conflicts(Recipe.model_validate(rest))
     else:

@@ -70,6 +70,8 @@ def make_backbone(folder: Path, on_progress: Callable[[int, int], None] = lambda
     processor = make_processor()
     torch.manual_seed(SEED)
     model = LlavaForConditionalGeneration(make_config(processor.tokenizer))
+    positions = model.model.vision_tower.embeddings.position_embedding
+    torch.nn.init.normal_(positions.weight)  # as large as a patch: places are learned as fast as colours
     _train_on_captions(model, processor, temporary / "scratch", on_progress)
     shutil.rmtree(temporary / "scratch", ignore_errors=True)
     model.generation_config = GenerationConfig(

@@ -67,8 +67,8 @@ class Scene:
 
 
 def place(cell: int) -> str:
-    """The name of a cell, such as `top left`."""
-    return f"{ROWS[cell // GRID]} {COLUMNS[cell % GRID]}"
+    """The name of a cell, such as `top-left`."""
+    return f"{ROWS[cell // GRID]}-{COLUMNS[cell % GRID]}"
 
 
 @cache

@@ -51,19 +51,21 @@ def caption_cell(scene: Scene, cell: int) -> str:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Ten true statements about the scene, in random order."""
+    """Ten statements about the scene, in random order; the two on relations are always among them."""
     facts = [f"digit {DIGITS[scene.digit]} .", f"sign {spell(scene.sign)} ."]
     for item in scene.items:
         facts += [f"{item.shape} {item.color} .", f"{item.shape} {item.size} .", f"{item.shape} {place(item.cell)} ."]
     for color in rng.sample(list(COLORS), 2):
         found = sorted(item.shape for item in scene.items if item.color == color)
         facts += [f"{color} {' '.join(found) or 'none'} .", f"count {color} {NUMBERS[len(found)]} ."]
-    for _ in range(2):
-        a, b = rng.sample(scene.items, 2)
-        relation = rng.choice(RELATIONS)
-        facts.append(f"{a.shape} {relation} {b.shape} {'true' if holds(a, relation, b) else 'false'} .")
+    facts = rng.sample(facts, 8)
+    a, b = rng.sample(scene.items, 2)
+    facts.append(f"{a.shape} {rng.choice([r for r in RELATIONS if holds(a, r, b)])} {b.shape} .")
+    a, b = rng.sample(scene.items, 2)
+    relation = rng.choice(RELATIONS)
+    facts.append(f"{a.shape} {relation} {b.shape} {'true' if holds(a, relation, b) else 'false'} .")
     rng.shuffle(facts)
-    return " ".join(facts[:10])
+    return " ".join(facts)
 
 
 # -- tasks: each returns (question, answer) ---------------------------------------------------------------------------

@@ -83,6 +83,12 @@ class MixLoraModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put a module in place. The base class would also hand on a `weight`, which fails for a projector in
+        `modules_to_save` when the adapter is unloaded (peft 0.21); the layer places its parameters itself.
+        """
+        setattr(parent, child_name, new_module)
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """As `BaseTuner.set_adapter`, the task vectors included."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)

@@ -1,0 +1,88 @@
+"""Shared parts: real ones, tiny and random, made here. No hub, no mocks."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from qmixlora.demo.backbone import make_config, make_processor
+from qmixlora.demo.dataset import make_dataset
+from qmixlora.recipe import Recipe, validate
+
+torch.set_num_threads(1)  # xdist runs one worker per core
+
+
+@pytest.fixture(scope="session")
+def processor() -> Any:
+    return make_processor()
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory, processor: Any) -> Path:
+    """A random LLaVA of two decoder layers as an ordinary checkpoint folder, with a real processor."""
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(make_config(processor.tokenizer, layers=2, width=64))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded data set, its splits cut to a few samples of each task."""
+    from qmixlora.demo import dataset
+
+    sizes = dict(dataset.SPLITS)
+    dataset.SPLITS.update(train=6, validation=1, test=2)
+    try:
+        return make_dataset(tmp_path_factory.mktemp("data") / "set")
+    finally:
+        dataset.SPLITS.update(sizes)
+
+
+@pytest.fixture
+def make_recipe(backbone: Path, data: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe for the random backbone; keyword arguments are sections with what to change."""
+
+    def make(**sections: dict[str, Any]) -> Recipe:
+        values: dict[str, Any] = {
+            "model": {"id": str(backbone), "dtype": "float32"},
+            "adapter": {"num_factors": 4, "r": 2, "alpha": 4, "dropout": 0.0},
+            "data": {"train": str(data / "train.json"), "test": str(data / "test.json"), "max_length": 128},
+            "train": {
+                "output": str(tmp_path / "run"),
+                "max_steps": 4,
+                "micro_batch_size": 4,
+                "gradient_accumulation": 1,
+                "learning_rate": 1e-2,
+                "log_every": 1,
+                "max_new_tokens": 4,
+            },
+        }
+        for name, section in sections.items():
+            values[name].update(section)
+        return validate(values, "test")
+
+    return make
+
+
+@pytest.fixture
+def write_json(tmp_path: Path) -> Callable[[str, Any], Path]:
+    def write(name: str, content: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+    return write

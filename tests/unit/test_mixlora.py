@@ -1,0 +1,257 @@
+"""MixLoRA's life as a PEFT method, on a real LLaVA in real NF4."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qmixlora.backbone import load_backbone
+from qmixlora.data import load_conversations
+from qmixlora.mixlora import MixLoraConfig, MixLoraLayer, routed_as
+from qmixlora.recipe import Recipe
+from qmixlora.session import Session, open_session
+
+
+@pytest.fixture
+def session(make_recipe: Callable[..., Recipe]) -> Session:
+    return open_session(make_recipe(), ["color", "digit"])
+
+
+@pytest.fixture
+def batch(session: Session, data: Path) -> dict[str, Any]:
+    rows = load_conversations(str(data / "train.json"))
+    return session.collator([rows[i] for i in range(4)])
+
+
+def logits(model: Any, batch: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    return result
+
+
+def bare(batch: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in batch.items() if k not in {"labels", "routing_mask", "tasks"}}
+
+
+def randomize(model: PeftModel) -> None:
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "mixlora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
+def layers(model: PeftModel) -> list[MixLoraLayer]:
+    return [module for module in model.modules() if isinstance(module, MixLoraLayer)]
+
+
+def test_a_fresh_adapter_changes_nothing(session: Session, batch: dict[str, Any]) -> None:
+    session.model.eval()
+    with session.model.disable_adapter():
+        before = logits(session.model, batch)
+    assert torch.equal(before, logits(session.model, batch))
+    randomize(session.model)
+    assert not torch.allclose(before, logits(session.model, batch))
+    with session.model.disable_adapter():
+        assert torch.equal(before, logits(session.model, batch))
+
+
+def test_names_and_shapes_are_those_of_the_design(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    session = open_session(make_recipe(adapter={"pairing": "conditional"}), [])
+    session.model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    prefix = "base_model.model.model.language_model.layers.0.mlp.down_proj."
+    shapes = {k.removeprefix(prefix): tuple(v.shape) for k, v in saved.items() if k.startswith(prefix)}
+    assert shapes == {
+        "mixlora_A": (4, 160),
+        "mixlora_B": (4, 64),
+        "mixlora_route_A": (4, 160),
+        "mixlora_route_B": (4, 160),
+        "mixlora_route_AB": (2, 160, 4),
+    }
+    assert {v.dtype for v in saved.values()} == {torch.float32}
+    others = {k for k in saved if "mixlora_" not in k}
+    assert others and all("multi_modal_projector" in k for k in others)
+
+
+def test_initialisation(session: Session) -> None:
+    layer = layers(session.model)[0]
+    width = layer.in_features
+    assert not layer.mixlora_B["default"].any()
+    for name in ("mixlora_A", "mixlora_route_A"):  # Kaiming uniform with a = sqrt 5 is uniform within 1 / sqrt(I)
+        values = getattr(layer, name)["default"]
+        assert 0.8 / width**0.5 < values.abs().max() <= 1 / width**0.5
+
+
+@pytest.mark.parametrize("route_on", ["instruction", "embedding", "task"])
+def test_save_and_load_in_another_process_gives_the_same_logits(
+    make_recipe: Callable[..., Recipe], batch: dict[str, Any], tmp_path: Path, route_on: str, backbone: Path
+) -> None:
+    session = open_session(make_recipe(adapter={"route_on": route_on}), sorted(set(batch["tasks"])))
+    randomize(session.model)
+    session.model.eval()
+    session.model.save_pretrained(tmp_path / "adapter")
+    torch.save((batch, logits(session.model, batch)), tmp_path / "expected.pt")
+    script = f"""
+import torch, qmixlora.mixlora
+from peft import PeftModel
+from qmixlora.backbone import load_backbone
+from qmixlora.recipe import Model
+model, _, _ = load_backbone(Model(id={str(backbone)!r}, dtype="float32"))
+model = PeftModel.from_pretrained(model, {str(tmp_path / "adapter")!r}).eval()
+batch, expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
+del batch["labels"]
+torch.testing.assert_close(model(**batch).logits, expected)
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("same"), done.stderr
+
+
+def test_several_adapters(session: Session, batch: dict[str, Any]) -> None:
+    model = session.model.eval()
+    randomize(model)
+    first = logits(model, batch)
+    targets = ["q_proj", "v_proj"]
+    other = MixLoraConfig(
+        num_factors=3, r=1, pairing="conditional", gate="hard", route_on="prompt", target_modules=targets
+    )
+    model.add_adapter("other", other)
+    assert torch.equal(first, logits(model, batch))
+    model.set_adapter("other")
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable and all(".other" in n and "route" not in n for n in trainable)  # hard: routers are frozen
+    model.set_adapter("default")
+    assert torch.equal(first, logits(model, batch))
+    model.delete_adapter("other")
+    assert torch.equal(first, logits(model, batch))
+
+
+def test_the_trainable_set_is_the_adapter_and_the_projector_in_fp32(make_recipe: Callable[..., Recipe]) -> None:
+    session = open_session(make_recipe(model={"dtype": "bfloat16"}), [])
+    trainable = {n: p for n, p in session.model.named_parameters() if p.requires_grad}
+    assert trainable
+    for name, parameter in trainable.items():
+        assert "mixlora_" in name or "multi_modal_projector.modules_to_save" in name
+        assert parameter.dtype == torch.float32
+    kept = [
+        p for n, p in session.model.named_parameters() if "vision_tower" in n or "lm_head" in n or "embed_tokens" in n
+    ]
+    assert {p.dtype for p in kept} == {torch.bfloat16}
+    wrappers = [m for m in session.model.modules() if isinstance(m, ModulesToSaveWrapper)]
+    assert len(wrappers) == 1
+
+
+def test_bf16_backbone_with_fp32_projector_runs(make_recipe: Callable[..., Recipe], batch: dict[str, Any]) -> None:
+    session = open_session(make_recipe(model={"dtype": "bfloat16"}), [])
+    batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
+    assert logits(session.model, batch).dtype == torch.bfloat16
+
+
+def test_merging_is_refused_and_names_the_exporter(session: Session) -> None:
+    for merge in (session.model.merge_and_unload, session.model.merge_adapter, layers(session.model)[0].merge):
+        with pytest.raises(NotImplementedError, match="qmixlora export"):
+            merge()
+
+
+def test_unload_gives_the_backbone_back(session: Session, batch: dict[str, Any]) -> None:
+    with session.model.disable_adapter():
+        before = logits(session.model, batch)
+    model = session.model.unload()
+    with torch.no_grad():
+        after = model(**bare(batch)).logits
+    assert torch.equal(before, after)
+
+
+def test_an_unknown_task_gets_the_mean_over_tasks_with_a_warning(
+    make_recipe: Callable[..., Recipe], batch: dict[str, Any]
+) -> None:
+    session = open_session(make_recipe(adapter={"route_on": "task"}), ["color", "digit"])
+    randomize(session.model)
+    model = session.model.eval()
+    with pytest.warns(UserWarning, match="nonsense"):
+        unknown = logits(model, {**batch, "tasks": ["nonsense"] * 4})
+    with torch.no_grad():
+        table = model.base_model.mixlora_task["default"]
+        table.copy_(table.mean(dim=0).expand_as(table))
+    torch.testing.assert_close(unknown, logits(model, {**batch, "tasks": ["color"] * 4}))
+
+
+def test_task_labels_reach_generate(make_recipe: Callable[..., Recipe], batch: dict[str, Any]) -> None:
+    session = open_session(make_recipe(adapter={"route_on": "task"}), ["color", "digit"])
+    randomize(session.model)
+    model = session.model.eval()
+
+    def scores(task: str) -> Tensor:
+        with routed_as(model, [task] * 4):
+            out = model.generate(
+                **bare(batch), max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+        result: Tensor = out.logits[1]
+        return result
+
+    assert not torch.allclose(scores("color"), scores("digit"))
+
+
+def test_task_mix_replaces_gates_by_the_running_mean(make_recipe: Callable[..., Recipe], batch: dict[str, Any]) -> None:
+    tasks = sorted(set(batch["tasks"]))
+    session = open_session(make_recipe(adapter={"task_mix": 1.0}), tasks)
+    randomize(session.model)
+    model, layer = session.model.train(), layers(session.model)[0]
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    model(**inputs)  # nothing known yet: the own gates are used and counted
+    context = model.base_model.mixlora_routing
+    own = context.current.mixes[layer, "default"]
+    ids = torch.tensor([tasks.index(task) for task in batch["tasks"]])
+    for index in range(len(tasks)):
+        expected = own[ids == index].mean(dim=0)
+        torch.testing.assert_close(layer.mixlora_task_mean["default"][index], expected)
+    assert layer.mixlora_task_count["default"].sum() == 4
+    means = layer.mixlora_task_mean["default"].clone()
+    model(**inputs)
+    assert context.current.replaced["default"].all()
+    torch.testing.assert_close(context.current.task_means[layer, "default"], means[ids])
+    model.eval()
+    model(**inputs)
+    assert layer.mixlora_task_count["default"].sum() == 8  # evaluation neither replaces nor counts
+    assert not context.current.replaced
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 17}, "r=17"),
+        ({"gate": "soft"}, "gate='soft'"),
+        ({"pairing": "none", "route_on": "image"}, "route_on='image'"),
+        ({"gate": "weighted", "r": 1}, "needs r >= 2"),
+        ({"route_on": "task"}, "need `tasks`"),
+        ({"task_mix": 1.5, "tasks": ["a"]}, "task_mix=1.5"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"tasks": ["a", "a"]}, "duplicates"),
+    ],
+)
+def test_bad_configs_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixLoraConfig(**change)
+
+
+def test_targets_that_are_not_linear_are_refused(session: Session, backbone: Path) -> None:
+    model, _, _ = load_backbone(session.recipe.model)
+    with pytest.raises(ValueError, match=r"norm is a LlamaRMSNorm|nn\.Linear"):
+        get_peft_model(model, MixLoraConfig(target_modules=["input_layernorm"]))
+
+
+def test_layers_outside_the_sequence_are_refused(session: Session, batch: dict[str, Any], backbone: Path) -> None:
+    model, _, _ = load_backbone(session.recipe.model.model_copy(update={"quantization": "none"}))
+    adapted = get_peft_model(model, MixLoraConfig(target_modules=["fc1"], route_on="prompt"))
+    with pytest.raises(ValueError, match=r"route_on='prompt' needs layer inputs"):
+        logits(adapted, batch)
