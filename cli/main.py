@@ -34,5 +34,5 @@ def run() -> None:
         print(f"qmixlora: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("qmixlora: stopped", file=sys.stderr)
+        print("qmixlora: stopped; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
         raise SystemExit(130) from None

@@ -54,7 +54,7 @@ class FirstStepsGuard(TrainerCallback):
             }
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= min(GUARDED_STEPS, state.max_steps) and self.waiting:
+        if state.global_step >= GUARDED_STEPS and self.waiting:
             names = sorted(self.waiting)
             raise UserError(
                 f"{len(names)} of the trainable tensors had no gradient in the first {state.global_step} steps, "
@@ -150,5 +150,6 @@ class ProgressDisplay(TrainerCallback):
                 highlight=False,
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def close(self) -> None:
+        """Give the terminal back, however the run ended."""
         self.bar.stop()

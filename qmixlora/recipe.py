@@ -95,8 +95,8 @@ class Train(_Section):
     checkpointing: Checkpointing = Checkpointing()
     seed: int = 0
     log_every: int = Field(default=10, ge=1, description="optimiser steps")
-    eval_every: int | None = Field(default=None, ge=1, description="optimiser steps (default: at the end)")
-    save_every: int | None = Field(default=None, ge=1, description="optimiser steps (default: at the end)")
+    eval_every: int | None = Field(default=None, ge=1, description="optimiser steps (default: each epoch)")
+    save_every: int | None = Field(default=500, ge=1, description="optimiser steps (null: no checkpoints)")
     keep_checkpoints: int = Field(default=2, ge=1)
     max_new_tokens: int = Field(default=32, ge=1, description="longest answer when evaluating by generation")
 
@@ -109,9 +109,19 @@ class Recipe(_Section):
     data: Data
     train: Train = Train()
 
+    def with_absolute_paths(self) -> Recipe:
+        """The same with local files named from the root, so that the run can be used from any folder."""
+        paths = {name: _absolute(getattr(self.data, name)) for name in ("train", "validation", "test", "image_root")}
+        model = self.model.model_copy(update={"id": _absolute(self.model.id)})
+        return self.model_copy(update={"model": model, "data": self.data.model_copy(update=paths)})
+
     def to_yaml(self) -> str:
         """The whole recipe, defaults written out."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def _absolute(name: str | None) -> str | None:
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
 def json_schema() -> dict[str, Any]:

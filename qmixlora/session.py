@@ -109,8 +109,7 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
 def load_adapter(model: PeftModel, weights: dict[str, Tensor], where: str) -> None:
     """Load adapter weights key for key. Raises UserError if a key is missing or matches nothing."""
     result = set_peft_model_state_dict(model, dict(weights))
-    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    missing = [key for key in result.missing_keys if key in own]
+    missing = [key for key in result.missing_keys if "lora_" in key or ".modules_to_save." in key]
     if missing or result.unexpected_keys:
         raise UserError(
             f"The adapter does not fit the backbone: {len(missing)} of its tensors are missing, "
@@ -145,13 +144,18 @@ def _train_in_fp32(module: nn.Module) -> None:
     module.float()
     dtype = torch.get_default_dtype()
 
-    def remember_and_raise(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def up(value: Any) -> Any:
         nonlocal dtype
-        dtype = next(arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point())
-        return tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        dtype = value.dtype
+        return value.float()
 
-    def lower(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def raise_inputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(up(value) for value in args), {name: up(value) for name, value in kwargs.items()}
+
+    def lower_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return output.to(dtype) if isinstance(output, Tensor) else output
 
-    module.register_forward_pre_hook(remember_and_raise)
-    module.register_forward_hook(lower)
+    module.register_forward_pre_hook(raise_inputs, with_kwargs=True)
+    module.register_forward_hook(lower_output)

@@ -54,9 +54,12 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     _check_tasks(session, sorted(set(rows["task"])))
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        trainer = make_trainer(session, rows, validation, folder, console)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
+        display = ProgressDisplay(console)
+        try:
+            make_trainer(session, rows, validation, folder, display).train(resume_from_checkpoint=checkpoint)
+        finally:
+            display.close()
         _save_adapter(session, folder)
     return folder
 
@@ -70,7 +73,9 @@ def load_data(data: Data, split: str) -> Any:
     return load_conversations(source, split=split, image_root=data.image_root, task_field=data.task_field)
 
 
-def make_trainer(session: Session, rows: Any, validation: Any, folder: Path, console: Console) -> Trainer:
+def make_trainer(
+    session: Session, rows: Any, validation: Any, folder: Path, display: ProgressDisplay
+) -> SupervisedTrainer:
     """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks."""
     checkpointing = session.recipe.train.checkpointing
     if checkpointing.enabled:
@@ -88,7 +93,7 @@ def make_trainer(session: Session, rows: Any, validation: Any, folder: Path, con
         train_dataset=rows,
         eval_dataset=validation,
         data_collator=session.collator,
-        callbacks=[FirstStepsGuard(session), MetricsLog(folder), ProgressDisplay(console)],
+        callbacks=[FirstStepsGuard(session), MetricsLog(folder), display],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

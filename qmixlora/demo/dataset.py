@@ -12,7 +12,7 @@ from typing import Any
 from .scenes import digit_scans, draw_scene, sample_scene
 from .tasks import HELD_OUT, TASKS, DemoTask
 
-SPLITS = {"train": 1000, "validation": 20, "test": 60}  # samples per task
+SPLITS = {"train": 2500, "validation": 20, "test": 60}  # samples per task
 HELD_OUT_SPLIT = "held_out"  # the tasks that training never sees
 SCANS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the handwritten digits
 TASKS_PER_PICTURE = 5  # the same picture, other questions

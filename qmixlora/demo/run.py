@@ -38,7 +38,7 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
 
     start = time.monotonic()
     with clear_disk_errors(out):
-        recipe = load_recipe(RECIPE, [f"train.output={out / 'run'}", *overrides])
+        recipe = load_recipe(RECIPE, [*overrides, f"train.output={out / 'run'}"])
         recipe = resolve(recipe, out / "data", console)
         shutil.rmtree(recipe.train.output, ignore_errors=True)
         console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {RECIPE}, in {recipe.train.output}")

@@ -56,16 +56,18 @@ class MixLoraLayer(BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: MixLoraConfig, condition_dim: int | None) -> None:
         """Add an adapter to this layer: factor pool A Kaiming uniform, pool B zero, routers as `nn.Linear`.
 
-        `condition_dim` is D where the condition is not the layer's own input. Everything is fp32 whatever the layer's
-        dtype; a fresh adapter leaves the output unchanged.
+        `condition_dim` is D where the condition is not the layer's own input. Everything is fp32, whatever the layer's
+        dtype, and on the layer's device; a fresh adapter leaves the output unchanged.
         """
         e, r, i, d = config.num_factors, config.r, self.in_features, condition_dim or self.in_features
-        parameters = {"mixlora_A": torch.empty(e, i), "mixlora_B": torch.zeros(e, self.out_features)}
-        parameters["mixlora_route_A"] = torch.empty(e, d)
+        base_weight = cast(nn.Linear, self.get_base_layer()).weight
+        fp32: dict[str, Any] = {"dtype": torch.float32, "device": base_weight.device}
+        parameters = {"mixlora_A": torch.empty(e, i, **fp32), "mixlora_B": torch.zeros(e, self.out_features, **fp32)}
+        parameters["mixlora_route_A"] = torch.empty(e, d, **fp32)
         if config.pairing != "tied":
-            parameters["mixlora_route_B"] = torch.empty(e, d)
+            parameters["mixlora_route_B"] = torch.empty(e, d, **fp32)
         if config.pairing == "conditional":
-            parameters["mixlora_route_AB"] = torch.empty(r, i, e)
+            parameters["mixlora_route_AB"] = torch.empty(r, i, e, **fp32)
         for name, tensor in parameters.items():
             if name == "mixlora_route_AB":  # R linear maps from I to E; torch would take the fan-in from the wrong axis
                 nn.init.uniform_(tensor, -1 / math.sqrt(i), 1 / math.sqrt(i))
@@ -73,16 +75,12 @@ class MixLoraLayer(BaseTunerLayer):
                 nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
             getattr(self, name)[adapter_name] = nn.Parameter(tensor)
         if config.task_mix > 0:
-            assert config.tasks is not None
-            self.mixlora_task_mean[adapter_name] = torch.zeros(len(config.tasks), e, e)
-            self.mixlora_task_count[adapter_name] = torch.zeros(len(config.tasks))
+            tasks = len(config.tasks or ())
+            self.mixlora_task_mean[adapter_name] = torch.zeros(tasks, e, e, **fp32)
+            self.mixlora_task_count[adapter_name] = torch.zeros(tasks, **fp32)
         self.mixlora_config[adapter_name] = config
         if config.gate == "hard":  # no gradient reaches a router through unweighted selection
             self.frozen_peft_weight_names[adapter_name] = ROUTERS
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        for name in self.adapter_layer_names:  # the line above also casts to the layer's dtype; keep full precision
-            if adapter_name in (entries := getattr(self, name)):
-                entries[adapter_name] = nn.Parameter(entries[adapter_name].detach().float())
         self.set_adapter(self.active_adapters)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:

@@ -90,10 +90,11 @@ class MixLoraModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """As `BaseTuner.set_adapter`, the task vectors included."""
+        """As `BaseTuner.set_adapter`, the task vectors included (frozen under hard gates, like the routers)."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         for name, table_TD in self.mixlora_task.items():
-            table_TD.requires_grad_(name in self.active_adapters and not inference_mode)
+            learns = self.peft_config[name].gate != "hard"
+            table_TD.requires_grad_(learns and name in self.active_adapters and not inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """As `BaseTuner.delete_adapter`, the task vectors included."""

@@ -111,10 +111,13 @@ def test_a_run_that_is_none_and_an_adapter_that_does_not_fit(recipe_file: Path, 
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(weights)
-    renamed = {key.replace("layers.1.", "layers.7."): value for key, value in tensors.items()}
-    save_file(renamed, weights)
-    done = qmixlora("eval", tmp_path / "run")
-    assert done.returncode == 2 and "does not fit the backbone" in done.stderr
+    for damaged in (
+        {key.replace("layers.1.", "layers.7."): value for key, value in tensors.items()},
+        {key: value for key, value in tensors.items() if "layers.1." not in key},
+    ):
+        save_file(damaged, weights)
+        done = qmixlora("eval", tmp_path / "run")
+        assert done.returncode == 2 and "does not fit the backbone" in done.stderr
 
 
 def test_the_other_verbs(recipe_file: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_values_and_gradients_equal_the_reference(pairing: str, gate: str, route
             # fp32 sums in another order: a few roundings of the largest entry
             atol = 1e-5 * max(1.0, float(reference.abs().max()))
             torch.testing.assert_close(mine, reference, rtol=1e-5, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
-    trained_routers = [name for name in leaves if "route" in name]
+    trained_routers = [name for name in leaves if "route" in name or "mixlora_task" in name]
     assert bool(trained_routers) == (gate != "hard")
     assert all(own[1 + list(leaves).index(name)].abs().sum() > 0 for name in trained_routers)
 

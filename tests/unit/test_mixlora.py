@@ -151,9 +151,16 @@ def test_the_trainable_set_is_the_adapter_and_the_projector_in_fp32(make_recipe:
     assert len(wrappers) == 1
 
 
+def test_full_precision_does_not_depend_on_peft_casting(make_recipe: Callable[..., Recipe]) -> None:
+    backbone, _, _ = load_backbone(make_recipe(model={"dtype": "bfloat16"}).model)
+    config = MixLoraConfig(target_modules=["q_proj"], task_mix=0.5, tasks=["a"], pairing="conditional")
+    model = get_peft_model(backbone, config, autocast_adapter_dtype=False)
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert {value.dtype for name, value in state.items() if "mixlora_" in name} == {torch.float32}
+
+
 def test_bf16_backbone_with_fp32_projector_runs(make_recipe: Callable[..., Recipe], batch: dict[str, Any]) -> None:
     session = open_session(make_recipe(model={"dtype": "bfloat16"}), [])
-    batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
     assert logits(session.model, batch).dtype == torch.bfloat16
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from qmixlora.callbacks import ProgressDisplay
 from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
 from qmixlora.evaluation import generate_answers
@@ -84,7 +85,7 @@ def test_gradients_are_the_same_with_and_without_checkpointing(
     for recipe in recipes:
         session = open_session(recipe, tasks)
         warm(session)
-        make_trainer(session, [], None, tmp_path / "x", QUIET)
+        make_trainer(session, [], None, tmp_path / "x", ProgressDisplay(QUIET))
         session.model.train()
         batch = session.collator(rows_of(data, 4))
         for seed in (0, 1):  # the second batch reads the task means that the first one left
@@ -104,7 +105,7 @@ def test_checkpointing_recomputes_the_decoder_and_leaves_the_vision_tower_alone(
     make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
 ) -> None:
     session = open_session(make_recipe(), [])
-    make_trainer(session, [], None, tmp_path / "x", QUIET)
+    make_trainer(session, [], None, tmp_path / "x", ProgressDisplay(QUIET))
     session.model.train()
     calls, needs_grad = [], []
     base = session.model.get_base_model().model
@@ -128,7 +129,9 @@ def test_one_step_leaves_the_nf4_bytes_and_trains_every_trainable_tensor(
         }
 
     before, trained = frozen(), {n: p.clone() for n, p in session.model.named_parameters() if p.requires_grad}
-    trainer = make_trainer(session, load_conversations(str(data / "train.json")), None, tmp_path / "run", QUIET)
+    trainer = make_trainer(
+        session, load_conversations(str(data / "train.json")), None, tmp_path / "run", ProgressDisplay(QUIET)
+    )
     trainer.train()
     assert frozen() == before
     same = [n for n, p in session.model.named_parameters() if p.requires_grad and torch.equal(p, trained[n])]
@@ -193,6 +196,21 @@ def test_resuming_equals_a_straight_run(
     assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
 
 
+def test_paged_8_bit_adam_keeps_its_state_in_8_bits(
+    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
+) -> None:
+    recipe = make_recipe(adapter={"num_factors": 32, "pairing": "conditional"}, train={"optimizer": "paged_adamw_8bit"})
+    session = open_session(recipe, [])
+    rows = load_conversations(str(data / "train.json"))
+    trainer = make_trainer(session, rows, None, tmp_path, ProgressDisplay(QUIET))
+    trainer.train()
+    optimizer = trainer.optimizer.optimizer  # under accelerate's wrapper
+    assert isinstance(optimizer, bnb.optim.PagedAdamW8bit)
+    moments = [(p, state["state1"]) for p, state in optimizer.state.items()]
+    large = [m for p, m in moments if p.numel() >= 4096]
+    assert large and all(m.dtype == torch.uint8 for m in large)
+
+
 def test_a_run_is_never_overwritten(make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe()
     folder = Path(recipe.train.output)
@@ -222,7 +240,9 @@ def test_the_guard_stops_a_tensor_without_gradient(
     session = open_session(make_recipe(), [])
     extra = torch.nn.Parameter(torch.zeros(3))
     session.model.base_model.model.model.language_model.layers[0].self_attn.q_proj.mixlora_A["unused"] = extra
-    trainer = make_trainer(session, load_conversations(str(data / "train.json")), None, tmp_path, QUIET)
+    trainer = make_trainer(
+        session, load_conversations(str(data / "train.json")), None, tmp_path, ProgressDisplay(QUIET)
+    )
     with pytest.raises(UserError, match=r"1 of the trainable tensors had no gradient in the first 3 steps"):
         trainer.train()
 
@@ -235,7 +255,7 @@ def test_the_guard_stops_what_the_recipe_does_not_declare(
     def run(break_it: Callable[[Session], None]) -> SupervisedTrainer:
         session = open_session(make_recipe(), [])
         break_it(session)
-        return make_trainer(session, rows, None, tmp_path, QUIET).train()
+        return make_trainer(session, rows, None, tmp_path, ProgressDisplay(QUIET)).train()
 
     def train_head(session: Session) -> None:
         session.model.get_base_model().lm_head.weight.requires_grad_(True)
