@@ -104,24 +104,29 @@ class MixLoraLayer(BaseTunerLayer):
                     "adapter: its factors are selected at prefill and frozen. Run the prompt without past_key_values."
                 )
             return routing.mixes[key]
-        if adapter_name in routing.conditions:
-            condition_BD = routing.conditions[adapter_name]
-        else:
-            mask_BS = routing.mask(config.route_on)
-            if mask_BS is not None and mask_BS.shape != x_BSI.shape[:2]:
-                raise ValueError(
-                    f"route_on={config.route_on!r} needs layer inputs laid out (batch, sequence) = "
-                    f"{tuple(mask_BS.shape)}, but a target layer got {tuple(x_BSI.shape[:2])}. Leave layers outside "
-                    "the language model out of target_modules, or route on 'all' or 'embedding'."
-                )
-            condition_BD = mean_over(x_BSI, mask_BS)
         route_A, route_B, route_AB = (self._parameter(name, adapter_name) for name in ROUTERS)
         assert route_A is not None
-        mix_BEF = select(config, condition_BD, self.mixlora_A[adapter_name], route_A, route_B, route_AB)
+        with torch.autocast(x_BSI.device.type, enabled=False):  # selection is fp32 whoever trains, and however
+            condition_BD = self._condition(x_BSI, adapter_name)
+            mix_BEF = select(config, condition_BD, self.mixlora_A[adapter_name], route_A, route_B, route_AB)
         routing.mixes[key] = mix_BEF.detach()
         if config.task_mix > 0 and self.training:
             mix_BEF = self._mixed_with_task_mean(mix_BEF, adapter_name)
         return mix_BEF
+
+    def _condition(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
+        """What to route on (B x D, fp32): the batch's own condition, or the mean of this layer's input."""
+        routing, route_on = self.mixlora_context.current, self.mixlora_config[adapter_name].route_on
+        if adapter_name in routing.conditions:
+            return routing.conditions[adapter_name]
+        mask_BS = routing.mask(route_on)
+        if mask_BS is not None and mask_BS.shape != x_BSI.shape[:2]:
+            raise ValueError(
+                f"route_on={route_on!r} needs layer inputs laid out (batch, sequence) = {tuple(mask_BS.shape)}, but a "
+                f"target layer got {tuple(x_BSI.shape[:2])}. Leave layers outside the language model out of "
+                "target_modules, or route on 'all' or 'embedding'."
+            )
+        return mean_over(x_BSI, mask_BS)
 
     def _parameter(self, name: str, adapter_name: str) -> nn.Parameter | None:
         """An adapter's parameter by its name, None where the pairing has no such router."""

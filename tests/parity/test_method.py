@@ -146,6 +146,17 @@ def test_bf16_selects_as_fp32_and_computes_in_bf16(pairing: str, gate: str) -> N
     torch.testing.assert_close(output.float(), expected, rtol=3e-2, atol=3e-2 * float(expected.abs().max()))
 
 
+def test_autocast_does_not_touch_the_selection() -> None:
+    model = adapted(nn.Linear(13, 9), pairing="conditional", gate="weighted", route_on="all")
+    x_BSI = torch.randn(4, 6, 13)
+    mixes = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            model(x_BSI)
+        mixes += model.base_model.mixlora_routing.current.mixes.values()
+    assert torch.equal(mixes[0], mixes[1])
+
+
 @pytest.mark.parametrize("double", [True, False])
 def test_nf4_layer_equals_the_layer_on_the_dequantised_weight(double: bool) -> None:
     torch.manual_seed(0)
