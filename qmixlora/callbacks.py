@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import TrainerCallback
 
-from .backbone import check_quantized
+from .backbone import Anatomy, check_quantized
 from .errors import UserError
 from .session import Session
 
@@ -67,18 +68,18 @@ class FirstStepsGuard(TrainerCallback):
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.session.model.named_parameters() if p.requires_grad]
 
-    def _bare_anatomy(self) -> Any:
+    def _bare_anatomy(self) -> Anatomy:
         """The anatomy with the names that adapted layers have inside the PEFT model."""
         anatomy, model = self.session.anatomy, self.session.model.get_base_model()
         names = {name for name, _ in model.named_modules()}
         targets = tuple(f"{n}.base_layer" if f"{n}.base_layer" in names else n for n in anatomy.targets)
-        return type(anatomy)(anatomy.language, anatomy.vision, anatomy.projectors, targets, anatomy.kept)
+        return replace(anatomy, targets=targets)
 
     def _check_trainable(self) -> None:
         declared = set(self.session.anatomy.projectors if self.session.recipe.adapter.train_projector else ())
         for name, parameter in self._trainable():
             path = name.removeprefix("base_model.model.")
-            is_adapter = "mixlora_" in name or "lora_" in name
+            is_adapter = "lora_" in name  # mixlora_ among them
             is_projector = any(path.startswith(f"{module}.modules_to_save.") for module in declared)
             if not (is_adapter or is_projector):
                 raise UserError(f"{path} is trainable, but the recipe does not say so.", where="adapter")

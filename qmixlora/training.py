@@ -50,8 +50,9 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         )
     rows = load_data(recipe.data, "train")
     validation = load_data(recipe.data, "validation") if recipe.data.validation else None
-    session = open_session(recipe, sorted(set(rows["task"])))
-    _check_tasks(session, sorted(set(rows["task"])))
+    tasks = sorted(set(rows["task"]))
+    _check_tasks(recipe, tasks)
+    session = open_session(recipe, tasks)
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
@@ -185,8 +186,8 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArgumen
     )
 
 
-def _check_tasks(session: Session, tasks: list[str]) -> None:
-    if session.recipe.adapter.route_on == "task" and len(tasks) < 2:
+def _check_tasks(recipe: Recipe, tasks: list[str]) -> None:
+    if recipe.adapter.route_on == "task" and len(tasks) < 2:
         raise UserError(
             f"adapter.route_on is 'task', but the data has one task only ({tasks[0]}).",
             where="data.train",

@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .dataset import SCANS
 from .scenes import CELL, GRID, IMAGE_SIZE, digit_scans, draw_scene, sample_scene
 from .tasks import HELD_OUT, TASKS, caption, caption_cell
 
@@ -197,7 +198,7 @@ def _captions(count: int, single: bool) -> list[tuple[Any, str]]:
 
 def _first_held_out_scan() -> int:
     """Digit scans from here on are kept for validation and test pictures: nobody trains on their handwriting."""
-    return int(len(digit_scans()[1]) * 0.8)
+    return int(SCANS["train"][1] * len(digit_scans()[1]))
 
 
 def _caption_batch(processor: LlavaProcessor, rows: list[tuple[Any, str]]) -> dict[str, Tensor]:
