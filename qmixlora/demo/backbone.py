@@ -36,7 +36,7 @@ from .dataset import SCANS
 from .scenes import CELL, GRID, IMAGE_SIZE, digit_scans, draw_scene, sample_scene
 from .tasks import HELD_OUT, TASKS, caption, caption_cell
 
-VERSION = 1  # part of the cache's name: raise it with every change that changes the weights
+VERSION = 2  # part of the cache's name: raise it with every change that changes the weights
 SEED = 0
 CELL_STEPS, SCENE_STEPS = 160, 640  # one thing per picture first, so that pixels get words; then whole scenes
 CELL_BATCH, SCENE_BATCH = 96, 32

@@ -6,31 +6,49 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from qmixlora.errors import UserError
 
 from .scenes import digit_scans, draw_scene, sample_scene
 from .tasks import HELD_OUT, TASKS, DemoTask
 
 SPLITS = {"train": 2500, "validation": 20, "test": 60}  # samples per task
 HELD_OUT_SPLIT = "held_out"  # the tasks that training never sees
+PARAPHRASED_SPLIT = "paraphrased"  # the test split, asked in other words
 SCANS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the handwritten digits
 TASKS_PER_PICTURE = 5  # the same picture, other questions
 
 
-def make_dataset(folder: Path, seed: int = 0) -> Path:
-    """Write train.json, validation.json, test.json, held_out.json and images/, if they are not there yet.
+def make_dataset(folder: Path, seed: int = 0, splits: Mapping[str, int] | None = None) -> Path:
+    """Write train.json, validation.json, test.json, held_out.json, paraphrased.json and images/, unless they are there.
 
-    No handwriting is shared between train, validation and test. The same seed gives the same bytes.
+    No handwriting is shared between train, validation and test. The same seed gives the same bytes. `splits` are the
+    samples per task (default SPLITS); the training samples do not depend on the size of the others.
+
+    Raises:
+        UserError: the folder is there, but is not (or not all of) such a data set.
     """
+    splits = splits or SPLITS
     if folder.is_dir():
+        files = [f"{name}.json" for name in (*splits, HELD_OUT_SPLIT, PARAPHRASED_SPLIT)]
+        missing = [file for file in files if not (folder / file).is_file()]
+        if missing:
+            raise UserError(
+                f"This folder is not a whole demo data set: {', '.join(missing)} is missing.",
+                where=str(folder),
+                fix="Remove it, and it is made again; or choose another folder.",
+            )
         return folder
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "images").mkdir(parents=True)
-    for split, count in SPLITS.items():
+    for split, count in splits.items():
         _write_split(temporary, split, split, TASKS, count, seed)
-    _write_split(temporary, HELD_OUT_SPLIT, "test", HELD_OUT, SPLITS["test"], seed)
+    _write_split(temporary, HELD_OUT_SPLIT, "test", HELD_OUT, splits["test"], seed)
+    _write_paraphrases(temporary)
     temporary.replace(folder)
     return folder
 
@@ -58,4 +76,18 @@ def _write_split(folder: Path, name: str, scans_of: str, tasks: tuple[DemoTask, 
                     ],
                 }
             )
+    _write_rows(folder, name, rows)
+
+
+def _write_paraphrases(folder: Path) -> None:
+    """The test split again: same pictures, same answers, other words."""
+    by_name = {task.name: task for task in TASKS}
+    rows = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+    for row in rows:
+        human = row["conversations"][0]
+        human["value"] = by_name[row["task"]].paraphrase(human["value"])
+    _write_rows(folder, PARAPHRASED_SPLIT, rows)
+
+
+def _write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     (folder / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

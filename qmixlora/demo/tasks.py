@@ -9,6 +9,7 @@ about it is true, false or unknown.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,15 +46,13 @@ def caption_cell(scene: Scene, cell: int) -> str:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Ten true statements about the scene, in random order."""
+    """What is there, thing by thing, in random order: never how many there are of a colour, or what has it. What asks
+    for that (count, shape, presence, entailment) has to be learned from the task's own samples.
+    """
     facts = [f"digit {DIGITS[scene.digit]} .", f"sign {spell(scene.sign)} ."]
     for item in scene.items:
         facts += [f"{item.shape} {item.color} .", f"{item.shape} {item.size} .", f"{item.shape} {place(item.cell)} ."]
-        facts.append(f"{item.shape} {rng.choice(sorted(sides(item)))} .")
-    for color in rng.sample(list(COLORS), 2):
-        found = sorted(item.shape for item in scene.items if item.color == color)
-        facts += [f"{color} {' '.join(found) or 'none'} .", f"count {color} {NUMBERS[len(found)]} ."]
-    return " ".join(rng.sample(facts, 10))
+    return " ".join(rng.sample(facts, len(facts)))
 
 
 # -- tasks: each returns (question, answer) ---------------------------------------------------------------------------
@@ -133,14 +132,53 @@ def _digit_where(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return "where is the digit ?", place(scene.digit_cell)
 
 
+def _color_at(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    item = rng.choice(scene.items)
+    return f"what color is {place(item.cell)} ?", item.color
+
+
+def _any_shape(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    shapes = {item.shape for item in scene.items}
+    shape = rng.choice(sorted(shapes)) if rng.random() < 0.5 else rng.choice(sorted(set(SHAPES) - shapes))
+    return f"is there a {shape} ?", "yes" if shape in shapes else "no"
+
+
+def _small_or_large(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    item = rng.choice(scene.items)
+    return f"is the {item.shape} small or large ?", item.size
+
+
+def _count_of(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    color = rng.choice([rng.choice(scene.items).color, rng.choice(list(COLORS))])
+    return f"how many shapes are {color} ?", NUMBERS[sum(item.color == color for item in scene.items)]
+
+
 @dataclass(frozen=True)
 class DemoTask:
-    name: str
+    """A task: what it asks, and how to put that in another order of words, which no training sample has."""
+
     ask: Callable[[Scene, random.Random], tuple[str, str]]
+    pattern: str = ""
+    other_words: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.ask.__name__.removeprefix("_")
+
+    def paraphrase(self, question: str) -> str:
+        return re.sub(self.pattern, self.other_words, question)
 
 
-TASKS = tuple(
-    DemoTask(ask.__name__.removeprefix("_"), ask)
-    for ask in (_digit, _count, _color, _shape, _size, _where, _side, _presence, _reading, _entailment)
+TASKS = (
+    DemoTask(_digit, "what digit is written", "written is what digit"),
+    DemoTask(_count, r"how many (\w+) shapes are there", r"\1 shapes : how many are there"),
+    DemoTask(_color, r"what color is the (\w+)", r"the \1 is what color"),
+    DemoTask(_shape, r"what shape is (\w+)", r"\1 is what shape"),
+    DemoTask(_size, r"how big is the (\w+)", r"the \1 is how big"),
+    DemoTask(_where, r"where is the (\w+)", r"the \1 is where"),
+    DemoTask(_side, r"is the (\w+) at the (\w+) or at the (\w+)", r"at the \2 or at the \3 is the \1"),
+    DemoTask(_presence, r"is there a (\w+) (\w+)", r"a \1 \2 is there"),
+    DemoTask(_reading, "what does the sign say", "the sign does say what"),
+    DemoTask(_entailment, r"the (\w+) is (\w+) : true , false or unknown", r"true , false or unknown : the \1 is \2"),
 )
-HELD_OUT = tuple(DemoTask(ask.__name__.removeprefix("_"), ask) for ask in (_shape_at, _digit_where))
+HELD_OUT = tuple(map(DemoTask, (_shape_at, _color_at, _digit_where, _any_shape, _small_or_large, _count_of)))

@@ -20,6 +20,7 @@ from qmixlora.demo import backbone as demo_backbone
 from qmixlora.demo import dataset, resolve
 from qmixlora.demo.scenes import GRID, digit_scans, draw_scene, place, sample_scene
 from qmixlora.demo.tasks import HELD_OUT, NUMBERS, TASKS, caption
+from qmixlora.errors import UserError
 from qmixlora.evaluation import blind_baseline
 from qmixlora.recipe import Recipe
 
@@ -35,7 +36,29 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_ten_tasks_share_pictures_and_two_are_held_out(data: Path) -> None:
+def test_paraphrases_ask_the_same_in_words_never_trained_on(data: Path) -> None:
+    train, test, paraphrased = (
+        json.loads((data / f"{split}.json").read_text()) for split in ("train", "test", "paraphrased")
+    )
+    vocabulary = {word for row in train for word in row["conversations"][0]["value"].split()}
+    rng = random.Random(0)
+    scenes = [sample_scene(rng, range(100)) for _ in range(300)]
+    for task in TASKS:
+        trained = {task.ask(scene, rng)[0] for scene in scenes}
+        assert not trained & {task.paraphrase(question) for question in trained}, task.name
+    for before, after in zip(test, paraphrased, strict=True):
+        asked, again = before["conversations"][0].pop("value"), after["conversations"][0].pop("value")
+        assert before == after  # picture, task, answer
+        assert asked != again and set(again.split()) <= vocabulary | set(asked.split())
+
+
+def test_a_data_set_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.json").touch()
+    with pytest.raises(UserError, match=r"validation.json.*is missing"):
+        dataset.make_dataset(tmp_path)
+
+
+def test_ten_tasks_share_pictures_and_six_are_held_out(data: Path) -> None:
     rows = json.loads((data / "train.json").read_text())
     assert {row["task"] for row in rows} == {task.name for task in TASKS} and len(TASKS) >= 8
     assert {row["task"] for row in json.loads((data / "held_out.json").read_text())} == {t.name for t in HELD_OUT}
@@ -72,6 +95,10 @@ def test_answers_are_true_of_the_scene() -> None:
         assert answers["digit_where"] == place(scene.digit_cell)
         cells = {place(item.cell): item.shape for item in scene.items}
         assert answers["shape_at"] == cells[words["shape_at"][3]]
+        assert answers["color_at"] == by_shape[cells[words["color_at"][3]]].color
+        assert answers["any_shape"] == ("yes" if words["any_shape"][3] in by_shape else "no")
+        assert answers["small_or_large"] == by_shape[words["small_or_large"][2]].size
+        assert answers["count_of"] == NUMBERS[sum(item.color == words["count_of"][4] for item in scene.items)]
         assert len({item.cell for item in scene.items} | {scene.digit_cell, scene.sign_cell}) == GRID * GRID
 
 
