@@ -47,9 +47,13 @@ class Adapter(_Section):
     r: int = Field(default=4, ge=1, description="R, factors active for an instance; the rank (lora)")
     alpha: float = Field(default=8.0, gt=0, description="the update is scaled by alpha / r")
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    pairing: Literal["conditional", "independent", "tied"] = "tied"
+    pairing: Literal["conditional", "released", "independent", "tied"] = "tied"
     gate: Literal["hard", "straight_through", "weighted", "dense"] = "weighted"
-    route_on: Literal["all", "prompt", "instruction", "embedding", "task"] = "instruction"
+    route_on: Literal["all", "prompt", "instruction", "embedding", "task"] = "embedding"
+    condition_norm: Literal["none", "center"] = Field(
+        default="center", description="center: routed on without what all inputs share (their running mean)"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="divides the routers' logits; below 1 is sharper")
     task_mix: float = Field(default=0.0, ge=0, le=1, description="share of samples gated by their task's mean")
     target_modules: Literal["language"] | list[str] = Field(
         default="language", description="'language': every linear layer of the decoder; or suffixes of their names"

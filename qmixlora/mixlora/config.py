@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from peft import PeftConfig
 
 PEFT_TYPE = "CONDITIONAL_MIXLORA"
 
-Pairing = Literal["conditional", "independent", "tied"]
+Pairing = Literal["conditional", "released", "independent", "tied"]
 Gate = Literal["hard", "straight_through", "weighted", "dense"]
 RouteOn = Literal["all", "prompt", "instruction", "embedding", "task"]
+ConditionNorm = Literal["none", "center"]
 
 
 @dataclass
@@ -26,12 +27,16 @@ class MixLoraConfig(PeftConfig):
         r: R, factors active for an instance; at most `num_factors`.
         alpha: the update is scaled by `alpha / r`, as in LoRA.
         dropout: probability of dropping an input feature of the low-rank path (never of the routing).
-        pairing: `conditional` (B's factors are chosen given A's: the paper), `independent`, or `tied` (one selection).
+        pairing: `conditional` (B's factors are chosen given A's: the paper), `released` (the same with the CFS of the
+            authors' code), `independent`, or `tied` (one selection).
         gate: `hard` (unweighted; the routers get no gradient and are frozen), `straight_through`, `weighted` (weights
             of the chosen factors have mean 1), or `dense` (all factors, gated, paired by index).
         route_on: what an instance is routed on. Its own input to the layer, averaged over `all` positions, over the
             `prompt` or over the `instruction` (the prompt's text tokens); the instruction's input `embedding`s; or one
             learned vector per `task`.
+        condition_norm: `center` puts what is routed on on one scale and takes off its running mean, which all inputs
+            share and which would drown what tells them apart; `none` routes on it as it is (the paper).
+        temperature: divides the routers' logits; below 1 the choice is sharper.
         task_mix: share of training samples whose gates are replaced by the running mean of their task's gates.
         tasks: the task labels, needed by `route_on="task"` and by `task_mix`.
         task_dim: width of the learned task vectors.
@@ -47,7 +52,9 @@ class MixLoraConfig(PeftConfig):
     dropout: float = 0.05
     pairing: Pairing = "tied"
     gate: Gate = "weighted"
-    route_on: RouteOn = "instruction"
+    route_on: RouteOn = "embedding"
+    condition_norm: ConditionNorm = "center"
+    temperature: float = 1.0
     task_mix: float = 0.0
     tasks: list[str] | None = None
     task_dim: int = 64
@@ -62,6 +69,44 @@ class MixLoraConfig(PeftConfig):
         problems = [message for message in self._problems() if isinstance(message, str)]
         if problems:
             raise ValueError("MixLoraConfig: " + "; ".join(problems))
+
+    @classmethod
+    def paper(
+        cls,
+        num_factors: int = 16,
+        r: int = 4,
+        *,
+        target_modules: list[str] | str | None = None,
+        modules_to_save: list[str] | None = None,
+    ) -> MixLoraConfig:
+        """The equations of the paper as they stand: IFS for A, IFS + CFS for B, unweighted top-R selection, routed on
+        the layer's input averaged over the sequence; scaled by 2, as the LoRA it was compared with. Nothing in these
+        equations hands the routers a gradient, so they stay as they were drawn.
+        """
+        return cls(
+            num_factors=num_factors,
+            r=r,
+            alpha=2.0 * r,
+            pairing="conditional",
+            gate="hard",
+            route_on="all",
+            condition_norm="none",
+            target_modules=target_modules,
+            modules_to_save=modules_to_save,
+        )
+
+    @classmethod
+    def released(
+        cls,
+        num_factors: int = 16,
+        r: int = 4,
+        *,
+        target_modules: list[str] | str | None = None,
+        modules_to_save: list[str] | None = None,
+    ) -> MixLoraConfig:
+        """What the authors' code (VT-NLP/MixLoRA) computes: as `paper`, with its own CFS and scaled by 2 E / R."""
+        preset = cls.paper(num_factors, r, target_modules=target_modules, modules_to_save=modules_to_save)
+        return replace(preset, pairing="released", alpha=2.0 * num_factors)
 
     def to_dict(self) -> dict[str, Any]:
         """As `PeftConfig.to_dict`; PEFT may turn `target_modules` into a set, which JSON does not know."""
@@ -80,12 +125,13 @@ class MixLoraConfig(PeftConfig):
         hints = get_type_hints(MixLoraConfig)
         wrong: list[str | bool] = [
             f"{axis}={getattr(self, axis)!r} is none of {', '.join(get_args(hints[axis]))}"
-            for axis in ("pairing", "gate", "route_on")
+            for axis in ("pairing", "gate", "route_on", "condition_norm")
             if getattr(self, axis) not in get_args(hints[axis])
         ]
         return [
             *wrong,
             not 1 <= self.r <= self.num_factors and f"r={self.r} must lie between 1 and num_factors={self.num_factors}",
+            self.temperature <= 0 and f"temperature={self.temperature} must be above 0",
             not 0 <= self.dropout < 1 and f"dropout={self.dropout} must lie in [0, 1)",
             not 0 <= self.task_mix <= 1 and f"task_mix={self.task_mix} must lie between 0 and 1",
             self.task_dim < 1 and f"task_dim={self.task_dim} must be at least 1",

@@ -7,6 +7,7 @@ factors, T tasks.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
@@ -17,8 +18,8 @@ from torch.nn.functional import dropout, linear
 
 from .config import MixLoraConfig
 from .routing import RoutingContext
-from .selection import mean_over, select
-from .statistics import update_task_means
+from .selection import conditional_scores, released_conditional_scores, select
+from .statistics import Center, update_means
 
 ROUTERS = ("mixlora_route_A", "mixlora_route_B", "mixlora_route_AB")
 MERGE_REFUSED = (
@@ -37,7 +38,7 @@ class MixLoraLayer(BaseTunerLayer):
     """
 
     adapter_layer_names = ("mixlora_A", "mixlora_B", *ROUTERS)
-    other_param_names = ("mixlora_task_mean", "mixlora_task_count", "mixlora_config")
+    other_param_names = ("mixlora_task_mean", "mixlora_task_count", "mixlora_center", "mixlora_config")
 
     def __init__(self, base_layer: nn.Module, context: RoutingContext) -> None:
         self.base_layer = base_layer
@@ -48,6 +49,7 @@ class MixLoraLayer(BaseTunerLayer):
             setattr(self, name, nn.ParameterDict())
         self.mixlora_task_mean = BufferDict(persistent=True)
         self.mixlora_task_count = BufferDict(persistent=True)
+        self.mixlora_center = nn.ModuleDict()
         self.mixlora_config: dict[str, MixLoraConfig] = {}
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self._disable_adapters = False
@@ -66,7 +68,7 @@ class MixLoraLayer(BaseTunerLayer):
         parameters["mixlora_route_A"] = torch.empty(e, d, **fp32)
         if config.pairing != "tied":
             parameters["mixlora_route_B"] = torch.empty(e, d, **fp32)
-        if config.pairing == "conditional":
+        if config.pairing in ("conditional", "released"):
             parameters["mixlora_route_AB"] = torch.empty(r, i, e, **fp32)
         for name, tensor in parameters.items():
             if name == "mixlora_route_AB":  # R linear maps from I to E; torch would take the fan-in from the wrong axis
@@ -78,6 +80,8 @@ class MixLoraLayer(BaseTunerLayer):
             tasks = len(config.tasks or ())
             self.mixlora_task_mean[adapter_name] = torch.zeros(tasks, e, e, **fp32)
             self.mixlora_task_count[adapter_name] = torch.zeros(tasks, **fp32)
+        if config.condition_norm == "center" and condition_dim is None:
+            self.mixlora_center[adapter_name] = Center(i, **fp32)
         self.mixlora_config[adapter_name] = config
         if config.gate == "hard":  # no gradient reaches a router through unweighted selection
             self.frozen_peft_weight_names[adapter_name] = ROUTERS
@@ -104,18 +108,28 @@ class MixLoraLayer(BaseTunerLayer):
                     "adapter: its factors are selected at prefill and frozen. Run the prompt without past_key_values."
                 )
             return routing.mixes[key]
-        route_A, route_B, route_AB = (self._parameter(name, adapter_name) for name in ROUTERS)
-        assert route_A is not None
-        with torch.autocast(x_BSI.device.type, enabled=False):  # selection is fp32 whoever trains, and however
-            condition_BD = self._condition(x_BSI, adapter_name)
-            mix_BEF = select(config, condition_BD, self.mixlora_A[adapter_name], route_A, route_B, route_AB)
+        mix_BEF = routing.selected.get(key)
+        if mix_BEF is None:
+            mix_BEF = self._select(x_BSI, adapter_name)
         routing.mixes[key] = mix_BEF.detach()
         if config.task_mix > 0 and self.training:
             mix_BEF = self._mixed_with_task_mean(mix_BEF, adapter_name)
         return mix_BEF
 
+    def _select(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
+        config = self.mixlora_config[adapter_name]
+        route_A, route_B, route_AB = (getattr(self, name).get(adapter_name) for name in ROUTERS)
+        with torch.autocast(x_BSI.device.type, enabled=False):  # selection is fp32 whoever trains, and however
+            condition_BD = self._condition(x_BSI, adapter_name)
+            conditional = None
+            if route_AB is not None:
+                scores = released_conditional_scores if config.pairing == "released" else conditional_scores
+                conditional = partial(scores, pool_EI=self.mixlora_A[adapter_name], route_RIE=route_AB)
+            logits_B_BE = None if route_B is None else condition_BD @ route_B.T
+            return select(config, condition_BD @ route_A.T, logits_B_BE, conditional)
+
     def _condition(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
-        """What to route on (B x D, fp32): the batch's own condition, or the mean of this layer's input."""
+        """What to route on (B x D, fp32): the batch's own condition, or the mean of this layer's input, centred."""
         routing, route_on = self.mixlora_context.current, self.mixlora_config[adapter_name].route_on
         if adapter_name in routing.conditions:
             return routing.conditions[adapter_name]
@@ -126,12 +140,11 @@ class MixLoraLayer(BaseTunerLayer):
                 f"target layer got {tuple(x_BSI.shape[:2])}. Leave layers outside the language model out of "
                 "target_modules, or route on 'all' or 'embedding'."
             )
-        return mean_over(x_BSI, mask_BS)
-
-    def _parameter(self, name: str, adapter_name: str) -> nn.Parameter | None:
-        """An adapter's parameter by its name, None where the pairing has no such router."""
-        parameter: nn.Parameter | None = getattr(self, name).get(adapter_name)
-        return parameter
+        mean_BI = routing.mean_input(x_BSI, route_on)
+        if adapter_name not in self.mixlora_center:
+            return mean_BI
+        centred_BI: Tensor = self.mixlora_center[adapter_name](mean_BI, routing)
+        return centred_BI
 
     def _mixed_with_task_mean(self, mix_BEF: Tensor, adapter_name: str) -> Tensor:
         routing, key = self.mixlora_context.current, (self, adapter_name)
@@ -139,7 +152,7 @@ class MixLoraLayer(BaseTunerLayer):
         if key not in routing.task_means:  # the first pass over this batch, not its recomputation
             mean_TEF, count_T = self.mixlora_task_mean[adapter_name], self.mixlora_task_count[adapter_name]
             routing.task_means[key] = mean_TEF[task_ids_B]
-            update_task_means(mean_TEF, count_T, mix_BEF.detach(), task_ids_B)
+            update_means(mean_TEF, count_T, mix_BEF.detach(), task_ids_B)
         replaced_B = routing.replaced[adapter_name]
         return torch.where(replaced_B[:, None, None], routing.task_means[key], mix_BEF)
 
@@ -155,12 +168,12 @@ class MixLoraLayer(BaseTunerLayer):
             x = x.view(rows, -1, x.shape[-1])
         x = x.flatten(1, -2)
         config = self.mixlora_config[adapter_name]
-        mix_BEF = self.mixing(x, adapter_name).to(x.dtype)
-        x_dropped = dropout(x, config.dropout, self.training)
-        h_BSE = linear(x_dropped, self.mixlora_A[adapter_name].to(x.dtype))
-        y_BSO = (h_BSE @ mix_BEF) @ self.mixlora_B[adapter_name].to(x.dtype)
-        update: Tensor = (config.scaling * y_BSO).view(*shape, self.out_features)
-        return update
+        mix_BEF = (config.scaling * self.mixing(x, adapter_name)).to(x.dtype)  # E x E is the cheapest place to scale
+        if config.dropout > 0:
+            x = dropout(x, config.dropout, self.training)
+        h_BSE = linear(x, self.mixlora_A[adapter_name].to(x.dtype))
+        y_BSO: Tensor = (h_BSE @ mix_BEF) @ self.mixlora_B[adapter_name].to(x.dtype)
+        return y_BSO.view(*shape, self.out_features)
 
 
 class Linear(nn.Module, MixLoraLayer):

@@ -10,6 +10,7 @@ and must read the same one. Two forward passes before one backward pass would br
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,15 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .selection import mean_over
+
 
 @dataclass
 class Routing:
     """One batch. Masks are None where nothing is known about the positions: then all of them count.
 
     `conditions`, `task_ids` and `replaced` are kept per adapter: condition_BD for `embedding` and `task` routing, the
-    index of each sample's task (-1 unknown), and the samples whose gates `task_mix` replaces. `mixes` holds what each
-    layer selected; decoding reads it instead of selecting again. `task_means` holds the means a layer had before this
-    batch; its presence tells a layer that the forward pass at hand is a recomputation.
+    index of each sample's task (-1 unknown), and the samples whose gates `task_mix` replaces. `selected` holds mixes
+    that were selected before the first layer; `mixes` what each layer selected, without its graph: decoding reads it
+    instead of selecting again. `task_means` and `centers` hold running means as they were before this batch; their
+    presence tells that the forward pass at hand is a recomputation. `pooled` is the last input that was averaged.
     """
 
     prompt_BS: Tensor | None = None
@@ -35,12 +39,28 @@ class Routing:
     task_ids: dict[str, Tensor] = field(default_factory=dict)
     replaced: dict[str, Tensor] = field(default_factory=dict)
     decoding: bool = False
+    selected: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     mixes: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     task_means: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
+    centers: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+    pooled: tuple[weakref.ref[Tensor], str, Tensor] | None = None
 
     def mask(self, route_on: str) -> Tensor | None:
         """The routing tokens (B x S) for a layer that routes on its own input."""
         return {"all": None, "prompt": self.prompt_BS, "instruction": self.instruction_BS}[route_on]
+
+    def mean_input(self, x_BSI: Tensor, route_on: str) -> Tensor:
+        """A layer's input averaged over the routing tokens (B x I), computed once for layers that read the same tensor
+        one after the other (q, k and v; gate and up). Nothing is kept alive for that.
+        """
+        if self.pooled is not None:
+            last, tokens, mean_BI = self.pooled
+            if last() is x_BSI and tokens == route_on:
+                return mean_BI
+        mean_BI = mean_over(x_BSI, self.mask(route_on))
+        self.pooled = (weakref.ref(x_BSI), route_on, mean_BI)
+        return mean_BI
 
 
 class RoutingContext:

@@ -10,9 +10,10 @@ and a task's mean (whose mix is what the exporter folds into an ordinary LoRA) a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from .config import MixLoraConfig
 
@@ -20,17 +21,19 @@ from .config import MixLoraConfig
 def mean_over(x_BSI: Tensor, mask_BS: Tensor | None) -> Tensor:
     """The mean input over the routing tokens (B x I, fp32); over all positions where there is no mask.
 
-    Summed in fp32 whatever the input's dtype, so that padding and batch neighbours cannot tip a selection.
+    Summed in fp32 whatever the input's dtype, so that padding and batch neighbours cannot tip a selection. The router
+    reads the input and does not shape it: no gradient flows back, which spares a B x S x I tensor for every layer.
     """
+    x_BSI = x_BSI.detach()
     if mask_BS is None:
         return x_BSI.mean(dim=1, dtype=torch.float32)
-    total_BI = (x_BSI * mask_BS[..., None]).sum(dim=1, dtype=torch.float32)
-    return total_BI / mask_BS.sum(dim=1, keepdim=True).clamp(min=1)
+    weight_BS = mask_BS / mask_BS.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.bmm(weight_BS.float()[:, None], x_BSI.float())[:, 0]
 
 
-def independent_scores(condition_BD: Tensor, route_ED: Tensor) -> Tensor:
-    """IFS, `p = softmax(route . c)` (B x E): paper, independent factor selection."""
-    return (condition_BD @ route_ED.T).softmax(dim=-1)
+def independent_scores(logits_BE: Tensor, config: MixLoraConfig) -> Tensor:
+    """IFS, `p = softmax(route . c / temperature)` (B x E) from its logits: paper, independent factor selection."""
+    return (logits_BE / config.temperature).softmax(dim=-1)
 
 
 def conditional_scores(chosen_BR: Tensor, pool_EI: Tensor, route_RIE: Tensor) -> Tensor:
@@ -38,25 +41,28 @@ def conditional_scores(chosen_BR: Tensor, pool_EI: Tensor, route_RIE: Tensor) ->
     return torch.einsum("bri,rie->bre", pool_EI[chosen_BR], route_RIE).softmax(dim=-1).sum(dim=1)
 
 
-def _slots(scores_BE: Tensor, chosen_BR: Tensor, gate: str) -> Tensor:
-    """One row per slot, zero but for the gate of the chosen factor (B x R x E)."""
-    score_BR = scores_BE.gather(1, chosen_BR)
-    if gate == "hard":
-        weight_BR = torch.ones_like(score_BR)
-    elif gate == "straight_through":  # 1 in the forward pass, the score's gradient in the backward pass
-        weight_BR = 1 + score_BR - score_BR.detach()
-    else:
-        weight_BR = score_BR / score_BR.mean(dim=1, keepdim=True)
-    return one_hot(chosen_BR, scores_BE.shape[1]) * weight_BR[..., None]
+def released_conditional_scores(chosen_BR: Tensor, pool_EI: Tensor, route_RIE: Tensor) -> Tensor:
+    """CFS as the released code has it (B x E): its einsum sums factor and router over I apart, so that their sums are
+    multiplied in place of an inner product, and a second softmax flattens the result.
+    """
+    q_BE = torch.einsum("brd,rie->bre", pool_EI[chosen_BR], route_RIE).softmax(dim=-1).sum(dim=1)
+    return q_BE.softmax(dim=-1)
+
+
+def _weights(score_BR: Tensor, config: MixLoraConfig) -> Tensor:
+    """What the chosen factors weigh, from their scores (B x R)."""
+    if config.gate == "hard":
+        return torch.ones_like(score_BR)
+    if config.gate == "straight_through":  # 1 in the forward pass, the score's gradient in the backward pass
+        return 1 + score_BR - score_BR.detach()
+    return score_BR / score_BR.mean(dim=1, keepdim=True)
 
 
 def select(
     config: MixLoraConfig,
-    condition_BD: Tensor,
-    pool_EI: Tensor,
-    route_A_ED: Tensor,
-    route_B_ED: Tensor | None,
-    route_AB_RIE: Tensor | None,
+    logits_A_BE: Tensor,
+    logits_B_BE: Tensor | None = None,
+    conditional: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The mixing matrix `mix_BEF` of every instance (fp32).
 
@@ -65,27 +71,27 @@ def select(
     have mean 1 and the sum is scaled by R / E, so that its size is comparable to R chosen factors.
 
     Args:
-        condition_BD: what to route on. pool_EI: factor pool A (only read by `pairing="conditional"`).
-        route_A_ED, route_B_ED, route_AB_RIE: the routers; those that the pairing does not use are None.
+        logits_A_BE, logits_B_BE: `route . c` of the IFS routers; none for B where the pairing is tied.
+        conditional: what the CFS router adds to B's scores (B x E), given the factors chosen from A (B x R).
     """
-    score_A_BE = independent_scores(condition_BD, route_A_ED)
-    chosen_A_BR = score_A_BE.topk(config.r, dim=1).indices
-    if route_B_ED is None:  # tied
-        score_B_BE = None
-    else:
-        score_B_BE = independent_scores(condition_BD, route_B_ED)
-        if route_AB_RIE is not None:
-            score_B_BE = score_B_BE + conditional_scores(chosen_A_BR, pool_EI, route_AB_RIE)
+    score_A_BE = independent_scores(logits_A_BE, config)
+    score_B_BE = None if logits_B_BE is None else independent_scores(logits_B_BE, config)
+    chosen_A_BR = score_A_BE.topk(config.r, dim=1).indices if conditional or config.gate != "dense" else None
+    if conditional is not None:
+        assert chosen_A_BR is not None and score_B_BE is not None
+        score_B_BE = score_B_BE + conditional(chosen_A_BR)
 
-    if config.gate == "dense":
-        gate_BE = score_A_BE / score_A_BE.mean(dim=1, keepdim=True)
+    if chosen_A_BR is None or config.gate == "dense":
+        gate_BE = _weights(score_A_BE, config)
         if score_B_BE is not None:
-            gate_BE = gate_BE * score_B_BE / score_B_BE.mean(dim=1, keepdim=True)
+            gate_BE = gate_BE * _weights(score_B_BE, config)
         return torch.diag_embed(gate_BE * config.r / config.num_factors)
 
-    slots_A_BRE = _slots(score_A_BE, chosen_A_BR, config.gate)
-    if score_B_BE is None:
-        slots_B_BRF = one_hot(chosen_A_BR, config.num_factors).to(slots_A_BRE.dtype)
-    else:
-        slots_B_BRF = _slots(score_B_BE, score_B_BE.topk(config.r, dim=1).indices, config.gate)
-    return slots_A_BRE.transpose(1, 2) @ slots_B_BRF
+    weight_BR = _weights(score_A_BE.gather(1, chosen_A_BR), config)
+    chosen_B_BR = chosen_A_BR
+    if score_B_BE is not None:
+        chosen_B_BR = score_B_BE.topk(config.r, dim=1).indices
+        weight_BR = weight_BR * _weights(score_B_BE.gather(1, chosen_B_BR), config)
+    e = config.num_factors
+    slots_BR = chosen_A_BR * e + chosen_B_BR  # distinct: neither list repeats a factor
+    return weight_BR.new_zeros(len(weight_BR), e * e).scatter(1, slots_BR, weight_BR).view(-1, e, e)

@@ -1,13 +1,13 @@
 """MixLoRA as a PEFT tuner: injects the layers and tells them about the batch in flight.
 
-Shapes: B batch, D width of the condition, T tasks.
+Shapes: B batch, D width of the condition, L layers, N = L x B, E = F factors in a pool, T tasks.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .config import MixLoraConfig
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
 from .routing import Routing, RoutingContext, image_token_ids, is_decoding, routing_masks
-from .selection import mean_over
+from .selection import mean_over, select
+from .statistics import Center
 
 
 class MixLoraModel(BaseTuner):
@@ -31,11 +32,16 @@ class MixLoraModel(BaseTuner):
     prefix = "mixlora_"
     tuner_layer_cls = MixLoraLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    uses_shared_state = True  # the task vectors, which all layers read
+    uses_shared_state = True  # the task vectors and the centre, which all layers read
+    mixlora_task: nn.ParameterDict
+    mixlora_center: nn.ModuleDict
+    mixlora_layers: list[Linear]  # in the order of the model
 
     def _pre_injection_hook(self, model: nn.Module, config: MixLoraConfig, adapter_name: str) -> None:
         self.mixlora_routing = RoutingContext()
         self.mixlora_task = nn.ParameterDict()
+        self.mixlora_center = nn.ModuleDict()
+        self.mixlora_layers = []
         model.register_forward_pre_hook(self._begin_batch, with_kwargs=True)
 
     def inject_adapter(
@@ -46,12 +52,17 @@ class MixLoraModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """As `BaseTuner.inject_adapter`, with the table of task vectors (T x D) where the adapter routes on tasks."""
+        """As `BaseTuner.inject_adapter`, with what all layers share: the table of task vectors (T x D), if the adapter
+        routes on tasks; the centre of the conditions, if it routes on embeddings.
+        """
         config = self.peft_config[adapter_name]
         if config.route_on == "task":
             device = next(model.parameters()).device
             table_TD = torch.randn(len(config.tasks), config.task_dim, device=device)
             self.mixlora_task[adapter_name] = nn.Parameter(table_TD)
+        elif config.route_on == "embedding" and config.condition_norm == "center":
+            embedding = cast(Any, model).get_input_embeddings()
+            self.mixlora_center[adapter_name] = Center(embedding.embedding_dim, device=embedding.weight.device)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
 
     def _create_and_replace(
@@ -82,6 +93,7 @@ class MixLoraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+        self.mixlora_layers.append(layer)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put a module in place. The base class would also hand on a `weight`, which fails for a projector in
@@ -97,10 +109,11 @@ class MixLoraModel(BaseTuner):
             table_TD.requires_grad_(learns and name in self.active_adapters and not inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """As `BaseTuner.delete_adapter`, the task vectors included."""
+        """As `BaseTuner.delete_adapter`, what all layers share included."""
         super().delete_adapter(adapter_name)
-        if adapter_name in self.mixlora_task:
-            del self.mixlora_task[adapter_name]
+        for held in (self.mixlora_task, self.mixlora_center):
+            if adapter_name in held:
+                del held[adapter_name]
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
@@ -137,10 +150,33 @@ class MixLoraModel(BaseTuner):
                 drawn_B = torch.rand(len(ids_B), device=ids_B.device) < config.task_mix
                 routing.replaced[name] = drawn_B & (ids_B >= 0) & self._has_task_mean(name, ids_B)
             if config.route_on == "embedding":
-                routing.conditions[name] = self._embedding_condition(inputs, instruction_BS)
+                condition_BD = self._embedding_condition(inputs, instruction_BS)
+                if name in self.mixlora_center:
+                    condition_BD = self.mixlora_center[name](condition_BD, routing)
+                routing.conditions[name] = condition_BD
             elif config.route_on == "task":
                 routing.conditions[name] = self._task_condition(name, routing.task_ids[name])
+            if name in routing.conditions and config.pairing in ("tied", "independent"):
+                self._select_ahead(name)
         return args, kwargs
+
+    def _select_ahead(self, name: str) -> None:
+        """Every layer's selection at once, where the condition is known before the first layer and the scores do not
+        depend on a layer's factors: one product in place of one per layer, and nothing to recompute.
+        """
+        routing, config = self.mixlora_routing.current, self.peft_config[name]
+        layers = [layer for layer in self.mixlora_layers if name in layer.mixlora_config]
+        condition_BD = routing.conditions[name]
+
+        def logits(router: str) -> Tensor:
+            route_LED = torch.stack([getattr(layer, router)[name] for layer in layers])
+            return torch.einsum("bd,led->lbe", condition_BD, route_LED).flatten(0, 1)
+
+        with torch.autocast(condition_BD.device.type, enabled=False):
+            logits_B_NE = None if config.pairing == "tied" else logits("mixlora_route_B")
+            mix_NEF = select(config, logits("mixlora_route_A"), logits_B_NE)
+        for layer, mix_BEF in zip(layers, mix_NEF.chunk(len(layers)), strict=True):
+            routing.selected[layer, name] = mix_BEF
 
     def _task_ids(self, config: MixLoraConfig, tasks: Any, inputs: dict[str, Any]) -> Tensor:
         """Index of each sample's task in the adapter's list (B), -1 where it is unknown; beams repeat their sample."""
@@ -159,7 +195,7 @@ class MixLoraModel(BaseTuner):
 
     def _has_task_mean(self, name: str, task_ids_B: Tensor) -> Tensor:
         """Whether a task has been seen, so that its running mean means something (B)."""
-        layer = next(m for m in self.model.modules() if isinstance(m, MixLoraLayer) and name in m.mixlora_task_count)
+        layer = next(layer for layer in self.mixlora_layers if name in layer.mixlora_task_count)
         seen_B: Tensor = layer.mixlora_task_count[name][task_ids_B] > 0
         return seen_B
 

@@ -39,6 +39,12 @@ def update(
     scores_B = p_A
     if pairing != "tied":
         scores_B = softmax([parameters["mixlora_route_B"][e] @ condition for e in range(E)])
+    if pairing == "released":  # a row of sums times a row of sums, and one softmax more
+        summed = [torch.zeros(()) for _ in range(E)]
+        for i, e in enumerate(chosen_A):
+            q = softmax([A[e].sum() * parameters["mixlora_route_AB"][i][:, f].sum() for f in range(E)])
+            summed = [total + extra for total, extra in zip(summed, q, strict=True)]
+        scores_B = [s + extra for s, extra in zip(scores_B, softmax(summed), strict=True)]
     if pairing == "conditional":
         for i, e in enumerate(chosen_A):
             q = softmax([A[e] @ parameters["mixlora_route_AB"][i][:, f] for f in range(E)])

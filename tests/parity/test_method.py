@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from qmixlora.backbone import keep_cpu_weights_unpacked
 from qmixlora.mixlora import MixLoraConfig
+from qmixlora.mixlora.selection import conditional_scores, released_conditional_scores
+from qmixlora.mixlora.statistics import Center
 from tests.parity.reference import update
 
-PAIRINGS, GATES = ("conditional", "independent", "tied"), ("hard", "straight_through", "weighted", "dense")
+PAIRINGS, GATES = ("conditional", "released", "independent", "tied"), ("hard", "straight_through", "weighted", "dense")
 NAMES = ("mixlora_A", "mixlora_B", "mixlora_route_A", "mixlora_route_B", "mixlora_route_AB")
 
 
@@ -44,6 +47,7 @@ def adapted(layer: nn.Module, **config: object) -> PeftModel:
         "r": 3,
         "alpha": 5.0,
         "dropout": 0.0,
+        "condition_norm": "none",
         "tasks": ["s", "t"],
         "target_modules": ["linear"],
     }
@@ -74,7 +78,7 @@ def condition(model: PeftModel, x_BSI: Tensor, sample: int, route_on: str) -> Te
         ids = BATCH["input_ids"][sample, : PROMPTS[sample]]
         return torch.stack([model.base_model.model.embedding.weight[i] for i in ids]).mean(dim=0).detach()
     count = x_BSI.shape[1] if route_on == "all" else PROMPTS[sample]
-    return x_BSI[sample, :count].float().mean(dim=0)
+    return x_BSI[sample, :count].detach().float().mean(dim=0)  # the router reads the input and does not shape it
 
 
 @pytest.mark.parametrize("route_on", ["all", "prompt", "instruction", "embedding", "task"])
@@ -110,6 +114,56 @@ def test_values_and_gradients_equal_the_reference(pairing: str, gate: str, route
     trained_routers = [name for name in leaves if "route" in name or "mixlora_task" in name]
     assert bool(trained_routers) == (gate != "hard")
     assert all(own[1 + list(leaves).index(name)].abs().sum() > 0 for name in trained_routers)
+
+
+@pytest.mark.parametrize("route_on", ["instruction", "embedding"])
+def test_centred_conditions_and_temperature_equal_the_reference(route_on: str) -> None:
+    base = nn.Linear(13, 9)
+    model = adapted(base, route_on=route_on, condition_norm="center", temperature=0.5).eval()
+    width = 13 if route_on == "instruction" else 5
+    (center,) = (module for module in model.modules() if isinstance(module, Center))
+    center.mean.copy_(torch.randn(1, width))
+    x_BSI = torch.randn(2, 6, 13)
+    rows = []
+    for b, x_SI in enumerate(x_BSI):
+        c = condition(model, x_BSI, b, route_on)
+        c = (c - c.mean()) / (c.var(unbiased=False) + 1e-5).sqrt() - center.mean[0]
+        rows.append(
+            base(x_SI) + update(x_SI, c / 0.5, parameters_of(model), r=3, alpha=5.0, pairing="tied", kind="weighted")
+        )
+    # a few roundings: the sums run in another order
+    torch.testing.assert_close(model(x_BSI, **BATCH), torch.stack(rows), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "pairing", "alpha"),
+    [(MixLoraConfig.paper, "conditional", 6.0), (MixLoraConfig.released, "released", 14.0)],
+)
+def test_presets_equal_their_equations(preset: Any, pairing: str, alpha: float) -> None:
+    """The paper at scale 2, the released code at 2 E / R: unweighted, routed on all positions, padding and answer."""
+    torch.manual_seed(1)
+    base = nn.Linear(13, 9)
+    model = get_peft_model(OneLayer(base), preset(num_factors=7, r=3, target_modules=["linear"])).eval()
+    for name, parameter in model.named_parameters():
+        if "mixlora_" in name:
+            nn.init.normal_(parameter)
+    x_BSI = torch.randn(2, 6, 13)
+    expected = [
+        base(x_SI)
+        + update(x_SI, x_SI.mean(dim=0), parameters_of(model), r=3, alpha=alpha, pairing=pairing, kind="hard")
+        for x_SI in x_BSI
+    ]
+    torch.testing.assert_close(model(x_BSI, **BATCH), torch.stack(expected))
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "route" in name)
+
+
+def test_the_two_conditional_scores_differ() -> None:
+    """With factors whose entries sum to zero the released score knows nothing; the paper's does."""
+    pool_EI, route_RIE = torch.randn(4, 6), torch.randn(2, 6, 4)
+    pool_EI = pool_EI - pool_EI.mean(dim=1, keepdim=True)
+    chosen_BR = torch.tensor([[0, 1], [2, 3]])
+    torch.testing.assert_close(released_conditional_scores(chosen_BR, pool_EI, route_RIE), torch.full((2, 4), 0.25))
+    assert conditional_scores(chosen_BR, pool_EI, route_RIE).std(dim=0).min() > 0.01
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (3, 1, 5, 2, 2), (5, 5, 3, 17, 4), (33, 2, 1, 3, 31)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from qmixlora.mixlora import MixLoraConfig
-from qmixlora.mixlora.selection import select
-from qmixlora.mixlora.statistics import update_task_means
+from qmixlora.mixlora.selection import conditional_scores, select
+from qmixlora.mixlora.statistics import update_means
 
 PAIRINGS, GATES = ("conditional", "independent", "tied"), ("hard", "straight_through", "weighted")
 ROUTES = ("prompt", "instruction", "embedding")
@@ -132,9 +133,10 @@ def test_pictures_do_not_count_for_the_instruction(rows: list) -> None:
 def test_each_sample_selects_r_distinct_factors(pairing: str, gate: str, seed: int, r: int, factors: int) -> None:
     torch.manual_seed(seed)
     config = MixLoraConfig(num_factors=factors, r=r, pairing=pairing, gate=gate)
-    route_B = None if pairing == "tied" else torch.randn(factors, 4)
-    route_AB = torch.randn(r, 4, factors) if pairing == "conditional" else None
-    mix = select(config, torch.randn(3, 4), torch.randn(factors, 4), torch.randn(factors, 4), route_B, route_AB)
+    conditional = None
+    if pairing == "conditional":
+        conditional = partial(conditional_scores, pool_EI=torch.randn(factors, 4), route_RIE=torch.randn(r, 4, factors))
+    mix = select(config, torch.randn(3, factors), None if pairing == "tied" else torch.randn(3, factors), conditional)
     used = mix != 0
     assert (used.sum(dim=(1, 2)) == r).all()
     assert (used.sum(dim=1) <= 1).all() and (used.sum(dim=2) <= 1).all()
@@ -150,7 +152,7 @@ def test_task_means_are_exact_while_the_window_lasts(batches: list[list[int]], s
     everything: list[tuple[int, Tensor]] = []
     for tasks in batches:
         mix = torch.randn(len(tasks), 2, 2)
-        update_task_means(mean, count, mix, torch.tensor(tasks))
+        update_means(mean, count, mix, torch.tensor(tasks))
         everything += zip(tasks, mix, strict=True)
     for task in range(3):
         own = [m for t, m in everything if t == task]

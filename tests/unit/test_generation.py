@@ -13,13 +13,23 @@ from qmixlora.data import load_conversations
 from qmixlora.evaluation import generate_answers
 from qmixlora.mixlora import MixLoraLayer
 from qmixlora.mixlora import layer as layer_module
+from qmixlora.mixlora import tuner as tuner_module
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 
 
-@pytest.fixture(params=["instruction", "all", "embedding"])
+@pytest.fixture(
+    params=[
+        ("instruction", "conditional"),
+        ("all", "conditional"),
+        ("embedding", "conditional"),
+        ("embedding", "tied"),
+    ],
+    ids="-".join,
+)
 def session(request: pytest.FixtureRequest, make_recipe: Callable[..., Recipe]) -> Session:
-    recipe = make_recipe(adapter={"route_on": request.param, "pairing": "conditional", "gate": "straight_through"})
+    route_on, pairing = request.param
+    recipe = make_recipe(adapter={"route_on": route_on, "pairing": pairing, "gate": "straight_through"})
     session = open_session(recipe, [])
     torch.manual_seed(0)
     for name, parameter in session.model.named_parameters():
@@ -59,10 +69,13 @@ def test_the_selection_of_the_prefill_is_used_for_every_step(
         return mix
 
     monkeypatch.setattr(layer_module, "select", count_select)
+    monkeypatch.setattr(tuner_module, "select", count_select)
     monkeypatch.setattr(MixLoraLayer, "mixing", record_mixing)
     session.model.generate(**session.collator.prompts(rows), max_new_tokens=5, min_new_tokens=5, **how)
     layers = sum(isinstance(m, MixLoraLayer) for m in session.model.modules())
-    assert len(selections) == layers  # one prefill
+    config = layer.mixlora_config["default"]
+    ahead = config.route_on == "embedding" and config.pairing == "tied"  # all layers in one product
+    assert len(selections) == (1 if ahead else layers)  # one prefill
     assert len(used) == 5
     assert all(torch.equal(mix, used[0]) for mix in used)
     if "num_beams" in how:  # every beam of a sample is routed alike, so reordering beams changes nothing

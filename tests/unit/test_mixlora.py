@@ -48,6 +48,9 @@ def randomize(model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
         if "mixlora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
+    for name, buffer in model.named_buffers():
+        if name.endswith("center.default.mean"):
+            torch.nn.init.normal_(buffer, std=0.3)
 
 
 def layers(model: PeftModel) -> list[MixLoraLayer]:
@@ -66,7 +69,8 @@ def test_a_fresh_adapter_changes_nothing(session: Session, batch: dict[str, Any]
 
 
 def test_names_and_shapes_are_those_of_the_design(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    session = open_session(make_recipe(adapter={"pairing": "conditional"}), [])
+    own_input = {"pairing": "conditional", "route_on": "instruction"}
+    session = open_session(make_recipe(adapter=own_input), [])
     session.model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     prefix = "base_model.model.model.language_model.layers.0.mlp.down_proj."
@@ -77,10 +81,19 @@ def test_names_and_shapes_are_those_of_the_design(make_recipe: Callable[..., Rec
         "mixlora_route_A": (4, 160),
         "mixlora_route_B": (4, 160),
         "mixlora_route_AB": (2, 160, 4),
+        "mixlora_center.mean": (1, 160),
+        "mixlora_center.count": (1,),
     }
     assert {v.dtype for v in saved.values()} == {torch.float32}
     others = {k for k in saved if "mixlora_" not in k}
     assert others and all("multi_modal_projector" in k for k in others)
+
+
+def test_what_is_routed_on_embeddings_has_their_width_and_one_centre(session: Session, tmp_path: Path) -> None:
+    session.model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert {tuple(v.shape) for k, v in saved.items() if k.endswith("mixlora_route_A")} == {(4, 64)}
+    assert {k for k in saved if "center" in k} == {f"base_model.mixlora_center.{name}" for name in ("mean", "count")}
 
 
 def test_initialisation(session: Session) -> None:
