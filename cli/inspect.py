@@ -2,31 +2,132 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 from rich.text import Text
+
+from qmixlora.errors import UserError
+
+FIGURES = "figures"  # in the run's folder
+SHOWN = 12  # tasks: more of them do not fit a terminal as a matrix
 
 
 def inspect(
-    recipe: Annotated[str, typer.Argument(help="A recipe: what would be trained on.")],
+    subject: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or the folder of a run.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for train.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to show.")] = 3,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
+    routing: Annotated[bool, typer.Option("--routing", help="How a run routes its tasks, with pictures.")] = False,
+    interference: Annotated[
+        bool, typer.Option("--interference", help="How much the tasks of a run disturb each other, with a picture.")
+    ] = False,
+    batches: Annotated[int, typer.Option(min=1, help="Batches per task for --interference.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
-    """Decoded samples as the model gets them: supervised tokens green, routing tokens blue, image tokens counted."""
+    """Decoded samples as the model gets them: supervised tokens green, routing tokens blue, image tokens counted.
+
+    Of a run also: which factors its tasks use (--routing), and whose gradients oppose each other (--interference).
+    """
     from .quiet import quiet
 
     quiet()
+    console = Console(stderr=as_json)
+    if as_json and routing and interference:
+        raise UserError("--json prints one result.", where="inspect", fix="Choose --routing or --interference.")
+    if routing:
+        _routing(Path(subject), console, as_json)
+    if interference:
+        _interference(Path(subject), split, batches, console, as_json)
+    if not routing and not interference:
+        _samples(subject, overrides or [], split or "train", samples, console, as_json)
+
+
+def _samples(subject: str, overrides: list[str], split: str, count: int, console: Console, as_json: bool) -> None:
     from qmixlora.demo import resolve
     from qmixlora.inspection import decode_samples
     from qmixlora.recipe import load_recipe
 
-    console = Console()
-    resolved = resolve(load_recipe(recipe, overrides or []), None, console)
+    run = Path(subject) / "recipe.yaml"
+    resolved = resolve(load_recipe(str(run) if run.is_file() else subject, overrides), None, console)
+    shown = list(decode_samples(resolved, split, count))
+    if as_json:
+        print(json.dumps([sample._asdict() for sample in shown], indent=2))
     styles = {"supervised": "bold green", "routing": "blue", "other": "dim"}
-    for sample in decode_samples(resolved, split, samples):
+    for sample in shown:
         text = Text.assemble(*((piece, styles[kind]) for kind, piece in sample.pieces))
         console.print(f"[bold]{sample.task}[/bold]  {sample.length} tokens, {sample.supervised} supervised")
         console.print(text)
+
+
+def _routing(run: Path, console: Console, as_json: bool) -> None:
+    from qmixlora.report.figures import draw_routing
+    from qmixlora.report.routing import read_routing
+
+    summary = read_routing(run)
+    found, pictures = summary.to_dict(), draw_routing(summary, run / FIGURES)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    table = Table(title=f"Routing of {run}: {found['layers']} layers, {found['factors']} factors in a pool")
+    for column in ("task", "entropy of usage", "most like", "similarity"):
+        table.add_column(column, justify="left" if column in {"task", "most like"} else "right")
+    for task, values in found["tasks"].items():
+        others = {other: value for other, value in values["similarity"].items() if other != task}
+        nearest = max(others, key=lambda other: others[other], default="-")
+        table.add_row(task, f"{values['entropy']:.2f}", nearest, f"{others.get(nearest, 0):.2f}")
+    console.print(table)
+    dead = found["dead_factors"]
+    console.print(
+        f"Dead factors (under a tenth of an even share for every task): A {dead['A']}, B {dead['B']} of {dead['of']}"
+    )
+    moved = ", ".join(f"{look['step']}: {look['moved']:.3f}" for look in found["drift"])
+    console.print(f"Share of usage that moved since the look before, by step: {moved}")
+    console.print("Pictures: " + ", ".join(str(path) for path in pictures), soft_wrap=True)
+
+
+def _interference(run: Path, split: str | None, batches: int, console: Console, as_json: bool) -> None:
+    from qmixlora.evaluation import write_json
+    from qmixlora.interference import POOLS, measure_interference
+    from qmixlora.report.figures import draw_interference
+    from qmixlora.session import open_run
+    from qmixlora.training import load_data
+
+    session = open_run(run)
+    rows = load_data(session.recipe.data, split or ("validation" if session.recipe.data.validation else "train"))
+    with Progress(console=console, transient=True) as bar:
+        shown = bar.add_task("gradients")
+        found = measure_interference(
+            session,
+            rows,
+            batches=batches,
+            on_progress=lambda done, total: bar.update(shown, completed=done, total=total),
+        )
+    write_json(run / "interference.json", found.to_dict())
+    means = {pool: found.mean(pool) for pool in POOLS}
+    picture = draw_interference(found.tasks, means, run / FIGURES / "interference.png")
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    if len(found.tasks) <= SHOWN:
+        for pool, mean_TT in means.items():
+            console.print(_interference_table(pool, found.tasks, mean_TT.tolist()))
+    for pool, cause, harmed, value in found.conflicts(5):
+        console.print(f"Conflict in {pool}: a step for {cause} changes {harmed} by {value:.2f} of its own step")
+    console.print(f"Picture: {picture}; per layer: {run / 'interference.json'}", soft_wrap=True)
+
+
+def _interference_table(pool: str, tasks: list[str], rows: list[list[float]]) -> Table:
+    title = f"Factors {pool}: what a step for the column's task does for the row's (its own step: 1)"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 0, 0, 1), show_edge=False)
+    table.add_column("task")
+    for number in range(len(tasks)):
+        table.add_column(str(number + 1), justify="right")
+    for number, (task, row) in enumerate(zip(tasks, rows, strict=True), 1):
+        cells = (f"[red]{value:.2f}[/red]" if value < 0 else f"{value:.2f}" for value in row)
+        table.add_row(f"{number} {task}", *cells)
+    return table

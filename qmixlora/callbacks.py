@@ -1,4 +1,4 @@
-"""What watches a run: the first-steps guard, metrics.jsonl, and the progress display."""
+"""What watches a run: the first-steps guard, metrics.jsonl, routing.safetensors, and the progress display."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from .backbone import Anatomy, check_quantized
 from .errors import UserError
+from .probe import FILE, RoutingProbe, RoutingRecord
 from .session import Session
 
 GIB = 2**30
@@ -107,6 +108,25 @@ class MetricsLog(TrainerCallback):
         record = {"step": state.global_step, **(logs or {}), "seconds": time.monotonic() - self.start}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**record, "memory_gib": memory_gib()}) + "\n")
+
+
+class RoutingLog(TrainerCallback):
+    """`routing.safetensors`: how the tasks are routed before the first step, ten times on the way, and at the end."""
+
+    def __init__(self, probe: RoutingProbe, folder: Path) -> None:
+        self.probe, self.record = probe, RoutingRecord(folder / FILE)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.record.resume(state.global_step)
+        if state.global_step == 0:
+            self._look(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % max(1, state.max_steps // 10) == 0 or state.global_step == state.max_steps:
+            self._look(state.global_step)
+
+    def _look(self, step: int) -> None:
+        self.record.add(step, self.probe.tasks, self.probe.look())
 
 
 class ProgressDisplay(TrainerCallback):

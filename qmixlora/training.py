@@ -1,12 +1,8 @@
-"""The run: a session and its data on transformers' Trainer, from the first step to the saved adapter.
-
-Shapes: B batch, S sequence, K positions with supervision, V vocabulary.
-"""
+"""The run: a session and its data on transformers' Trainer, from the first step to the saved adapter."""
 
 from __future__ import annotations
 
 import errno
-import inspect
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay
-from .data import IGNORED, load_conversations
+from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay, RoutingLog
+from .data import load_conversations
 from .errors import UserError
+from .loss import supervised_loss
+from .probe import RoutingProbe
 from .recipe import Data, Recipe
 from .session import Session, open_session
 
@@ -88,13 +84,16 @@ def make_trainer(
         # Only reentrant checkpointing needs inputs with a gradient; with them the frozen vision tower would be
         # differentiated as well, since transformers marks its patch embeddings too.
         session.model.disable_input_require_grads()
+    callbacks = [FirstStepsGuard(session), MetricsLog(folder), display]
+    if session.recipe.adapter.method == "mixlora":
+        callbacks.append(RoutingLog(RoutingProbe(session, rows if validation is None else validation), folder))
     trainer = SupervisedTrainer(
         model=session.model,
         args=_arguments(session.recipe, folder, validation is not None),
         train_dataset=rows,
         eval_dataset=validation,
         data_collator=session.collator,
-        callbacks=[FirstStepsGuard(session), MetricsLog(folder), display],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -118,39 +117,6 @@ class SupervisedTrainer(Trainer):
     ) -> Any:
         loss = supervised_loss(model, inputs, num_items_in_batch)
         return (loss, {"loss": loss}) if return_outputs else loss
-
-
-def supervised_loss(model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None = None) -> Tensor:
-    """Next-token cross-entropy in fp32 over the supervised tokens, divided by `num_items` (default: their number).
-
-    `inputs` are the collator's. Only the positions that some sample supervises reach lm_head (`logits_to_keep`, B x K
-    of B x S): for short answers the B x S x V logits, the largest tensor of many steps, never exist.
-
-    Raises:
-        UserError: no token of the batch is supervised.
-    """
-    inputs = dict(inputs)
-    targets_BS = inputs.pop("labels")[:, 1:]
-    kept_K = (targets_BS != IGNORED).any(dim=0).nonzero().squeeze(1)
-    if not len(kept_K):
-        raise UserError(
-            "A batch has no supervised token: there is nothing to learn from it.",
-            where=f"tasks {sorted(set(inputs.get('tasks', [])))}",
-            fix="Look at the data: every sample needs a non-empty answer.",
-        )
-    if takes_logits_to_keep(model):
-        logits_BKV = model(**inputs, use_cache=False, logits_to_keep=kept_K).logits
-    else:
-        logits_BKV = model(**inputs, use_cache=False).logits[:, kept_K]
-    targets_BK = targets_BS[:, kept_K]
-    total = cross_entropy(logits_BKV.float().flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / ((targets_BK != IGNORED).sum() if num_items is None else num_items)
-
-
-def takes_logits_to_keep(model: nn.Module) -> bool:
-    """Whether the model's own forward can leave out positions."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArguments:

@@ -51,6 +51,19 @@ def test_train_evaluate_chat(recipe_file: Path, tmp_path: Path, data: Path, meth
     done = qmixlora("eval", run, "--task", "juggling")
     assert done.returncode == 2 and "juggling" in done.stderr and "digit" in done.stderr
 
+    done = qmixlora("inspect", run, "--interference", "--batches", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads((run / "interference.json").read_text())
+    assert len(found["tasks"]) == len(found["mean"]["A"]) == len(found["mean"]["B"][0]) == 10
+    assert (run / "figures" / "interference.png").is_file()
+    done = qmixlora("inspect", run, "--routing")
+    if method == "lora":
+        assert done.returncode == 2 and "no record of its routing" in done.stderr
+    else:
+        assert "entropy" in done.stdout and "Dead factors" in done.stdout, done.stderr
+        assert len(list((run / "figures").glob("routing-*.png"))) == 3
+
     picture = next((data / "images").glob("test-*.png"))
     done = qmixlora("chat", run, "--image", picture, stdin="what digit is written ?\nhow big is the circle ?\n\n")
     assert done.returncode == 0, done.stderr
@@ -133,5 +146,7 @@ def test_the_other_verbs(recipe_file: Path, tmp_path: Path) -> None:
     assert dry.returncode == 0 and "seed: 7" in dry.stdout and not (tmp_path / "run").exists()
     shown = qmixlora("inspect", recipe_file, "--samples", "1")
     assert shown.returncode == 0 and "[4 image tokens]" in shown.stdout, shown.stderr
+    shown = qmixlora("inspect", recipe_file, "--samples", "2", "--json")
+    assert [sample["task"] for sample in json.loads(shown.stdout)] == ["digit", "count"]
     found: list[dict[str, Any]] = json.loads(qmixlora("doctor", "--json").stdout)
     assert {"torch", "GPU", "NF4 (bitsandbytes)"} <= {row["what"] for row in found}

@@ -22,9 +22,10 @@ from qmixlora.callbacks import ProgressDisplay
 from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
 from qmixlora.evaluation import generate_answers
+from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
-from qmixlora.training import SupervisedTrainer, make_trainer, supervised_loss, train
+from qmixlora.training import SupervisedTrainer, make_trainer, train
 
 QUIET = Console(file=io.StringIO())
 

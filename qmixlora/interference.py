@@ -1,0 +1,139 @@
+"""How much tasks disturb each other: the paper's measure, from gradients of a trained run.
+
+Shapes: T tasks, N batches per task; T x N gradients of one pool in one layer are rows of a matrix.
+
+Paper (arXiv 2402.15896, task interference): a step of length lr along task j's gradient changes task i's loss by
+`D_j L_i(x) ~ lr * E[(g_j / ||g_j||)^T g_i(x)]`, and `I_ij = E_x[D_j L_i(x) / D_i L_i(x)]`. One on the diagonal;
+positive where a step for j also helps i, negative where it harms i. The learning rate cancels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .evaluation import evaluating
+from .loss import supervised_loss
+from .session import Session
+
+POOLS = ("A", "B")
+POOL = re.compile(r"^(?:base_model\.model\.)?(?P<layer>.+)\.(?:mix)?lora_(?P<pool>[AB])\.")
+
+
+@dataclass(frozen=True)
+class Interference:
+    """`matrices[layer, pool]` is I (T x T, task i in rows, disturbing task j in columns) for pool `A` or `B`."""
+
+    tasks: list[str]
+    matrices: dict[tuple[str, str], Tensor]
+
+    def mean(self, pool: str) -> Tensor:
+        """I (T x T) averaged over the layers; layers where a task's own step would not lower its loss are left out."""
+        stacked_LTT = torch.stack([matrix for (_, kind), matrix in self.matrices.items() if kind == pool])
+        return stacked_LTT.nanmean(dim=0)
+
+    def conflicts(self, count: int) -> list[tuple[str, str, str, float]]:
+        """The most negative entries of the means: (pool, disturbing task, disturbed task, I), worst first."""
+        found = [
+            (pool, self.tasks[j], self.tasks[i], value)
+            for pool in POOLS
+            for i, row in enumerate(self.mean(pool).tolist())
+            for j, value in enumerate(row)
+            if i != j and value < 0
+        ]
+        return sorted(found, key=lambda conflict: conflict[-1])[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What interference.json holds: `mean` per pool and `layers`, each a T x T list of rows (null: no ratio)."""
+        means = {pool: _rows(self.mean(pool)) for pool in POOLS}
+        layers: dict[str, dict[str, Any]] = {}
+        for (layer, pool), matrix_TT in self.matrices.items():
+            layers.setdefault(layer, {})[pool] = _rows(matrix_TT)
+        return {"tasks": self.tasks, "mean": means, "layers": layers}
+
+
+def _rows(matrix_TT: Tensor) -> list[list[float | None]]:
+    return [[None if value != value else round(value, 4) for value in row] for row in matrix_TT.tolist()]
+
+
+def interference_matrix(gradients_TNP: Tensor) -> Tensor:
+    """I (T x T) of one set of P parameters, from gradients on N batches of each of T tasks.
+
+    `I[i, j]` is the mean over i's batches of `D_j L_i(x) / D_i L_i(x)`. NaN in the row of a task whose own steps do not
+    lower its loss to first order (`D_i L_i` not positive), where the ratio means nothing.
+    """
+    unit_TP = nn.functional.normalize(gradients_TNP, dim=2).mean(dim=1)  # E[g_j / ||g_j||]
+    change_TNT = gradients_TNP @ unit_TP.T  # D_j L_i(x) / lr: task i, its batch, disturbing task j
+    own_TN = torch.diagonal(change_TNT, dim1=0, dim2=2).T
+    ratio_TNT = change_TNT / torch.where(own_TN > 0, own_TN, torch.nan)[..., None]
+    return ratio_TNT.nanmean(dim=1)
+
+
+def measure_interference(
+    session: Session,
+    rows: Any,
+    *,
+    batches: int = 4,
+    batch_size: int = 16,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Interference:
+    """Task interference of a run's adapter (MixLoRA or LoRA), per layer, for the A and B factors apart.
+
+    Gradients are those of the training loss on `batches` batches of each task, without dropout, and are held on
+    the CPU: tasks x batches x factor parameters x 4 bytes. The model is left as it was.
+
+    Raises:
+        UserError: fewer than two tasks, or a task with fewer samples than batches.
+    """
+    by_task: dict[str, list[int]] = {}
+    for index, task in enumerate(rows["task"]):
+        by_task.setdefault(task, []).append(index)
+    tasks = sorted(by_task)
+    if len(tasks) < 2:
+        raise UserError("Interference is between tasks, and the data has only one.", where=", ".join(tasks))
+    short = [task for task in tasks if len(by_task[task]) < batches]
+    if short:
+        raise UserError(
+            f"Too few samples for {batches} batches per task.", where=", ".join(short), fix="Use a larger --split."
+        )
+    parameters = _factors(session.model)
+    trained = {name: p.requires_grad for name, p in session.model.named_parameters()}
+    for name, parameter in session.model.named_parameters():
+        parameter.requires_grad_(any(parameter is factor for factor in parameters.values()) and trained[name])
+    found: dict[tuple[str, str], list[Tensor]] = {key: [] for key in parameters}
+    try:
+        with evaluating(session.model):
+            for number, task in enumerate(tasks):
+                for index in range(batches):
+                    chosen = by_task[task][index::batches][:batch_size]
+                    gradients = _gradients(session, [rows[i] for i in chosen], parameters)
+                    for key, gradient in gradients.items():
+                        found[key].append(gradient)
+                    on_progress(number * batches + index + 1, len(tasks) * batches)
+    finally:
+        for name, parameter in session.model.named_parameters():
+            parameter.requires_grad_(trained[name])
+    shape = (len(tasks), batches, -1)
+    return Interference(tasks, {key: interference_matrix(torch.stack(g).view(shape)) for key, g in found.items()})
+
+
+def _factors(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
+    """The factor parameters by (layer, pool)."""
+    matches = ((POOL.match(name), parameter) for name, parameter in model.named_parameters())
+    return {(match["layer"], match["pool"]): parameter for match, parameter in matches if match}
+
+
+def _gradients(
+    session: Session, rows: Sequence[Mapping[str, Any]], parameters: Mapping[tuple[str, str], nn.Parameter]
+) -> dict[tuple[str, str], Tensor]:
+    device = session.model.device
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in session.collator(rows).items()}
+    loss = supervised_loss(session.model, inputs)
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return {key: g.float().flatten().cpu() for key, g in zip(parameters, gradients, strict=True)}

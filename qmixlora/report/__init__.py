@@ -1,0 +1,1 @@
+"""What a run tells about itself, from the files in its folder alone."""

@@ -1,0 +1,99 @@
+"""Routing of a run in numbers: which factors its tasks use, how alike the tasks are, how the routers moved.
+
+Shapes: L layers, N looks over training, T tasks, E = F factors in a pool.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from qmixlora.errors import UserError
+from qmixlora.probe import FILE
+
+DEAD = 0.1  # a factor is dead if no task gives it a tenth of an even share of its gates
+
+
+@dataclass(frozen=True)
+class RoutingSummary:
+    """`usage_A_LNTE`, `usage_B_LNTE`: share of a task's gates that a factor had at a look; `mean_LTEF`: C_t at the end.
+
+    `steps` (N) are those of the looks.
+    """
+
+    tasks: list[str]
+    layers: list[str]
+    steps: list[int]
+    usage_A_LNTE: Tensor
+    usage_B_LNTE: Tensor
+    mean_LTEF: Tensor
+
+    def entropy(self) -> Tensor:
+        """How evenly a task uses pool A in a layer (L x T): 0 one factor, 1 all alike."""
+        last_LTE = self.usage_A_LNTE[:, -1]
+        entropy_LT = -(last_LTE * last_LTE.clamp(min=1e-12).log()).sum(dim=2)
+        return entropy_LT / torch.tensor(float(last_LTE.shape[2])).log().clamp(min=1e-12)
+
+    def dead(self) -> Tensor:
+        """Which factors of pools A and B no task uses (2 x L x E)."""
+        last_PLTE = torch.stack([self.usage_A_LNTE[:, -1], self.usage_B_LNTE[:, -1]])
+        return last_PLTE.amax(dim=2) < DEAD / last_PLTE.shape[3]
+
+    def similarity(self) -> Tensor:
+        """Cosine of the tasks' mean mixes, averaged over layers (T x T)."""
+        flat_LTM = torch.nn.functional.normalize(self.mean_LTEF.flatten(2), dim=2)
+        return (flat_LTM @ flat_LTM.transpose(1, 2)).mean(dim=0)
+
+    def drift(self) -> Tensor:
+        """How far the usage of pool A moved from look to look (N - 1): total variation, 0 not at all, 1 entirely."""
+        moved_LNTE = self.usage_A_LNTE[:, 1:] - self.usage_A_LNTE[:, :-1]
+        return moved_LNTE.abs().sum(dim=3).mean(dim=(0, 2)) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `qmixlora inspect RUN --routing --json` prints."""
+        similarity_TT, entropy_T, dead_PLE = self.similarity(), self.entropy().mean(dim=0), self.dead()
+        factors = dead_PLE.shape[2]
+        return {
+            "factors": factors,
+            "layers": len(self.layers),
+            "dead_factors": {
+                "A": int(dead_PLE[0].sum()),
+                "B": int(dead_PLE[1].sum()),
+                "of": len(self.layers) * factors,
+            },
+            "tasks": {
+                task: {
+                    "entropy": float(entropy_T[index]),
+                    "similarity": dict(zip(self.tasks, similarity_TT[index].tolist(), strict=True)),
+                }
+                for index, task in enumerate(self.tasks)
+            },
+            "drift": [
+                {"step": step, "moved": moved}
+                for step, moved in zip(self.steps[1:], self.drift().tolist(), strict=True)
+            ],
+        }
+
+
+def read_routing(folder: Path) -> RoutingSummary:
+    """The routing record of a run folder. Raises UserError if the run has none."""
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(
+            "This run has no record of its routing.",
+            where=str(path),
+            fix="Only runs of adapter.method 'mixlora' have one; train one with `qmixlora train`.",
+        )
+    with safe_open(path, "pt") as file:
+        tasks, layers = (json.loads(file.metadata()[name]) for name in ("tasks", "layers"))
+        usage_A, usage_B, mean = (
+            torch.stack([file.get_tensor(f"{layer}.{what}") for layer in layers])
+            for what in ("usage_A", "usage_B", "mean")
+        )
+        return RoutingSummary(tasks, layers, file.get_tensor("steps").tolist(), usage_A, usage_B, mean)

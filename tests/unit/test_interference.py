@@ -1,0 +1,103 @@
+"""Task interference: the paper's ratio, and that it is what a step really does to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from qmixlora.errors import UserError
+from qmixlora.evaluation import only_task
+from qmixlora.interference import interference_matrix, measure_interference
+from qmixlora.loss import supervised_loss
+from qmixlora.recipe import Recipe
+from qmixlora.session import Session, open_session
+from qmixlora.training import load_data
+
+
+def test_matrix_by_hand() -> None:
+    gradients = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]], [[-3.0, 0.0]]])
+    expected = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
+    torch.testing.assert_close(interference_matrix(gradients), expected)
+
+
+def test_matrix_averages_over_batches() -> None:
+    # task 0: its two batches point along x and y; task 1 points along x
+    gradients = torch.tensor([[[2.0, 0.0], [0.0, 4.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    found = interference_matrix(gradients)
+    # E[g_0/|g_0|] = (1/2, 1/2): own change 1 and 2; task 1's step changes the batches by 2 and 0
+    torch.testing.assert_close(found, torch.tensor([[1.0, (2 / 1 + 0 / 2) / 2], [0.5, 1.0]]))
+
+
+def test_a_task_at_rest_has_no_ratio() -> None:
+    found = interference_matrix(torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]]))
+    assert found[0].isnan().all() and found[1].tolist() == [0.0, 1.0]
+
+
+@pytest.fixture
+def session(make_recipe: Callable[..., Recipe]) -> Session:
+    session = open_session(make_recipe(adapter={"train_projector": False}), ["digit"])
+    torch.manual_seed(0)
+    for name, parameter in session.model.named_parameters():
+        if "mixlora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    session.model.eval()
+    return session
+
+
+def test_it_is_what_a_step_does_to_the_loss(session: Session) -> None:
+    rows = load_data(session.recipe.data, "train")
+    tasks = ["count", "digit"]
+    chosen = {task: only_task(rows, task, "train") for task in tasks}
+    both = rows.select([i for i, task in enumerate(rows["task"]) if task in tasks])
+    found = measure_interference(session, both, batches=1, batch_size=6)
+
+    layer, pool = "model.language_model.layers.0.self_attn.v_proj", "B"
+    weight = session.model.base_model.model.get_submodule(layer).mixlora_B["default"]
+    batches = {task: session.collator([chosen[task][i] for i in range(6)]) for task in tasks}
+
+    def loss(task: str) -> torch.Tensor:
+        return supervised_loss(session.model, batches[task])
+
+    def change(of: str, by: str) -> float:
+        (gradient,) = torch.autograd.grad(loss(by), weight)
+        step = 1e-2 * gradient / gradient.norm()
+        with torch.no_grad():
+            weight.add_(step)
+            above = loss(of)
+            weight.sub_(2 * step)
+            below = loss(of)
+            weight.add_(step)
+        return float(above - below)  # twice the first-order gain; the second order cancels
+
+    for i, task in enumerate(tasks):
+        for j, other in enumerate(tasks):
+            expected = change(task, other) / change(task, task)
+            assert float(found.matrices[layer, pool][i, j]) == pytest.approx(expected, rel=0.02, abs=0.01)
+
+
+def test_model_is_left_as_it_was(session: Session) -> None:
+    before = {name: (p.requires_grad, p.grad) for name, p in session.model.named_parameters()}
+    session.model.train()
+    found = measure_interference(session, load_data(session.recipe.data, "train"), batches=2, batch_size=2)
+    assert session.model.training
+    assert {name: (p.requires_grad, p.grad) for name, p in session.model.named_parameters()} == before
+    assert found.mean("A").shape == (10, 10)
+    assert all(cause != harmed and value < 0 for _, cause, harmed, value in found.conflicts(5))
+    torch.testing.assert_close(found.mean("B").diagonal(), torch.ones(10))
+
+
+def test_lora_is_measured_too(make_recipe: Callable[..., Recipe]) -> None:
+    session = open_session(make_recipe(adapter={"method": "lora"}), [])
+    found = measure_interference(session, load_data(session.recipe.data, "train"), batches=1, batch_size=2)
+    assert {pool for _, pool in found.matrices} == {"A", "B"} and len(found.matrices) == 2 * 14
+
+
+def test_mistakes(session: Session, tmp_path: Path) -> None:
+    rows = load_data(session.recipe.data, "train")
+    with pytest.raises(UserError, match="only one"):
+        measure_interference(session, only_task(rows, "digit", "train"))
+    with pytest.raises(UserError, match="Too few samples for 9 batches"):
+        measure_interference(session, rows, batches=9)
