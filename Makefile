@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON ?= python3
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test check lint types unit
+.PHONY: setup demo test bench check lint types unit
 
 setup: $(VENV)/.done
 
@@ -18,6 +18,10 @@ demo: setup
 	$(VENV)/bin/qmixlora demo
 
 test: lint types unit
+
+bench: setup  # runs that are there are kept; all of them anew take about a day on two cores
+	$(VENV)/bin/python benchmarks/method.py run
+	$(VENV)/bin/python benchmarks/method.py table
 
 check: test
 

@@ -1,0 +1,211 @@
+"""Router ideas that were tried and are not in the package: what they change of a fresh trainer before it runs.
+
+Each takes the Trainer of a run. Their results stay in docs/results.md; an idea that pays becomes a config value.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, layer_norm
+
+from qmixlora.data import IGNORED
+from qmixlora.mixlora import layer as layer_module
+from qmixlora.mixlora import selection
+from qmixlora.mixlora import tuner as tuner_module
+from qmixlora.mixlora.statistics import Center
+
+ADAPTER = "default"
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Whatever is changed in the package's modules inside the block is as before after it."""
+    places = [
+        (tuner_module, "select"),
+        (layer_module, "conditional_scores"),
+        (selection, "independent_scores"),
+        (selection, "_weights"),
+    ]
+    before = [getattr(module, name) for module, name in places]
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
+
+
+def frozen_routers(trainer: Any) -> None:
+    """Routers as they were drawn."""
+    for name, parameter in trainer.model.named_parameters():
+        if "mixlora_route" in name:
+            parameter.requires_grad_(False)
+
+
+def random_routing(trainer: Any) -> None:
+    """Route on noise that the instruction's tokens seed: random, and the same for the same instruction."""
+    width = trainer.model.get_input_embeddings().embedding_dim
+
+    def noise(inputs: dict[str, Tensor], instruction_BS: Tensor) -> Tensor:
+        rows = []
+        for ids_S, instruction_S in zip(inputs["input_ids"], instruction_BS, strict=True):
+            seed = zlib.crc32(str(ids_S[instruction_S].tolist()).encode())
+            rows.append(torch.randn(width, generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(rows)
+
+    trainer.model.base_model._embedding_condition = noise
+
+
+def layer_norm_only(trainer: Any) -> None:
+    """Conditions on one scale, but with what they share left in."""
+
+    def forward(self: Center, condition_BD: Tensor, routing: Any) -> Tensor:
+        return layer_norm(condition_BD, condition_BD.shape[-1:])
+
+    _replace_center(trainer, forward)
+
+
+def unit_conditions(trainer: Any) -> None:
+    """Centred conditions, scaled to one length."""
+    original = Center.forward
+
+    def forward(self: Center, condition_BD: Tensor, routing: Any) -> Tensor:
+        centred_BD = original(self, condition_BD, routing)
+        return layer_norm(centred_BD, centred_BD.shape[-1:])
+
+    _replace_center(trainer, forward)
+
+
+def _replace_center(trainer: Any, forward: Any) -> None:
+    for module in trainer.model.modules():
+        if isinstance(module, Center):
+            module.forward = forward.__get__(module)
+
+
+def sigmoid_scores(trainer: Any) -> None:
+    """Factors scored each for itself; a chosen one weighs twice its score, so that all weigh 1 at first."""
+    selection.independent_scores = lambda logits_BE, config: (logits_BE / config.temperature).sigmoid()
+    selection._weights = lambda score_BR, config: 2 * score_BR
+
+
+def one_router_per_block(trainer: Any) -> None:
+    """All layers of a decoder block share one router, and so one selection."""
+    _share_routers(trainer, lambda name: name.split(".layers.")[1].split(".")[0])
+
+
+def one_router_per_input(trainer: Any) -> None:
+    """Layers that read the same input (q, k and v; gate and up) share one router."""
+    groups = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
+
+    def group(name: str) -> str:
+        block, _, kind = name.split(".layers.")[1].partition(".")
+        kind = kind.rpartition(".")[2]
+        return f"{block} {groups.get(kind, kind)}"
+
+    _share_routers(trainer, group)
+
+
+def one_router(trainer: Any) -> None:
+    """One router, and so one selection, for the whole model."""
+    _share_routers(trainer, lambda name: "all")
+
+
+def _share_routers(trainer: Any, group: Any) -> None:
+    firsts: dict[str, Any] = {}
+    for name, module in trainer.model.named_modules():
+        if isinstance(module, layer_module.MixLoraLayer):
+            module.mixlora_route_A[ADAPTER] = firsts.setdefault(group(name), module.mixlora_route_A[ADAPTER])
+
+
+class _WithBalance(torch.autograd.Function):
+    """Hands the mix on, and a gradient of one to the balance loss."""
+
+    @staticmethod
+    def forward(ctx: Any, mix: Tensor, balance: Tensor) -> Tensor:
+        return mix
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad.new_ones(())
+
+
+def balance_loss(trainer: Any) -> None:
+    """0.01 E sum_e usage_e^2 of every layer's mean scores over the batch: the Switch balance, for soft scores."""
+    layers = len(trainer.model.base_model.mixlora_layers)
+
+    def select(config: Any, logits_NE: Tensor, *others: Any) -> Tensor:
+        mix_NEF = selection.select(config, logits_NE, *others)
+        usage_LE = logits_NE.softmax(dim=-1).view(layers, -1, config.num_factors).mean(dim=1)
+        return _WithBalance.apply(mix_NEF, 0.01 * config.num_factors * usage_LE.square().sum() / layers)
+
+    tuner_module.select = select
+
+
+def _gates_apart(combine: Any) -> Any:
+    """`select` for pools chosen apart, the two gates of a slot combined in another way than multiplied."""
+
+    def select(config: Any, logits_A_BE: Tensor, logits_B_BE: Tensor) -> Tensor:
+        scores = [selection.independent_scores(logits, config) for logits in (logits_A_BE, logits_B_BE)]
+        chosen_A, chosen_B = (score.topk(config.r, dim=1).indices for score in scores)
+        gates = [
+            selection._weights(score.gather(1, chosen), config)
+            for score, chosen in zip(scores, (chosen_A, chosen_B), strict=True)
+        ]
+        weight_BR, e = combine(*gates), config.num_factors
+        return weight_BR.new_zeros(len(weight_BR), e * e).scatter(1, chosen_A * e + chosen_B, weight_BR).view(-1, e, e)
+
+    return select
+
+
+def gates_geometric_mean(trainer: Any) -> None:
+    tuner_module.select = _gates_apart(lambda a, b: (a * b).sqrt())
+
+
+def gates_mean(trainer: Any) -> None:
+    tuner_module.select = _gates_apart(lambda a, b: (a + b) / 2)
+
+
+def one_matrix_cfs(trainer: Any) -> None:
+    """A CFS router of I x E, the same for every slot, in place of R x I x E."""
+
+    def scores(chosen_BR: Tensor, pool_EI: Tensor, route_RIE: Tensor) -> Tensor:
+        return torch.einsum("bri,ie->bre", pool_EI[chosen_BR], route_RIE[0]).softmax(dim=-1).sum(dim=1)
+
+    layer_module.conditional_scores = scores
+
+
+def reinforce(trainer: Any) -> None:
+    """Unweighted selection, sampled, with a score-function gradient; each sample runs twice and is its twin's baseline.
+
+    Twice the samples per step in all, so it sees as much data and costs twice as much as the others.
+    """
+    taken: list[Tensor] = []
+
+    def select(config: Any, logits_NE: Tensor, *others: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return selection.select(config, logits_NE, *others)
+        noise_NE = -torch.log(-torch.log(torch.rand_like(logits_NE).clamp(1e-9, 1 - 1e-9)))
+        chosen_NR = (logits_NE + noise_NE).topk(config.r, dim=1).indices
+        taken.append(logits_NE.log_softmax(dim=1).gather(1, chosen_NR).sum(dim=1))
+        return torch.diag_embed(torch.zeros_like(logits_NE).scatter(1, chosen_NR, 1.0))
+
+    def compute_loss(model: Any, inputs: dict[str, Any], **_: Any) -> Tensor:
+        taken.clear()
+        twice = {k: torch.cat([v, v]) if isinstance(v, Tensor) else [*v, *v] for k, v in inputs.items()}
+        labels = twice.pop("labels")[:, 1:]
+        logits = model(**twice, use_cache=False).logits[:, :-1].float()
+        token = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        loss_2B = (token.sum(dim=1) / (labels != IGNORED).sum(dim=1)).view(2, -1)
+        log_p_2B = taken[0].view(-1, loss_2B.numel()).sum(dim=0).view(2, -1)
+        return loss_2B.mean() + 0.1 * ((loss_2B - loss_2B.flip(0)).detach() * log_p_2B).mean()
+
+    for name, parameter in trainer.model.named_parameters():
+        if "mixlora_route" in name:
+            parameter.requires_grad_(True)  # frozen under gate=hard
+    tuner_module.select = select
+    trainer.compute_loss = compute_loss

@@ -1,0 +1,198 @@
+"""What the mixture is worth: LoRA and mixtures on the embedded backbone, same data, steps, batch and scale.
+
+    python benchmarks/method.py run [NAME ...] [--learning-rate LR ...] [--seeds 0 1 2] [--worker 0/2]
+    python benchmarks/method.py table            # docs/results.md, from the runs that are there
+
+Each run is one small JSON file in benchmarks/results/method/ and is never run again while its file is there. Choose
+the learning rate of a method by `validation`, never by what is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from rich.console import Console
+from torch.nn.utils.rnn import pad_sequence
+
+from qmixlora.callbacks import ProgressDisplay
+from qmixlora.data import IGNORED, Collator, load_conversations
+from qmixlora.demo import resolve
+from qmixlora.demo.dataset import make_dataset
+from qmixlora.evaluation import evaluate, write_json
+from qmixlora.recipe import Recipe, load_recipe
+from qmixlora.session import Session, open_session
+from qmixlora.training import make_trainer
+
+sys.path.insert(0, str(Path(__file__).parent))
+import experiments
+import tables
+from methods import METHODS, Method
+
+RESULTS = Path(__file__).parent / "results" / "method"
+DATA = Path(tempfile.gettempdir()) / "qmixlora-benchmark-data"
+SPLITS = {"train": 2500, "validation": 40, "test": 100}  # samples per task: a larger test than the demo's
+REPORTED = ("test", "paraphrased", "held_out")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+STEPS, BATCH = 1000, 32
+COMMON = (
+    f"train.max_steps={STEPS}",
+    f"train.micro_batch_size={BATCH}",
+    "train.checkpointing.enabled=false",  # the same numbers, sooner
+    "train.eval_every=null",
+    "train.save_every=null",
+    "train.log_every=100",
+)
+
+
+class PreparedRows(list[dict[str, Any]]):
+    """Rows of tensors that also answer `rows["task"]`, as a `datasets.Dataset` does."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return [row["task"] for row in self] if key == "task" else super().__getitem__(key)
+
+
+@dataclass
+class PreparedCollator(Collator):
+    """The collator, with every training row made once: tokens and pixels do not change from run to run."""
+
+    def prepare(self, rows: Sequence[Mapping[str, Any]]) -> PreparedRows:
+        made = PreparedRows()
+        for start in range(0, len(rows), 256):
+            batch = super().__call__([rows[index] for index in range(start, min(start + 256, len(rows)))])
+            lengths = batch["attention_mask"].sum(dim=1).tolist()
+            for index, length in enumerate(lengths):
+                row = {name: batch[name][index, :length].clone() for name in ("input_ids", "labels", "routing_mask")}
+                made.append({**row, "pixels": batch["pixel_values"][index].clone(), "task": batch["tasks"][index]})
+        return made
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORED, "routing_mask": False}
+        batch: dict[str, Any] = {
+            name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+            for name, value in fill.items()
+        }
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        return {**batch, "pixel_values": torch.stack([r["pixels"] for r in rows]), "tasks": [r["task"] for r in rows]}
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    method: Method
+    learning_rate: float
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        return RESULTS / f"{self.name}--lr{self.learning_rate:g}--seed{self.seed}.json"
+
+
+@cache
+def data_folder() -> Path:
+    return make_dataset(DATA, splits=SPLITS)
+
+
+@cache
+def prepared(model_id: str) -> PreparedRows:
+    from transformers import AutoProcessor
+
+    collator = PreparedCollator(AutoProcessor.from_pretrained(model_id), 128)
+    return collator.prepare(load_conversations(str(data_folder() / "train.json")))
+
+
+def recipe_of(run: Run) -> Recipe:
+    overrides = [*COMMON, f"train.learning_rate={run.learning_rate}", f"train.seed={run.seed}", *run.method.overrides]
+    return resolve(load_recipe("tiny-cpu", overrides), DATA, Console(stderr=True))
+
+
+@experiments.undone()
+def execute(run: Run) -> dict[str, Any]:
+    """Train and evaluate one run; what is kept of it."""
+    recipe, start = recipe_of(run), time.monotonic()
+    rows = prepared(recipe.model.id)
+    session = open_session(recipe, sorted({row["task"] for row in rows}))
+    session = dataclasses.replace(session, collator=PreparedCollator(session.processor, recipe.data.max_length))
+    with tempfile.TemporaryDirectory() as folder:
+        display = ProgressDisplay(Console(quiet=True))
+        trainer = make_trainer(session, rows, None, Path(folder), display)
+        if run.method.prepare is not None:
+            run.method.prepare(trainer)
+        trained = trainer.train()
+    trainable = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
+    seconds = time.monotonic() - start
+    return {
+        "name": run.name,
+        "overrides": list(run.method.overrides),
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "steps": STEPS,
+        "batch": BATCH,
+        "trainable_parameters": trainable,
+        "train_loss": trained.training_loss,
+        **{split: score(session, split) for split in ("validation", *REPORTED)},
+        "train_seconds": seconds,
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def score(session: Session, split: str) -> dict[str, float]:
+    rows = load_conversations(str(data_folder() / f"{split}.json"))
+    found = evaluate(session.model, session.collator, rows, split=split, batch_size=200, max_new_tokens=6)
+    tasks = {task: round(values["exact_match"], 4) for task, values in found["tasks"].items()}
+    return {"mean": round(found["mean_exact_match"], 5), **tasks}
+
+
+def run_all(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if run.file.exists():
+            continue
+        result = execute(run)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_json(run.file, result)
+        means = "  ".join(f"{split} {result[split]['mean']:.3f}" for split in ("validation", *REPORTED))
+        print(f"{run.file.stem:60} {means}  {result['train_seconds']:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("names", nargs="*", help=", ".join(METHODS))
+    parser.add_argument("--learning-rate", type=float, nargs="+", default=[3e-3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--worker", default="0/1", help="this process takes every n-th run: k/n")
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        tables.write(RESULTS, RESULTS.with_name("speed"), list(METHODS))
+        return
+    worker, workers = (int(part) for part in arguments.worker.split("/"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    warnings.simplefilter("ignore")
+    names = arguments.names or list(METHODS)
+    runs = [
+        Run(name, METHODS[name], rate, seed)
+        for seed in arguments.seeds
+        for name in names
+        for rate in arguments.learning_rate
+    ]
+    run_all(runs[worker::workers])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The methods that benchmarks/method.py compares: recipe overrides by name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import experiments
+
+
+@dataclass(frozen=True)
+class Method:
+    """`overrides` of the recipe tiny-cpu; `prepare` changes the fresh Trainer before it runs."""
+
+    overrides: tuple[str, ...]
+    prepare: Callable[[Any], None] | None = None
+
+
+def lora(r: int) -> Method:
+    return Method(("adapter.method=lora", f"adapter.r={r}", f"adapter.alpha={2 * r}"))
+
+
+BASE = {  # every mixture says what it changes of this
+    "num_factors": "16",
+    "r": "4",
+    "pairing": "tied",
+    "gate": "weighted",
+    "route_on": "embedding",
+    "condition_norm": "center",
+}
+
+
+def mixture(*changes: str, prepare: Callable[[Any], None] | None = None) -> Method:
+    axes = {**BASE, **dict(change.split("=") for change in changes)}
+    axes.setdefault("alpha", str(2 * int(axes["r"])))  # the scale of LoRA, 2
+    return Method(tuple(f"adapter.{axis}={value}" for axis, value in axes.items()), prepare)
+
+
+AXES = {
+    "pairing": ("conditional", "independent"),
+    "gate": ("hard", "straight_through", "dense"),
+    "route_on": ("all", "prompt", "instruction", "task"),
+    "condition_norm": ("none",),
+    "task_mix": ("0.3",),
+    "temperature": ("0.5", "0.25"),
+}
+ONE_CHANGE = [f"{axis}={value}" for axis, values in AXES.items() for value in values]
+PAIRS = [
+    *itertools.product(
+        ("pairing=conditional", "pairing=independent"), ("gate=hard", "gate=straight_through", "gate=dense")
+    ),
+    ("gate=dense", "alpha=32"),
+    ("gate=dense", "route_on=task"),
+    ("gate=dense", "route_on=instruction"),
+    ("temperature=0.5", "route_on=instruction"),
+    ("condition_norm=none", "route_on=instruction"),
+]
+SIZES = [("8", "2"), ("16", "2"), ("32", "4"), ("16", "8"), ("8", "4")]
+PLAIN = ("condition_norm=none", "gate=hard", "route_on=all", "pairing=conditional")  # the paper's equations
+
+METHODS = {
+    **{f"lora-r{r}": lora(r) for r in (4, 16, 23, 2, 8, 32)},
+    "mixlora": mixture(),
+    **{change: mixture(change) for change in ONE_CHANGE},
+    **{",".join(changes): mixture(*changes) for changes in PAIRS},
+    **{f"E={e},R={r}": mixture(f"num_factors={e}", f"r={r}") for e, r in SIZES},
+    "E=32,R=4,route_on=instruction": mixture("num_factors=32", "route_on=instruction"),
+    "paper": mixture(*PLAIN),
+    "released": mixture(*PLAIN, "pairing=released", "alpha=32"),
+    "frozen-routers": mixture(prepare=experiments.frozen_routers),
+    "random-routing": mixture("condition_norm=none", "gate=hard", prepare=experiments.random_routing),
+    "layer-norm-only": mixture(prepare=experiments.layer_norm_only),
+    "unit-conditions": mixture(prepare=experiments.unit_conditions),
+    "sigmoid-scores": mixture(prepare=experiments.sigmoid_scores),
+    "sigmoid-scores,gate=dense": mixture("gate=dense", prepare=experiments.sigmoid_scores),
+    "one-router": mixture(prepare=experiments.one_router),
+    "one-router-per-block": mixture(prepare=experiments.one_router_per_block),
+    "one-router-per-input,route_on=instruction": mixture(
+        "route_on=instruction", prepare=experiments.one_router_per_input
+    ),
+    "balance-loss": mixture(prepare=experiments.balance_loss),
+    "gates-geometric-mean": mixture("pairing=independent", prepare=experiments.gates_geometric_mean),
+    "gates-mean": mixture("pairing=independent", prepare=experiments.gates_mean),
+    "one-matrix-cfs": mixture("pairing=conditional", prepare=experiments.one_matrix_cfs),
+    "reinforce": mixture("gate=hard", prepare=experiments.reinforce),
+}

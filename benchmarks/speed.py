@@ -1,0 +1,250 @@
+"""What the mixture costs: a layer and a whole training step against PEFT LoRA, in one process, as ratios.
+
+    python benchmarks/speed.py [--size tiny|small|7b] [--rounds 30] [--compile]
+
+NF4, forward + backward + optimiser step. All variants take turns, round after round; what is printed is the median over
+rounds of a variant's time divided by that of LoRA r=R in the same round, so that a machine that speeds up or slows down
+does not matter. `dense released layer` builds `A B` (I x O) for every instance, as the authors' code does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from qmixlora.backbone import keep_cpu_weights_unpacked, load_backbone
+from qmixlora.demo.backbone import make_config, make_processor
+from qmixlora.loss import supervised_loss
+from qmixlora.mixlora import MixLoraConfig
+from qmixlora.mixlora.layer import Linear
+from qmixlora.recipe import Model
+
+RESULTS = Path(__file__).parent / "results" / "speed"
+E, R = 16, 4
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int
+    layers: int
+    batch: int
+    tokens: int
+
+
+SIZES = {
+    "tiny": Size(width=128, layers=4, batch=32, tokens=22),  # the embedded backbone in training
+    "small": Size(width=1024, layers=2, batch=2, tokens=256),
+    "7b": Size(width=4096, layers=4, batch=2, tokens=1024),  # LLaVA-1.5-7B shapes, four of its 32 layers; needs a GPU
+}
+
+
+def released_delta(self: Linear, x: Tensor, adapter_name: str) -> Tensor:
+    """`x (A B)` with an I x O matrix per instance."""
+    config = self.mixlora_config[adapter_name]
+    mix_BEF = (config.scaling * self.mixing(x, adapter_name)).to(x.dtype)
+    A_EI, B_EO = self.mixlora_A[adapter_name].to(x.dtype), self.mixlora_B[adapter_name].to(x.dtype)
+    return x @ torch.einsum("ei,bef,fo->bio", A_EI, mix_BEF, B_EO)
+
+
+def variants() -> dict[str, Any]:
+    lora = {f"LoRA r={r}": LoraConfig(r=r, lora_alpha=2 * r, target_modules=[]) for r in (R, E)}
+    axes = [
+        ("tied", "weighted"), ("tied", "dense"), ("tied", "straight_through"), ("tied", "hard"),
+        ("independent", "weighted"), ("independent", "dense"),
+        ("conditional", "weighted"), ("conditional", "dense"), ("conditional", "straight_through"),
+        ("conditional", "hard"),
+    ]  # fmt: skip
+    ours = {
+        f"{pairing}, {gate}": MixLoraConfig(num_factors=E, r=R, dropout=0.0, pairing=pairing, gate=gate)
+        for pairing, gate in axes
+    }
+    default = MixLoraConfig(num_factors=E, r=R, dropout=0.0)
+    return {
+        "no adapter": None,
+        **lora,
+        "our default": default,
+        **ours,
+        "dense released layer": MixLoraConfig.released(E, R),
+    }
+
+
+def prepare(name: str, config: Any, model: nn.Module, targets: list[str]) -> nn.Module:
+    if config is None:
+        return model.requires_grad_(False)
+    config.target_modules = targets
+    model = get_peft_model(model, config)
+    if name == "dense released layer":
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.delta = released_delta.__get__(module)
+    return model
+
+
+def step_of(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], None]:
+    """One training step; without an adapter, the gradient goes to the embeddings' output alone."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+    if optimizer is None:
+        model.enable_input_require_grads()
+
+    def step() -> None:
+        supervised_loss(model, inputs).backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def layer_step(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+
+    def step() -> None:
+        layer(x).square().mean().backward()
+        x.grad = None
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def ratios(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict[str, float]]:
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            synchronize()
+            start = time.perf_counter()
+            step()
+            synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    reference = seconds[f"LoRA r={R}"]
+    return {
+        name: {
+            "ratio": statistics.median(own / other for own, other in zip(times, reference, strict=True)),
+            "milliseconds": 1000 * statistics.median(times),
+        }
+        for name, times in seconds.items()
+    }
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def backbone_folder(size: Size) -> Path:
+    folder = Path(tempfile.gettempdir()) / f"qmixlora-speed-{size.width}x{size.layers}"
+    if not (folder / "config.json").is_file():
+        processor = make_processor()
+        torch.manual_seed(0)
+        config = make_config(processor.tokenizer, layers=size.layers, width=size.width)
+        config.text_config.max_position_embeddings = 4096
+        LlavaForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return folder
+
+
+def batch_of(size: Size, model: nn.Module) -> dict[str, Any]:
+    """One picture, a text of the wanted length, three supervised tokens."""
+    config = model.config
+    pictures = config.image_seq_length
+    ids = torch.randint(5, config.text_config.vocab_size, (size.batch, size.tokens))
+    ids[:, 1 : 1 + pictures] = config.image_token_id
+    labels = torch.full_like(ids, -100)
+    labels[:, -3:] = ids[:, -3:]
+    pixels = torch.randn(size.batch, 3, config.vision_config.image_size, config.vision_config.image_size)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
+    device, dtype = model.device, model.dtype
+    return {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in batch.items()}
+
+
+def whole_steps(size: Size, compiled: bool) -> dict[str, Callable[[], None]]:
+    folder = backbone_folder(size)
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    steps = {}
+    for name, config in variants().items():
+        backbone, _, anatomy = load_backbone(Model(id=str(folder), dtype=dtype))
+        inputs = batch_of(size, backbone)
+        model = prepare(name, config, backbone, list(anatomy.targets))
+        model.train()
+        steps[name] = step_of(torch.compile(model) if compiled else model, inputs)
+    return steps
+
+
+class OneLayer(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.linear = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def layer_steps(size: Size) -> dict[str, Callable[[], None]]:
+    import bitsandbytes as bnb
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    x = torch.randn(size.batch, size.tokens, size.width, device=device, dtype=dtype, requires_grad=True)
+    steps = {}
+    for name, config in variants().items():
+        linear = bnb.nn.Linear4bit(size.width, size.width, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
+        keep_cpu_weights_unpacked(linear)
+        model = prepare(name, config, OneLayer(linear), ["linear"])
+        steps[name] = layer_step(model, x)
+    return steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the whole model")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    size = SIZES[arguments.size]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found: dict[str, Any] = {
+        "size": arguments.size,
+        "compiled": arguments.compile,
+        "hardware": gpu or f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "layer": ratios(layer_steps(size), arguments.rounds),
+        "step": ratios(whole_steps(size, arguments.compile), arguments.rounds),
+    }
+    print(f"{'':32}{'layer':>14}{'whole step':>16}   (time over LoRA r={R}; ms)")
+    for name in found["step"]:
+        cells = (
+            f"{found[part][name]['ratio']:.2f} {found[part][name]['milliseconds']:7.1f}" for part in ("layer", "step")
+        )
+        print(f"{name:32}" + "  ".join(f"{cell:>14}" for cell in cells))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    name = f"{'gpu' if gpu else 'cpu'}-{arguments.size}{'-compiled' if arguments.compile else ''}.json"
+    (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""docs/results.md from the runs that are kept: tables between markers, so that the words around them stay."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("validation", "test", "paraphrased", "held_out")
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+
+
+def read(folder: Path) -> dict[str, dict[float, list[dict[str, Any]]]]:
+    """Runs by name and learning rate."""
+    runs: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        runs[run["name"]][run["learning_rate"]].append(run)
+    return runs
+
+
+def chosen(rates: dict[float, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The runs at the learning rate with the best validation on seed 0, which every rate has been tried on."""
+    return max(rates.values(), key=lambda runs: next(r["validation"]["mean"] for r in runs if r["seed"] == 0))
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """`0.861 ± 0.004`: mean and standard error; the mean alone for one seed."""
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def summary(runs: dict[str, Any], names: Iterable[str]) -> str:
+    """One line per method: rates tried, seeds, trainable parameters, and the mean of every split."""
+    lines = [
+        "| method | learning rate (tried) | seeds | trainable | validation | test | paraphrased | held-out tasks |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        if name not in runs:
+            continue
+        best = chosen(runs[name])
+        tried = ", ".join(f"{rate:g}" for rate in sorted(runs[name]))
+        scores = (mean_and_error([run[split]["mean"] for run in best]) for split in SPLITS)
+        size = f"{best[0]['trainable_parameters'] / 1000:.0f} k"
+        lines.append(
+            f"| {name} | {best[0]['learning_rate']:g} ({tried}) | {len(best)} | {size} | {' | '.join(scores)} |"
+        )
+    return "\n".join(lines)
+
+
+def per_task(runs: dict[str, Any], names: Sequence[str], split: str) -> str:
+    """One line per task, one column per method."""
+    columns = [(name, chosen(runs[name])) for name in names if name in runs]
+    tasks = [task for task in columns[0][1][0][split] if task != "mean"]
+    lines = ["| task | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for task in (*tasks, "mean"):
+        cells = (mean_and_error([run[split][task] for run in best]) for _, best in columns)
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def speed(folder: Path) -> str:
+    """The ratios that benchmarks/speed.py left, one block per machine and size."""
+    blocks = []
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        compiled = ", torch.compile" if found["compiled"] else ""
+        head = f"{found['size']}{compiled}, {found['hardware']}, torch {found['torch']}, {found['date']}"
+        lines = [f"**{head}**\n", "| variant | layer | whole step | step, ms |", "|---|---|---|---|"]
+        for name, step in found["step"].items():
+            cells = f"{found['layer'][name]['ratio']:.2f} | {step['ratio']:.2f} | {step['milliseconds']:.1f}"
+            lines.append(f"| {name} | {cells} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+CONTROLS = (
+    "mixlora", "temperature=0.5", "lora-r4", "lora-r16", "lora-r23",
+    "frozen-routers", "random-routing", "paper", "released",
+)  # fmt: skip
+COMPARED = ("mixlora", "temperature=0.5", "lora-r4", "lora-r16", "lora-r23")
+
+
+def write(method_folder: Path, speed_folder: Path, names: Sequence[str]) -> None:
+    """Fill docs/results.md; `names` are the methods in the order in which they are listed."""
+    runs = read(method_folder)
+    unknown = set(runs) - set(names)
+    if unknown:
+        raise ValueError(f"runs of methods that do not exist any more: {sorted(unknown)}")
+    rest = [name for name in names if name not in CONTROLS[2:]]
+    axes = [name for name in rest if "=" in name.split(",")[0] or name == "mixlora"]
+    ideas = ["mixlora", *(name for name in rest if name not in axes)]
+    tasks = (f"{split}:\n\n{per_task(runs, COMPARED, split)}" for split in ("test", "paraphrased", "held_out"))
+    blocks = {
+        "controls": summary(runs, CONTROLS),
+        "tasks": "\n\n".join(tasks),
+        "axes": summary(runs, axes),
+        "ideas": summary(runs, ideas),
+        "speed": speed(speed_folder),
+    }
+    fill(PAGE, blocks)
+
+
+def fill(page: Path, blocks: dict[str, str]) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- end NAME -->`. Raises ValueError for a missing marker."""
+    text = page.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        before, found, rest = text.partition(start)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise ValueError(f"{page} has no {start} ... {end}")
+        text = f"{before}{start}\n{block}\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
