@@ -49,16 +49,17 @@ def frozen_routers(trainer: Any) -> None:
 
 def random_routing(trainer: Any) -> None:
     """Route on noise that the instruction's tokens seed: random, and the same for the same instruction."""
+    tuner = trainer.model.base_model
     width = trainer.model.get_input_embeddings().embedding_dim
 
-    def noise(inputs: dict[str, Tensor], instruction_BS: Tensor) -> Tensor:
+    def noise(name: str, inputs: dict[str, Tensor]) -> Tensor:
         rows = []
-        for ids_S, instruction_S in zip(inputs["input_ids"], instruction_BS, strict=True):
+        for ids_S, instruction_S in zip(inputs["input_ids"], tuner.mixlora_routing.current.instruction_BS, strict=True):
             seed = zlib.crc32(str(ids_S[instruction_S].tolist()).encode())
             rows.append(torch.randn(width, generator=torch.Generator().manual_seed(seed)))
         return torch.stack(rows)
 
-    trainer.model.base_model._embedding_condition = noise
+    tuner._condition = noise
 
 
 def layer_norm_only(trainer: Any) -> None:

@@ -1,7 +1,8 @@
 """What the mixture is worth: LoRA and mixtures on the embedded backbone, same data, steps, batch and scale.
 
-    python benchmarks/method.py run [NAME ...] [--learning-rate LR ...] [--seeds 0 1 2] [--worker 0/2]
-    python benchmarks/method.py table            # docs/results.md, from the runs that are there
+    python benchmarks/method.py run [--worker 0/2]                                what is planned in methods.py
+    python benchmarks/method.py run NAME ... [--learning-rate LR ...] [--seeds 0 1]
+    python benchmarks/method.py table                                             docs/results.md
 
 Each run is one small JSON file in benchmarks/results/method/ and is never run again while its file is there. Choose
 the learning rate of a method by `validation`, never by what is reported.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import sys
 import tempfile
@@ -41,7 +43,7 @@ from qmixlora.training import make_trainer
 sys.path.insert(0, str(Path(__file__).parent))
 import experiments
 import tables
-from methods import METHODS, Method
+from methods import CONTROLS, LEARNING_RATE, LEARNING_RATES, METHODS, SEEDS, Method
 
 RESULTS = Path(__file__).parent / "results" / "method"
 DATA = Path(tempfile.gettempdir()) / "qmixlora-benchmark-data"
@@ -174,24 +176,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("names", nargs="*", help=", ".join(METHODS))
-    parser.add_argument("--learning-rate", type=float, nargs="+", default=[3e-3])
+    parser.add_argument("--learning-rate", type=float, nargs="+", default=[LEARNING_RATE])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--worker", default="0/1", help="this process takes every n-th run: k/n")
     arguments = parser.parse_args()
     if arguments.command == "table":
-        tables.write(RESULTS, RESULTS.with_name("speed"), list(METHODS))
+        tables.write(RESULTS, RESULTS.with_name("speed"), list(METHODS), CONTROLS)
         return
     worker, workers = (int(part) for part in arguments.worker.split("/"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     warnings.simplefilter("ignore")
-    names = arguments.names or list(METHODS)
-    runs = [
-        Run(name, METHODS[name], rate, seed)
-        for seed in arguments.seeds
-        for name in names
-        for rate in arguments.learning_rate
+    if arguments.names:
+        grid = itertools.product(arguments.seeds, arguments.names, arguments.learning_rate)
+        run_all([Run(name, METHODS[name], rate, seed) for seed, name, rate in grid][worker::workers])
+        return
+    first = [
+        Run(name, METHODS[name], rate, 0) for name in METHODS for rate in LEARNING_RATES.get(name, (LEARNING_RATE,))
     ]
-    run_all(runs[worker::workers])
+    run_all(first[worker::workers])
+    best = {name: tables.chosen(rates)[0]["learning_rate"] for name, rates in tables.read(RESULTS).items()}
+    more = [Run(name, METHODS[name], best[name], seed) for seed in SEEDS[1:] for name in CONTROLS if name in best]
+    run_all(more[worker::workers])
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ SIZES = [("8", "2"), ("16", "2"), ("32", "4"), ("16", "8"), ("8", "4")]
 PLAIN = ("condition_norm=none", "gate=hard", "route_on=all", "pairing=conditional")  # the paper's equations
 
 METHODS = {
-    **{f"lora-r{r}": lora(r) for r in (4, 16, 23, 2, 8, 32)},
+    **{f"lora-r{r}": lora(r) for r in (4, 16, 22, 2, 8, 32)},
     "mixlora": mixture(),
     **{change: mixture(change) for change in ONE_CHANGE},
     **{",".join(changes): mixture(*changes) for changes in PAIRS},
@@ -86,3 +86,18 @@ METHODS = {
     "one-matrix-cfs": mixture("pairing=conditional", prepare=experiments.one_matrix_cfs),
     "reinforce": mixture("gate=hard", prepare=experiments.reinforce),
 }
+
+CONTROLS = (  # run with five seeds at the best of their learning rates
+    "mixlora", "temperature=0.5", "lora-r4", "lora-r16", "lora-r22",
+    "frozen-routers", "random-routing", "paper", "released",
+)  # fmt: skip
+SEEDS = (0, 1, 2, 3, 4)
+LEARNING_RATES = {  # tried on seed 0
+    "mixlora": (2e-3, 3e-3),
+    "temperature=0.5": (2e-3, 3e-3),
+    "lora-r4": (2e-3, 4e-3),
+    "lora-r16": (1.5e-3, 2e-3, 3e-3, 6e-3),
+    "lora-r22": (1.5e-3,),
+    "frozen-routers": (3e-3,),
+}
+LEARNING_RATE = 2e-3  # of the others

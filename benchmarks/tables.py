@@ -78,25 +78,21 @@ def speed(folder: Path) -> str:
     return "\n\n".join(blocks)
 
 
-CONTROLS = (
-    "mixlora", "temperature=0.5", "lora-r4", "lora-r16", "lora-r23",
-    "frozen-routers", "random-routing", "paper", "released",
-)  # fmt: skip
-COMPARED = ("mixlora", "temperature=0.5", "lora-r4", "lora-r16", "lora-r23")
+COMPARED = ("mixlora", "temperature=0.5", "lora-r4", "lora-r16", "lora-r22")
 
 
-def write(method_folder: Path, speed_folder: Path, names: Sequence[str]) -> None:
-    """Fill docs/results.md; `names` are the methods in the order in which they are listed."""
+def write(method_folder: Path, speed_folder: Path, names: Sequence[str], controls: Sequence[str]) -> None:
+    """Fill docs/results.md; `names` are the methods in the order of their lines, `controls` the first table."""
     runs = read(method_folder)
     unknown = set(runs) - set(names)
     if unknown:
         raise ValueError(f"runs of methods that do not exist any more: {sorted(unknown)}")
-    rest = [name for name in names if name not in CONTROLS[2:]]
+    rest = [name for name in names if name not in controls[2:]]
     axes = [name for name in rest if "=" in name.split(",")[0] or name == "mixlora"]
     ideas = ["mixlora", *(name for name in rest if name not in axes)]
     tasks = (f"{split}:\n\n{per_task(runs, COMPARED, split)}" for split in ("test", "paraphrased", "held_out"))
     blocks = {
-        "controls": summary(runs, CONTROLS),
+        "controls": summary(runs, controls),
         "tasks": "\n\n".join(tasks),
         "axes": summary(runs, axes),
         "ideas": summary(runs, ideas),

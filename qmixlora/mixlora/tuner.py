@@ -140,6 +140,7 @@ class MixLoraModel(BaseTuner):
             inputs, routing_mask_BS, image_token_ids(getattr(module, "config", None))
         )
         routing = context.current = Routing(prompt_BS, instruction_BS)
+        device = next(module.parameters()).device
         tasks = context.tasks if tasks is None else tasks
         for name in self.active_adapters:
             config = self.peft_config[name]
@@ -149,20 +150,31 @@ class MixLoraModel(BaseTuner):
                 ids_B = routing.task_ids[name]
                 drawn_B = torch.rand(len(ids_B), device=ids_B.device) < config.task_mix
                 routing.replaced[name] = drawn_B & (ids_B >= 0) & self._has_task_mean(name, ids_B)
-            if config.route_on == "embedding":
-                condition_BD = self._embedding_condition(inputs, instruction_BS)
-                if name in self.mixlora_center:
-                    condition_BD = self.mixlora_center[name](condition_BD, routing)
-                routing.conditions[name] = condition_BD
-            elif config.route_on == "task":
-                routing.conditions[name] = self._task_condition(name, routing.task_ids[name])
-            if name in routing.conditions and config.pairing in ("tied", "independent"):
-                self._select_ahead(name)
+            if config.route_on in ("embedding", "task"):
+                with torch.autocast(device.type, enabled=False):  # as in the layers: selection is fp32
+                    routing.conditions[name] = self._condition(name, inputs)
+                    if config.pairing in ("tied", "independent"):
+                        self._select_ahead(name)
         return args, kwargs
 
+    def _condition(self, name: str, inputs: dict[str, Any]) -> Tensor:
+        """What to route on (B x D, fp32), where that is known before the first layer."""
+        routing = self.mixlora_routing.current
+        if self.peft_config[name].route_on == "task":
+            table_TD, ids_B = self.mixlora_task[name], routing.task_ids[name]
+            return torch.where((ids_B >= 0)[:, None], table_TD[ids_B.clamp(min=0)], table_TD.mean(dim=0))
+        embeddings_BSD = inputs.get("inputs_embeds")
+        if embeddings_BSD is None:
+            embeddings_BSD = self.model.get_input_embeddings()(inputs["input_ids"])
+        condition_BD = mean_over(embeddings_BSD, routing.instruction_BS)
+        if name not in self.mixlora_center:
+            return condition_BD
+        centred_BD: Tensor = self.mixlora_center[name](condition_BD, routing)
+        return centred_BD
+
     def _select_ahead(self, name: str) -> None:
-        """Every layer's selection at once, where the condition is known before the first layer and the scores do not
-        depend on a layer's factors: one product in place of one per layer, and nothing to recompute.
+        """Every layer's selection at once, where the scores do not depend on a layer's factors: one product in place of
+        one per layer, and nothing to recompute.
         """
         routing, config = self.mixlora_routing.current, self.peft_config[name]
         layers = [layer for layer in self.mixlora_layers if name in layer.mixlora_config]
@@ -172,9 +184,8 @@ class MixLoraModel(BaseTuner):
             route_LED = torch.stack([getattr(layer, router)[name] for layer in layers])
             return torch.einsum("bd,led->lbe", condition_BD, route_LED).flatten(0, 1)
 
-        with torch.autocast(condition_BD.device.type, enabled=False):
-            logits_B_NE = None if config.pairing == "tied" else logits("mixlora_route_B")
-            mix_NEF = select(config, logits("mixlora_route_A"), logits_B_NE)
+        logits_B_NE = None if config.pairing == "tied" else logits("mixlora_route_B")
+        mix_NEF = select(config, logits("mixlora_route_A"), logits_B_NE)
         for layer, mix_BEF in zip(layers, mix_NEF.chunk(len(layers)), strict=True):
             routing.selected[layer, name] = mix_BEF
 
@@ -198,13 +209,3 @@ class MixLoraModel(BaseTuner):
         layer = next(layer for layer in self.mixlora_layers if name in layer.mixlora_task_count)
         seen_B: Tensor = layer.mixlora_task_count[name][task_ids_B] > 0
         return seen_B
-
-    def _embedding_condition(self, inputs: dict[str, Any], instruction_BS: Tensor | None) -> Tensor:
-        embeddings_BSD = inputs.get("inputs_embeds")
-        if embeddings_BSD is None:
-            embeddings_BSD = self.model.get_input_embeddings()(inputs["input_ids"])
-        return mean_over(embeddings_BSD.detach(), instruction_BS)
-
-    def _task_condition(self, name: str, task_ids_B: Tensor) -> Tensor:
-        table_TD = self.mixlora_task[name]
-        return torch.where((task_ids_B >= 0)[:, None], table_TD[task_ids_B.clamp(min=0)], table_TD.mean(dim=0))

@@ -200,13 +200,14 @@ def test_bf16_selects_as_fp32_and_computes_in_bf16(pairing: str, gate: str) -> N
     torch.testing.assert_close(output.float(), expected, rtol=3e-2, atol=3e-2 * float(expected.abs().max()))
 
 
-def test_autocast_does_not_touch_the_selection() -> None:
-    model = adapted(nn.Linear(13, 9), pairing="conditional", gate="weighted", route_on="all")
-    x_BSI = torch.randn(4, 6, 13)
+@pytest.mark.parametrize(("route_on", "pairing"), [("prompt", "conditional"), ("embedding", "tied")])
+def test_autocast_does_not_touch_the_selection(route_on: str, pairing: str) -> None:
+    model = adapted(nn.Linear(13, 9), pairing=pairing, route_on=route_on, condition_norm="center").eval()
+    x_BSI = torch.randn(2, 6, 13)
     mixes = []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            model(x_BSI)
+            model(x_BSI, **BATCH)
         mixes += model.base_model.mixlora_routing.current.mixes.values()
     assert torch.equal(mixes[0], mixes[1])
 
