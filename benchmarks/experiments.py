@@ -62,6 +62,23 @@ def random_routing(trainer: Any) -> None:
     tuner._condition = noise
 
 
+def word_dropout(trainer: Any) -> None:
+    """In training, each token of the instruction is left out of the condition with probability 0.2."""
+    tuner = trainer.model.base_model
+    original = tuner._condition
+
+    def condition(name: str, inputs: dict[str, Tensor]) -> Tensor:
+        routing = tuner.mixlora_routing.current
+        whole_BS = routing.instruction_BS
+        if trainer.model.training:
+            routing.instruction_BS = whole_BS & (torch.rand(whole_BS.shape) > 0.2)
+        condition_BD = original(name, inputs)
+        routing.instruction_BS = whole_BS
+        return condition_BD
+
+    tuner._condition = condition
+
+
 def layer_norm_only(trainer: Any) -> None:
     """Conditions on one scale, but with what they share left in."""
 
@@ -88,9 +105,22 @@ def _replace_center(trainer: Any, forward: Any) -> None:
             module.forward = forward.__get__(module)
 
 
-def sigmoid_scores(trainer: Any) -> None:
+def temperature(value: float) -> Any:
+    """The routers' logits divided by a constant: below 1 a sharper choice."""
+
+    def prepare(trainer: Any) -> None:
+        selection.independent_scores = lambda logits_BE: (logits_BE / value).softmax(dim=-1)
+
+    return prepare
+
+
+def sharper_sigmoid_scores(trainer: Any) -> None:
+    sigmoid_scores(trainer, temperature=0.5)
+
+
+def sigmoid_scores(trainer: Any, temperature: float = 1.0) -> None:
     """Factors scored each for itself; a chosen one weighs twice its score, so that all weigh 1 at first."""
-    selection.independent_scores = lambda logits_BE, config: (logits_BE / config.temperature).sigmoid()
+    selection.independent_scores = lambda logits_BE: (logits_BE / temperature).sigmoid()
     selection._weights = lambda score_BR, config: 2 * score_BR
 
 
@@ -151,7 +181,7 @@ def _gates_apart(combine: Any) -> Any:
     """`select` for pools chosen apart, the two gates of a slot combined in another way than multiplied."""
 
     def select(config: Any, logits_A_BE: Tensor, logits_B_BE: Tensor) -> Tensor:
-        scores = [selection.independent_scores(logits, config) for logits in (logits_A_BE, logits_B_BE)]
+        scores = [selection.independent_scores(logits) for logits in (logits_A_BE, logits_B_BE)]
         chosen_A, chosen_B = (score.topk(config.r, dim=1).indices for score in scores)
         gates = [
             selection._weights(score.gather(1, chosen), config)

@@ -123,10 +123,9 @@ def recipe_of(run: Run) -> Recipe:
     return resolve(load_recipe("tiny-cpu", overrides), DATA, Console(stderr=True))
 
 
-@experiments.undone()
-def execute(run: Run) -> dict[str, Any]:
-    """Train and evaluate one run; what is kept of it."""
-    recipe, start = recipe_of(run), time.monotonic()
+def trained(run: Run) -> tuple[Session, float]:
+    """The session of a run after its training, and the mean training loss."""
+    recipe = recipe_of(run)
     rows = prepared(recipe.model.id)
     session = open_session(recipe, sorted({row["task"] for row in rows}))
     session = dataclasses.replace(session, collator=PreparedCollator(session.processor, recipe.data.max_length))
@@ -135,7 +134,15 @@ def execute(run: Run) -> dict[str, Any]:
         trainer = make_trainer(session, rows, None, Path(folder), display)
         if run.method.prepare is not None:
             run.method.prepare(trainer)
-        trained = trainer.train()
+        loss = trainer.train().training_loss
+    return session, loss
+
+
+@experiments.undone()
+def execute(run: Run) -> dict[str, Any]:
+    """Train and evaluate one run; what is kept of it."""
+    start = time.monotonic()
+    session, loss = trained(run)
     trainable = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
     seconds = time.monotonic() - start
     return {
@@ -146,7 +153,7 @@ def execute(run: Run) -> dict[str, Any]:
         "steps": STEPS,
         "batch": BATCH,
         "trainable_parameters": trainable,
-        "train_loss": trained.training_loss,
+        "train_loss": loss,
         **{split: score(session, split) for split in ("validation", *REPORTED)},
         "train_seconds": seconds,
         "date": time.strftime("%Y-%m-%d"),

@@ -44,7 +44,6 @@ AXES = {
     "route_on": ("all", "prompt", "instruction", "task"),
     "condition_norm": ("none",),
     "task_mix": ("0.3",),
-    "temperature": ("0.5", "0.25"),
 }
 ONE_CHANGE = [f"{axis}={value}" for axis, values in AXES.items() for value in values]
 PAIRS = [
@@ -54,7 +53,6 @@ PAIRS = [
     ("gate=dense", "alpha=32"),
     ("gate=dense", "route_on=task"),
     ("gate=dense", "route_on=instruction"),
-    ("temperature=0.5", "route_on=instruction"),
     ("condition_norm=none", "route_on=instruction"),
 ]
 SIZES = [("8", "2"), ("16", "2"), ("32", "4"), ("16", "8"), ("8", "4")]
@@ -74,6 +72,10 @@ METHODS = {
     "layer-norm-only": mixture(prepare=experiments.layer_norm_only),
     "unit-conditions": mixture(prepare=experiments.unit_conditions),
     "sigmoid-scores": mixture(prepare=experiments.sigmoid_scores),
+    "sigmoid-scores-temperature-0.5": mixture(prepare=experiments.sharper_sigmoid_scores),
+    "temperature-0.5": mixture(prepare=experiments.temperature(0.5)),
+    "temperature-0.25": mixture(prepare=experiments.temperature(0.25)),
+    "word-dropout": mixture(prepare=experiments.word_dropout),
     "sigmoid-scores,gate=dense": mixture("gate=dense", prepare=experiments.sigmoid_scores),
     "one-router": mixture(prepare=experiments.one_router),
     "one-router-per-block": mixture(prepare=experiments.one_router_per_block),
@@ -88,13 +90,13 @@ METHODS = {
 }
 
 CONTROLS = (  # run with five seeds at the best of their learning rates
-    "mixlora", "temperature=0.5", "lora-r4", "lora-r16", "lora-r22",
+    "mixlora", "sigmoid-scores", "temperature-0.5", "lora-r4", "lora-r16", "lora-r22",
     "frozen-routers", "random-routing", "paper", "released",
 )  # fmt: skip
 SEEDS = (0, 1, 2, 3, 4)
 LEARNING_RATES = {  # tried on seed 0
     "mixlora": (2e-3, 3e-3),
-    "temperature=0.5": (2e-3, 3e-3),
+    "temperature-0.5": (2e-3, 3e-3),
     "lora-r4": (2e-3, 4e-3),
     "lora-r16": (1.5e-3, 2e-3, 3e-3, 6e-3),
     "lora-r22": (1.5e-3,),

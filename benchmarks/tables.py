@@ -78,7 +78,7 @@ def speed(folder: Path) -> str:
     return "\n\n".join(blocks)
 
 
-COMPARED = ("mixlora", "temperature=0.5", "lora-r4", "lora-r16", "lora-r22")
+COMPARED = ("mixlora", "lora-r4", "lora-r16", "lora-r22")
 
 
 def write(method_folder: Path, speed_folder: Path, names: Sequence[str], controls: Sequence[str]) -> None:
@@ -87,7 +87,7 @@ def write(method_folder: Path, speed_folder: Path, names: Sequence[str], control
     unknown = set(runs) - set(names)
     if unknown:
         raise ValueError(f"runs of methods that do not exist any more: {sorted(unknown)}")
-    rest = [name for name in names if name not in controls[2:]]
+    rest = [name for name in names if name not in controls[3:]]
     axes = [name for name in rest if "=" in name.split(",")[0] or name == "mixlora"]
     ideas = ["mixlora", *(name for name in rest if name not in axes)]
     tasks = (f"{split}:\n\n{per_task(runs, COMPARED, split)}" for split in ("test", "paraphrased", "held_out"))
@@ -96,9 +96,25 @@ def write(method_folder: Path, speed_folder: Path, names: Sequence[str], control
         "tasks": "\n\n".join(tasks),
         "axes": summary(runs, axes),
         "ideas": summary(runs, ideas),
+        "interference": interference(speed_folder.with_name("interference")),
         "speed": speed(speed_folder),
     }
     fill(PAGE, blocks)
+
+
+def interference(folder: Path) -> str:
+    """What benchmarks/interference.py left: the mean matrices off the diagonal, in numbers."""
+    lines = [
+        "| method | pool | mean of I_ij | mean size | share negative | most negative |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for pool in ("A", "B"):
+            row = found[pool]
+            numbers = " | ".join(f"{row[key]:.3f}" for key in ("mean", "mean_size", "negative", "worst"))
+            lines.append(f"| {found['name']} | {pool} | {numbers} |")
+    return "\n".join(lines)
 
 
 def fill(page: Path, blocks: dict[str, str]) -> None:

@@ -110,7 +110,8 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
         )
     write_json(run / "interference.json", found.to_dict())
     means = {pool: found.mean(pool) for pool in POOLS}
-    picture = draw_interference(found.tasks, means, run / FIGURES / "interference.png")
+    titled = {f"Factors {pool}": mean_TT for pool, mean_TT in means.items()}
+    picture = draw_interference(found.tasks, titled, run / FIGURES / "interference.png")
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     if len(found.tasks) <= SHOWN:

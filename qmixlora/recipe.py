@@ -53,7 +53,6 @@ class Adapter(_Section):
     condition_norm: Literal["none", "center"] = Field(
         default="center", description="center: routed on without what all inputs share (their running mean)"
     )
-    temperature: float = Field(default=1.0, gt=0, description="divides the routers' logits; below 1 is sharper")
     task_mix: float = Field(default=0.0, ge=0, le=1, description="share of samples gated by their task's mean")
     target_modules: Literal["language"] | list[str] = Field(
         default="language", description="'language': every linear layer of the decoder; or suffixes of their names"

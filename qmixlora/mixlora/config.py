@@ -36,7 +36,6 @@ class MixLoraConfig(PeftConfig):
             learned vector per `task`.
         condition_norm: `center` puts what is routed on on one scale and takes off its running mean, which all inputs
             share and which would drown what tells them apart; `none` routes on it as it is (the paper).
-        temperature: divides the routers' logits; below 1 the choice is sharper.
         task_mix: share of training samples whose gates are replaced by the running mean of their task's gates.
         tasks: the task labels, needed by `route_on="task"` and by `task_mix`.
         task_dim: width of the learned task vectors.
@@ -54,7 +53,6 @@ class MixLoraConfig(PeftConfig):
     gate: Gate = "weighted"
     route_on: RouteOn = "embedding"
     condition_norm: ConditionNorm = "center"
-    temperature: float = 1.0
     task_mix: float = 0.0
     tasks: list[str] | None = None
     task_dim: int = 64
@@ -131,7 +129,6 @@ class MixLoraConfig(PeftConfig):
         return [
             *wrong,
             not 1 <= self.r <= self.num_factors and f"r={self.r} must lie between 1 and num_factors={self.num_factors}",
-            self.temperature <= 0 and f"temperature={self.temperature} must be above 0",
             not 0 <= self.dropout < 1 and f"dropout={self.dropout} must lie in [0, 1)",
             not 0 <= self.task_mix <= 1 and f"task_mix={self.task_mix} must lie between 0 and 1",
             self.task_dim < 1 and f"task_dim={self.task_dim} must be at least 1",

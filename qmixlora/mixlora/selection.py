@@ -31,9 +31,9 @@ def mean_over(x_BSI: Tensor, mask_BS: Tensor | None) -> Tensor:
     return torch.bmm(weight_BS.float()[:, None], x_BSI.float())[:, 0]
 
 
-def independent_scores(logits_BE: Tensor, config: MixLoraConfig) -> Tensor:
-    """IFS, `p = softmax(route . c / temperature)` (B x E) from its logits: paper, independent factor selection."""
-    return (logits_BE / config.temperature).softmax(dim=-1)
+def independent_scores(logits_BE: Tensor) -> Tensor:
+    """IFS, `p = softmax(route . c)` (B x E) from its logits: paper, independent factor selection."""
+    return logits_BE.softmax(dim=-1)
 
 
 def conditional_scores(chosen_BR: Tensor, pool_EI: Tensor, route_RIE: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ def select(
         logits_A_BE, logits_B_BE: `route . c` of the IFS routers; none for B where the pairing is tied.
         conditional: what the CFS router adds to B's scores (B x E), given the factors chosen from A (B x R).
     """
-    score_A_BE = independent_scores(logits_A_BE, config)
-    score_B_BE = None if logits_B_BE is None else independent_scores(logits_B_BE, config)
+    score_A_BE = independent_scores(logits_A_BE)
+    score_B_BE = None if logits_B_BE is None else independent_scores(logits_B_BE)
     chosen_A_BR = score_A_BE.topk(config.r, dim=1).indices if conditional or config.gate != "dense" else None
     if conditional is not None:
         assert chosen_A_BR is not None and score_B_BE is not None

@@ -18,14 +18,14 @@ DIVERGING, SEQUENTIAL = "RdBu", "viridis"
 
 
 def draw_interference(tasks: Sequence[str], matrices: dict[str, Tensor], path: Path) -> Path:
-    """Heat maps of task interference (T x T), one per pool: blue helps, red harms; cut at -1 and 1."""
+    """Heat maps of task interference (T x T) by their titles: blue helps, red harms; cut at -1 and 1."""
     size = 2 + 0.45 * len(tasks)
     figure = Figure(figsize=(size * len(matrices), size), layout="constrained")
-    for axes, (pool, matrix_TT) in zip(
+    for axes, (title, matrix_TT) in zip(
         figure.subplots(1, len(matrices), squeeze=False)[0], matrices.items(), strict=True
     ):
         _heat_map(axes, matrix_TT, tasks, tasks, (-1, 1), DIVERGING, numbers=len(tasks) <= 16)
-        axes.set(title=f"Factors {pool}", xlabel="a step for this task ...", ylabel="... changes this task")
+        axes.set(title=title, xlabel="a step for this task ...", ylabel="... changes this task")
     return _save(figure, path)
 
 

@@ -117,9 +117,9 @@ def test_values_and_gradients_equal_the_reference(pairing: str, gate: str, route
 
 
 @pytest.mark.parametrize("route_on", ["instruction", "embedding"])
-def test_centred_conditions_and_temperature_equal_the_reference(route_on: str) -> None:
+def test_centred_conditions_equal_the_reference(route_on: str) -> None:
     base = nn.Linear(13, 9)
-    model = adapted(base, route_on=route_on, condition_norm="center", temperature=0.5).eval()
+    model = adapted(base, route_on=route_on, condition_norm="center").eval()
     width = 13 if route_on == "instruction" else 5
     (center,) = (module for module in model.modules() if isinstance(module, Center))
     center.mean.copy_(torch.randn(1, width))
@@ -128,9 +128,7 @@ def test_centred_conditions_and_temperature_equal_the_reference(route_on: str) -
     for b, x_SI in enumerate(x_BSI):
         c = condition(model, x_BSI, b, route_on)
         c = (c - c.mean()) / (c.var(unbiased=False) + 1e-5).sqrt() - center.mean[0]
-        rows.append(
-            base(x_SI) + update(x_SI, c / 0.5, parameters_of(model), r=3, alpha=5.0, pairing="tied", kind="weighted")
-        )
+        rows.append(base(x_SI) + update(x_SI, c, parameters_of(model), r=3, alpha=5.0, pairing="tied", kind="weighted"))
     # a few roundings: the sums run in another order
     torch.testing.assert_close(model(x_BSI, **BATCH), torch.stack(rows), rtol=1e-5, atol=1e-5)
 
