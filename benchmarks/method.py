@@ -61,19 +61,12 @@ COMMON = (
 )
 
 
-class PreparedRows(list[dict[str, Any]]):
-    """Rows of tensors that also answer `rows["task"]`, as a `datasets.Dataset` does."""
-
-    def __getitem__(self, key: Any) -> Any:
-        return [row["task"] for row in self] if key == "task" else super().__getitem__(key)
-
-
 @dataclass
 class PreparedCollator(Collator):
     """The collator, with every training row made once: tokens and pixels do not change from run to run."""
 
-    def prepare(self, rows: Sequence[Mapping[str, Any]]) -> PreparedRows:
-        made = PreparedRows()
+    def prepare(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        made = []
         for start in range(0, len(rows), 256):
             batch = super().__call__([rows[index] for index in range(start, min(start + 256, len(rows)))])
             lengths = batch["attention_mask"].sum(dim=1).tolist()
@@ -111,7 +104,7 @@ def data_folder() -> Path:
 
 
 @cache
-def prepared(model_id: str) -> PreparedRows:
+def prepared(model_id: str) -> list[dict[str, Any]]:
     from transformers import AutoProcessor
 
     collator = PreparedCollator(AutoProcessor.from_pretrained(model_id), 128)

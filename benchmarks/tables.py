@@ -23,8 +23,10 @@ def read(folder: Path) -> dict[str, dict[float, list[dict[str, Any]]]]:
 
 
 def chosen(rates: dict[float, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The runs at the learning rate with the best validation on seed 0, which every rate has been tried on."""
-    return max(rates.values(), key=lambda runs: next(r["validation"]["mean"] for r in runs if r["seed"] == 0))
+    """The runs at the learning rate with the best mean validation, among the rates with the most seeds."""
+    most = max(len(runs) for runs in rates.values())
+    complete = (runs for runs in rates.values() if len(runs) == most)
+    return max(complete, key=lambda runs: statistics.fmean(run["validation"]["mean"] for run in runs))
 
 
 def mean_and_error(values: Sequence[float]) -> str:

@@ -54,7 +54,10 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
         display = ProgressDisplay(console)
         try:
-            make_trainer(session, rows, validation, folder, display).train(resume_from_checkpoint=checkpoint)
+            trainer = make_trainer(session, rows, validation, folder, display)
+            if recipe.adapter.method == "mixlora":
+                trainer.add_callback(RoutingLog(RoutingProbe(session, validation or rows), folder))
+            trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             display.close()
         _save_adapter(session, folder)
@@ -84,16 +87,13 @@ def make_trainer(
         # Only reentrant checkpointing needs inputs with a gradient; with them the frozen vision tower would be
         # differentiated as well, since transformers marks its patch embeddings too.
         session.model.disable_input_require_grads()
-    callbacks = [FirstStepsGuard(session), MetricsLog(folder), display]
-    if session.recipe.adapter.method == "mixlora":
-        callbacks.append(RoutingLog(RoutingProbe(session, rows if validation is None else validation), folder))
     trainer = SupervisedTrainer(
         model=session.model,
         args=_arguments(session.recipe, folder, validation is not None),
         train_dataset=rows,
         eval_dataset=validation,
         data_collator=session.collator,
-        callbacks=callbacks,
+        callbacks=[FirstStepsGuard(session), MetricsLog(folder), display],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

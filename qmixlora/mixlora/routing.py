@@ -31,6 +31,7 @@ class Routing:
     that were selected before the first layer; `mixes` what each layer selected, without its graph: decoding reads it
     instead of selecting again. `task_means` and `centers` hold running means as they were before this batch; their
     presence tells that the forward pass at hand is a recomputation. `pooled` is the last input that was averaged.
+    `starts_step` is false while gradients of earlier batches wait for the same optimiser step.
     """
 
     prompt_BS: Tensor | None = None
@@ -39,6 +40,7 @@ class Routing:
     task_ids: dict[str, Tensor] = field(default_factory=dict)
     replaced: dict[str, Tensor] = field(default_factory=dict)
     decoding: bool = False
+    starts_step: bool = True
     selected: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     mixes: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     task_means: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)

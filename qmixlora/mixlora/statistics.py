@@ -39,23 +39,36 @@ class Center(nn.Module):
     """Puts conditions on one scale (layer norm) and takes off what all of them share, their running mean.
 
     Pooled states of one model have nearly one direction in common; what tells instructions apart is small beside it.
-    The mean is the one from before the batch, so that a sample's routing does not depend on its neighbours.
+    The mean is the one from before the optimiser step, so that a sample's routing depends neither on its neighbours in
+    the batch nor on how the batch is split for accumulation; what a step adds waits in `pending`.
     """
 
     mean: Tensor  # 1 x D
-    count: Tensor  # 1
+    count: Tensor  # 1, samples in the mean
+    pending: Tensor  # 1 x D, a sum
+    pending_count: Tensor  # 1
 
     def __init__(self, width: int, **place: Any) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(1, width, **place))
-        self.register_buffer("count", torch.zeros(1, **place))
+        for name, size in (("mean", (1, width)), ("count", (1,)), ("pending", (1, width)), ("pending_count", (1,))):
+            self.register_buffer(name, torch.zeros(size, **place))
 
     def forward(self, condition_BD: Tensor, routing: Routing) -> Tensor:
         condition_BD = layer_norm(condition_BD, condition_BD.shape[-1:])
-        if not self.training:
-            return condition_BD - self.mean
-        if self not in routing.centers:  # the first pass over this batch, not its recomputation
+        if self in routing.centers:  # the recomputation of a layer under activation checkpointing
+            return condition_BD - routing.centers[self]
+        if routing.starts_step or not self.training:
+            self._fold()
+        if self.training:
             routing.centers[self] = self.mean.clone()
-            nobody_B = torch.zeros(len(condition_BD), dtype=torch.long, device=condition_BD.device)
-            update_means(self.mean, self.count, condition_BD.detach(), nobody_B)
-        return condition_BD - routing.centers[self]
+            self.pending.add_(condition_BD.detach().sum(dim=0))
+            self.pending_count.add_(len(condition_BD))
+        return condition_BD - self.mean
+
+    def _fold(self) -> None:
+        """Take what is pending into the mean: the plain mean over the first WINDOW samples, then an exponential one."""
+        self.count.add_(self.pending_count)
+        rate = (self.pending_count / self.count.clamp(min=1, max=WINDOW)).clamp(max=1)
+        self.mean.lerp_(self.pending / self.pending_count.clamp(min=1), rate)
+        self.pending.zero_()
+        self.pending_count.zero_()

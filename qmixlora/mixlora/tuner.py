@@ -36,12 +36,14 @@ class MixLoraModel(BaseTuner):
     mixlora_task: nn.ParameterDict
     mixlora_center: nn.ModuleDict
     mixlora_layers: list[Linear]  # in the order of the model
+    _seen_version: int
 
     def _pre_injection_hook(self, model: nn.Module, config: MixLoraConfig, adapter_name: str) -> None:
         self.mixlora_routing = RoutingContext()
         self.mixlora_task = nn.ParameterDict()
         self.mixlora_center = nn.ModuleDict()
         self.mixlora_layers = []
+        self._seen_version = -1
         model.register_forward_pre_hook(self._begin_batch, with_kwargs=True)
 
     def inject_adapter(
@@ -139,7 +141,7 @@ class MixLoraModel(BaseTuner):
         prompt_BS, instruction_BS = routing_masks(
             inputs, routing_mask_BS, image_token_ids(getattr(module, "config", None))
         )
-        routing = context.current = Routing(prompt_BS, instruction_BS)
+        routing = context.current = Routing(prompt_BS, instruction_BS, starts_step=self._starts_step())
         device = next(module.parameters()).device
         tasks = context.tasks if tasks is None else tasks
         for name in self.active_adapters:
@@ -157,6 +159,17 @@ class MixLoraModel(BaseTuner):
                         self._select_ahead(name)
         return args, kwargs
 
+    def _starts_step(self) -> bool:
+        """Whether the optimiser has stepped since the last batch, as far as a trained tensor tells: its gradient was
+        cleared, or (`zero_grad(set_to_none=False)`) its values were changed in place.
+        """
+        for layer in self.mixlora_layers:
+            for parameter in cast(nn.ParameterDict, layer.mixlora_B).values():
+                if parameter.requires_grad:
+                    before, self._seen_version = self._seen_version, parameter._version
+                    return parameter.grad is None or parameter._version != before
+        return True
+
     def _condition(self, name: str, inputs: dict[str, Any]) -> Tensor:
         """What to route on (B x D, fp32), where that is known before the first layer."""
         routing = self.mixlora_routing.current
@@ -165,7 +178,7 @@ class MixLoraModel(BaseTuner):
             return torch.where((ids_B >= 0)[:, None], table_TD[ids_B.clamp(min=0)], table_TD.mean(dim=0))
         embeddings_BSD = inputs.get("inputs_embeds")
         if embeddings_BSD is None:
-            embeddings_BSD = self.model.get_input_embeddings()(inputs["input_ids"])
+            embeddings_BSD = cast(Any, self.model).get_input_embeddings()(inputs["input_ids"])
         condition_BD = mean_over(embeddings_BSD, routing.instruction_BS)
         if name not in self.mixlora_center:
             return condition_BD

@@ -18,6 +18,7 @@ from torch import Tensor
 from qmixlora.backbone import load_backbone
 from qmixlora.data import load_conversations
 from qmixlora.mixlora import MixLoraConfig, MixLoraLayer, routed_as
+from qmixlora.mixlora.statistics import Center
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 
@@ -83,6 +84,8 @@ def test_names_and_shapes_are_those_of_the_design(make_recipe: Callable[..., Rec
         "mixlora_route_AB": (2, 160, 4),
         "mixlora_center.mean": (1, 160),
         "mixlora_center.count": (1,),
+        "mixlora_center.pending": (1, 160),
+        "mixlora_center.pending_count": (1,),
     }
     assert {v.dtype for v in saved.values()} == {torch.float32}
     others = {k for k in saved if "mixlora_" not in k}
@@ -93,7 +96,9 @@ def test_what_is_routed_on_embeddings_has_their_width_and_one_centre(session: Se
     session.model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert {tuple(v.shape) for k, v in saved.items() if k.endswith("mixlora_route_A")} == {(4, 64)}
-    assert {k for k in saved if "center" in k} == {f"base_model.mixlora_center.{name}" for name in ("mean", "count")}
+    assert {k for k in saved if "center" in k} == {
+        f"base_model.mixlora_center.{name}" for name in Center(1).state_dict()
+    }
 
 
 def test_initialisation(session: Session) -> None:

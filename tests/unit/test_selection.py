@@ -82,15 +82,17 @@ def test_centred_conditions(make_recipe: Callable[..., Recipe], route_on: str) -
     supervised_loss(session.model, batch)
     normed = layer_norm(seen[0][0], seen[0][0].shape[-1:])
     torch.testing.assert_close(seen[0][1], normed)  # nothing known before the first batch
-    torch.testing.assert_close(center.mean[0], normed.mean(dim=0))
+    assert center.count.item() == 0 and center.pending_count.item() == 4
+    supervised_loss(session.model, batch).backward()  # no gradient yet: another step
     assert center.count.item() == 4
-    before = center.mean.clone()
-    supervised_loss(session.model, batch)
-    assert center.count.item() == 8
-    torch.testing.assert_close(seen[1][1], layer_norm(seen[1][0], seen[1][0].shape[-1:]) - before)
+    torch.testing.assert_close(center.mean[0], normed.mean(dim=0))
+    torch.testing.assert_close(seen[1][1], layer_norm(seen[1][0], seen[1][0].shape[-1:]) - center.mean)
+    supervised_loss(session.model, batch)  # gradients wait: the same step, and the same centre
+    assert center.count.item() == 4 and center.pending_count.item() == 8
     session.model.eval()
-    supervised_loss(session.model, batch)
-    assert center.count.item() == 8  # evaluation does not count
+    for _ in range(2):
+        supervised_loss(session.model, batch)
+        assert center.count.item() == 12 and center.pending_count.item() == 0  # evaluation does not count
     name = next(n for n, m in session.model.named_modules() if m is center)
     assert ("base_model.mixlora_center" in name) == (route_on == "embedding")
 
@@ -101,12 +103,30 @@ def test_the_centre_is_a_running_mean_over_samples() -> None:
     for batch in batches:
         center(batch, routing)
         routing = routing_module.Routing()
+    center.eval()(batches[0], routing)
     every = layer_norm(torch.cat(batches), (3,))
     torch.testing.assert_close(center.mean[0], every.mean(dim=0))
     center.count.fill_(10 * WINDOW)  # later it forgets, a window of samples at a time
-    center(torch.ones(1, 3) * torch.tensor([1.0, 2, 3]), routing)
+    center.train()(torch.tensor([[1.0, 2, 3]]), routing_module.Routing())
+    center.eval()(batches[0], routing_module.Routing())
     step = layer_norm(torch.tensor([1.0, 2, 3]), (3,)) - every.mean(dim=0)
     torch.testing.assert_close(center.mean[0], every.mean(dim=0) + step / WINDOW)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_step_is_noticed_however_gradients_are_cleared(make_recipe: Callable[..., Recipe], set_to_none: bool) -> None:
+    session, batch = open_with(make_recipe, condition_norm="center")
+    center = next(m for m in session.model.modules() if isinstance(m, Center))
+    optimizer = torch.optim.SGD([p for p in session.model.parameters() if p.requires_grad], lr=1e-3)
+    session.model.train()
+    folded = []
+    for _ in range(3):
+        for _ in range(2):
+            supervised_loss(session.model, batch).backward()
+        folded.append(center.count.item())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=set_to_none)
+    assert folded == [0, 8, 16]
 
 
 @pytest.mark.parametrize("route_on", ["embedding", "instruction"])
@@ -124,7 +144,7 @@ def test_recomputing_a_layer_centres_as_before(
         for _ in range(2):
             supervised_loss(session.model, batch).backward()
         gradients.append({n: p.grad for n, p in session.model.named_parameters() if p.grad is not None})
-        counts.append([m.count.item() for m in session.model.modules() if isinstance(m, Center)])
+        counts.append([m.pending_count.item() for m in session.model.modules() if isinstance(m, Center)])
     assert counts[0] == counts[1] and set(counts[0]) == {8.0}
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
