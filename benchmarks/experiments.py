@@ -129,18 +129,6 @@ def one_router_per_block(trainer: Any) -> None:
     _share_routers(trainer, lambda name: name.split(".layers.")[1].split(".")[0])
 
 
-def one_router_per_input(trainer: Any) -> None:
-    """Layers that read the same input (q, k and v; gate and up) share one router."""
-    groups = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
-
-    def group(name: str) -> str:
-        block, _, kind = name.split(".layers.")[1].partition(".")
-        kind = kind.rpartition(".")[2]
-        return f"{block} {groups.get(kind, kind)}"
-
-    _share_routers(trainer, group)
-
-
 def one_router(trainer: Any) -> None:
     """One router, and so one selection, for the whole model."""
     _share_routers(trainer, lambda name: "all")
@@ -177,28 +165,20 @@ def balance_loss(trainer: Any) -> None:
     tuner_module.select = select
 
 
-def _gates_apart(combine: Any) -> Any:
-    """`select` for pools chosen apart, the two gates of a slot combined in another way than multiplied."""
+def gates_mean(trainer: Any) -> None:
+    """Pools chosen apart: the mean of the two gates of a slot in place of their product."""
 
     def select(config: Any, logits_A_BE: Tensor, logits_B_BE: Tensor) -> Tensor:
         scores = [selection.independent_scores(logits) for logits in (logits_A_BE, logits_B_BE)]
         chosen_A, chosen_B = (score.topk(config.r, dim=1).indices for score in scores)
-        gates = [
+        gate_A, gate_B = (
             selection._weights(score.gather(1, chosen), config)
             for score, chosen in zip(scores, (chosen_A, chosen_B), strict=True)
-        ]
-        weight_BR, e = combine(*gates), config.num_factors
+        )
+        weight_BR, e = (gate_A + gate_B) / 2, config.num_factors
         return weight_BR.new_zeros(len(weight_BR), e * e).scatter(1, chosen_A * e + chosen_B, weight_BR).view(-1, e, e)
 
-    return select
-
-
-def gates_geometric_mean(trainer: Any) -> None:
-    tuner_module.select = _gates_apart(lambda a, b: (a * b).sqrt())
-
-
-def gates_mean(trainer: Any) -> None:
-    tuner_module.select = _gates_apart(lambda a, b: (a + b) / 2)
+    tuner_module.select = select
 
 
 def one_matrix_cfs(trainer: Any) -> None:
