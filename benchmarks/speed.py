@@ -114,11 +114,12 @@ def step_of(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], None]:
 
 
 def layer_step(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    input_ids = torch.randint(100, x.shape[:2], device=x.device)
     trained = [p for p in layer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
 
     def step() -> None:
-        layer(x).square().mean().backward()
+        layer(x, input_ids=input_ids).square().mean().backward()
         x.grad = None
         if optimizer is not None:
             optimizer.step()
@@ -194,11 +195,17 @@ def whole_steps(size: Size, compiled: bool) -> dict[str, Callable[[], None]]:
 
 
 class OneLayer(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
+    """A layer with the embeddings that it may be routed on."""
+
+    def __init__(self, layer: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.linear = layer
+        self.embedding = nn.Embedding(100, x.shape[2], device=x.device).requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def forward(self, x: Tensor, input_ids: Tensor) -> Tensor:
         return self.linear(x)
 
 
@@ -212,7 +219,7 @@ def layer_steps(size: Size) -> dict[str, Callable[[], None]]:
     for name, config in variants().items():
         linear = bnb.nn.Linear4bit(size.width, size.width, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
         keep_cpu_weights_unpacked(linear)
-        model = prepare(name, config, OneLayer(linear), ["linear"])
+        model = prepare(name, config, OneLayer(linear, x), ["linear"])
         steps[name] = layer_step(model, x)
     return steps
 

@@ -58,6 +58,11 @@ class MixLoraModel(BaseTuner):
         routes on tasks; the centre of the conditions, if it routes on embeddings.
         """
         config = self.peft_config[adapter_name]
+        if config.route_on == "embedding" and not hasattr(model, "get_input_embeddings"):
+            raise ValueError(
+                f"route_on='embedding' needs a model with input embeddings, and {type(model).__name__} has no "
+                "get_input_embeddings(). Route on 'instruction', 'prompt', 'all' or 'task'."
+            )
         if config.route_on == "task":
             device = next(model.parameters()).device
             table_TD = torch.randn(len(config.tasks), config.task_dim, device=device)

@@ -280,3 +280,8 @@ def test_layers_outside_the_sequence_are_refused(session: Session, batch: dict[s
     adapted = get_peft_model(model, MixLoraConfig(target_modules=["fc1"], route_on="prompt"))
     with pytest.raises(ValueError, match=r"route_on='prompt' needs layer inputs"):
         logits(adapted, batch)
+
+
+def test_a_model_without_embeddings_is_refused() -> None:
+    with pytest.raises(ValueError, match="Sequential has no get_input_embeddings"):
+        get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), MixLoraConfig(target_modules=["0"]))
