@@ -27,10 +27,7 @@ def generate_answers(
     model: PeftModel, collator: Collator, rows: Sequence[Mapping[str, Any]], max_new_tokens: int
 ) -> list[str]:
     """The model's answers to the last question of each conversation, greedy, in one left-padded batch."""
-    inputs = {
-        key: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for key, value in collator.prompts(rows).items()
-    }
+    inputs = on_device(collator.prompts(rows), model.device)
     tokenizer = collator.processor.tokenizer
     with torch.inference_mode(), routed_as(model, [row["task"] for row in rows]):
         tokens_BS = model.generate(
@@ -121,11 +118,25 @@ def _question(row: Mapping[str, Any]) -> str:
     return normalize(" ".join(turn["text"] for turn in row["turns"][:-1]))
 
 
+def on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A collated batch with its tensors on the device."""
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+
+
+def indices_by_task(rows: Any) -> dict[str, list[int]]:
+    """Where the samples of each task stand, the tasks sorted by name."""
+    indices: dict[str, list[int]] = {}
+    for index, task in enumerate(rows["task"]):
+        indices.setdefault(task, []).append(index)
+    return dict(sorted(indices.items()))
+
+
 def only_task(rows: Any, task: str, where: str) -> Any:
     """The rows of one task. Raises UserError for a task that the data does not have."""
-    if task not in (known := sorted(set(rows["task"]))):
-        raise UserError(f"There is no task {task!r} in the data.", where=where, fix=f"Its tasks: {', '.join(known)}.")
-    return rows.select([index for index, name in enumerate(rows["task"]) if name == task])
+    indices = indices_by_task(rows)
+    if task not in indices:
+        raise UserError(f"There is no task {task!r} in the data.", where=where, fix=f"Its tasks: {', '.join(indices)}.")
+    return rows.select(indices[task])
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .evaluation import evaluating
+from .evaluation import evaluating, indices_by_task, on_device
 from .loss import supervised_loss
 from .session import Session
 
@@ -91,10 +91,8 @@ def measure_interference(
     Raises:
         UserError: fewer than two tasks, or a task with fewer samples than batches.
     """
-    by_task: dict[str, list[int]] = {}
-    for index, task in enumerate(rows["task"]):
-        by_task.setdefault(task, []).append(index)
-    tasks = sorted(by_task)
+    by_task = indices_by_task(rows)
+    tasks = list(by_task)
     if len(tasks) < 2:
         raise UserError("Interference is between tasks, and the data has only one.", where=", ".join(tasks))
     short = [task for task in tasks if len(by_task[task]) < batches]
@@ -103,22 +101,15 @@ def measure_interference(
             f"Too few samples for {batches} batches per task.", where=", ".join(short), fix="Use a larger --split."
         )
     parameters = _factors(session.model)
-    trained = {name: p.requires_grad for name, p in session.model.named_parameters()}
-    for name, parameter in session.model.named_parameters():
-        parameter.requires_grad_(any(parameter is factor for factor in parameters.values()) and trained[name])
     found: dict[tuple[str, str], list[Tensor]] = {key: [] for key in parameters}
-    try:
-        with evaluating(session.model):
-            for number, task in enumerate(tasks):
-                for index in range(batches):
-                    chosen = by_task[task][index::batches][:batch_size]
-                    gradients = _gradients(session, [rows[i] for i in chosen], parameters)
-                    for key, gradient in gradients.items():
-                        found[key].append(gradient)
-                    on_progress(number * batches + index + 1, len(tasks) * batches)
-    finally:
-        for name, parameter in session.model.named_parameters():
-            parameter.requires_grad_(trained[name])
+    with evaluating(session.model):
+        for number, task in enumerate(tasks):
+            for index in range(batches):
+                chosen = by_task[task][index::batches][:batch_size]
+                gradients = _gradients(session, [rows[i] for i in chosen], parameters)
+                for key, gradient in gradients.items():
+                    found[key].append(gradient)
+                on_progress(number * batches + index + 1, len(tasks) * batches)
     shape = (len(tasks), batches, -1)
     return Interference(tasks, {key: interference_matrix(torch.stack(g).view(shape)) for key, g in found.items()})
 
@@ -132,8 +123,6 @@ def _factors(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
 def _gradients(
     session: Session, rows: Sequence[Mapping[str, Any]], parameters: Mapping[tuple[str, str], nn.Parameter]
 ) -> dict[tuple[str, str], Tensor]:
-    device = session.model.device
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in session.collator(rows).items()}
-    loss = supervised_loss(session.model, inputs)
+    loss = supervised_loss(session.model, on_device(session.collator(rows), session.model.device))
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return {key: g.float().flatten().cpu() for key, g in zip(parameters, gradients, strict=True)}

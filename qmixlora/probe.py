@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .evaluation import evaluating
+from .evaluation import evaluating, indices_by_task, on_device
 from .loss import takes_logits_to_keep
 from .mixlora import MixLoraLayer
 from .session import Session
@@ -31,10 +31,8 @@ class RoutingProbe:
 
     def __init__(self, session: Session, rows: Any) -> None:
         self.session = session
-        by_task: dict[str, list[int]] = {}
-        for index, task in enumerate(rows["task"]):
-            by_task.setdefault(task, []).append(index)
-        self.tasks = sorted(by_task)
+        by_task = indices_by_task(rows)
+        self.tasks = list(by_task)
         share = max(1, min(PER_TASK, LIMIT // len(self.tasks)))
         self.rows = [(number, rows[i]) for number, task in enumerate(self.tasks) for i in by_task[task][:share]]
         self.layers = {
@@ -52,9 +50,8 @@ class RoutingProbe:
         with torch.no_grad(), evaluating(model):
             for start in range(0, len(self.rows), size):
                 numbers, rows = zip(*self.rows[start : start + size], strict=True)
-                inputs = self.session.collator(rows)
+                inputs = on_device(self.session.collator(rows), model.device)
                 inputs.pop("labels")
-                inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
                 model(**inputs, use_cache=False, **({"logits_to_keep": 1} if takes_logits_to_keep(model) else {}))
                 ids_B = torch.tensor(numbers)
                 counts_T.index_add_(0, ids_B, torch.ones(len(ids_B)))

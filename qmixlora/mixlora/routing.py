@@ -45,7 +45,6 @@ class Routing:
     mixes: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     task_means: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     centers: dict[nn.Module, Tensor] = field(default_factory=dict)
-
     pooled: tuple[weakref.ref[Tensor], str, Tensor] | None = None
 
     def mask(self, route_on: str) -> Tensor | None:

@@ -25,14 +25,23 @@ def update_means(mean_T: Tensor, count_T: Tensor, values_B: Tensor, ids_B: Tenso
     known_B = ids_B >= 0
     ids_B = ids_B.clamp(min=0)
 
-    def wide(weight: Tensor) -> Tensor:
-        return weight.view(-1, *(1,) * (mean_T.dim() - 1))
-
     batch_T = torch.zeros_like(count_T).index_add_(0, ids_B, known_B.to(count_T.dtype))
-    sum_T = torch.zeros_like(mean_T).index_add_(0, ids_B, values_B.to(mean_T.dtype) * wide(known_B))
+    sum_T = torch.zeros_like(mean_T).index_add_(0, ids_B, values_B.to(mean_T.dtype) * _wide(known_B, mean_T))
+    _fold(mean_T, count_T, sum_T, batch_T)
+
+
+def _fold(mean_T: Tensor, count_T: Tensor, sum_T: Tensor, batch_T: Tensor) -> None:
+    """Take the sums of `batch_T` more samples into the means, in place: the plain mean over the first WINDOW samples,
+    then an exponential one.
+    """
     count_T.add_(batch_T)
-    rate_T = batch_T / count_T.clamp(min=1, max=WINDOW)
-    mean_T.lerp_(sum_T / wide(batch_T.clamp(min=1)), wide(rate_T.clamp(max=1)))
+    rate_T = (batch_T / count_T.clamp(min=1, max=WINDOW)).clamp(max=1)
+    mean_T.lerp_(sum_T / _wide(batch_T.clamp(min=1), mean_T), _wide(rate_T, mean_T))
+
+
+def _wide(weight: Tensor, like: Tensor) -> Tensor:
+    """A weight per row, shaped to multiply the rows of `like`."""
+    return weight.view(-1, *(1,) * (like.dim() - 1))
 
 
 class Center(nn.Module):
@@ -58,17 +67,11 @@ class Center(nn.Module):
         if self in routing.centers:  # the recomputation of a layer under activation checkpointing
             return condition_BD - routing.centers[self]
         if routing.starts_step or not self.training:
-            self._fold()
+            _fold(self.mean, self.count, self.pending, self.pending_count)
+            self.pending.zero_()
+            self.pending_count.zero_()
         if self.training:
             routing.centers[self] = self.mean.clone()
             self.pending.add_(condition_BD.detach().sum(dim=0))
             self.pending_count.add_(len(condition_BD))
         return condition_BD - self.mean
-
-    def _fold(self) -> None:
-        """Take what is pending into the mean: the plain mean over the first WINDOW samples, then an exponential one."""
-        self.count.add_(self.pending_count)
-        rate = (self.pending_count / self.count.clamp(min=1, max=WINDOW)).clamp(max=1)
-        self.mean.lerp_(self.pending / self.pending_count.clamp(min=1), rate)
-        self.pending.zero_()
-        self.pending_count.zero_()
