@@ -15,7 +15,7 @@ from method import RESULTS, Run, data_folder, trained
 from methods import METHODS
 
 from qmixlora.data import Collator, load_conversations
-from qmixlora.evaluation import write_json
+from qmixlora.files import write_json
 from qmixlora.interference import POOLS, Interference, measure_interference
 from qmixlora.report.figures import draw_interference
 

@@ -35,7 +35,8 @@ from qmixlora.callbacks import ProgressDisplay
 from qmixlora.data import IGNORED, Collator, load_conversations
 from qmixlora.demo import resolve
 from qmixlora.demo.dataset import make_dataset
-from qmixlora.evaluation import evaluate, write_json
+from qmixlora.evaluation import evaluate
+from qmixlora.files import write_json
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import Session, open_session
 from qmixlora.training import make_trainer
@@ -113,7 +114,7 @@ def prepared(model_id: str) -> list[dict[str, Any]]:
 
 def recipe_of(run: Run) -> Recipe:
     overrides = [*COMMON, f"train.learning_rate={run.learning_rate}", f"train.seed={run.seed}", *run.method.overrides]
-    return resolve(load_recipe("tiny-cpu", overrides), DATA, Console(stderr=True))
+    return resolve(load_recipe("tiny-cpu", overrides), data_folder(), Console(stderr=True))
 
 
 def trained(run: Run) -> tuple[Session, float]:

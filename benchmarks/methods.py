@@ -43,7 +43,7 @@ AXES = {
     "gate": ("hard", "straight_through", "dense"),
     "route_on": ("all", "prompt", "instruction", "task"),
     "condition_norm": ("none",),
-    "task_mix": ("0.3",),
+    "task_mix": ("0.1", "0.3", "0.5"),
 }
 ONE_CHANGE = [f"{axis}={value}" for axis, values in AXES.items() for value in values]
 PAIRS = [

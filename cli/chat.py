@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run, an export, or any model.")],
     image: Annotated[Path | None, typer.Option(help="A picture to talk about.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Answer this once and stop (default: ask until an empty line).")

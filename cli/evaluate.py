@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from qmixlora.errors import UserError
+
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or of one of its exports.")],
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     backbone: Annotated[bool, typer.Option("--backbone", help="The bare backbone, without the adapter.")] = False,
@@ -25,15 +27,19 @@ def evaluate(
 
     quiet()
     from qmixlora.evaluation import evaluate as measure
-    from qmixlora.evaluation import only_task, write_json
+    from qmixlora.evaluation import only_tasks
+    from qmixlora.export import exported_tasks
+    from qmixlora.files import write_json
     from qmixlora.session import open_run
     from qmixlora.training import load_data
 
     console = Console(stderr=as_json)
     session = open_run(run)
     rows = load_data(session.recipe.data, split)
-    if task is not None:
-        rows = only_task(rows, task, where=f"split {split}")
+    if tasks := [task] if task is not None else exported_tasks(run):
+        rows = only_tasks(rows, tasks, where=f"split {split}")
+    if backbone and not hasattr(session.model, "disable_adapter"):
+        raise UserError("A merged checkpoint has no adapter to leave out.", where=f"{run}, --backbone")
     bare = session.model.disable_adapter() if backbone else contextlib.nullcontext()
     with bare, Progress(console=console, transient=True) as bar:
         shown = bar.add_task("evaluating", total=len(rows))

@@ -92,7 +92,7 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
 
 
 def _interference(run: Path, split: str | None, batches: int, console: Console, as_json: bool) -> None:
-    from qmixlora.evaluation import write_json
+    from qmixlora.files import write_json
     from qmixlora.interference import POOLS, measure_interference
     from qmixlora.report.figures import draw_interference
     from qmixlora.session import open_run

@@ -8,7 +8,7 @@ import typer
 
 from qmixlora.errors import UserError
 
-from . import chat, demo, doctor, evaluate, inspect, recipes, train
+from . import chat, demo, doctor, evaluate, export, inspect, recipes, train
 
 app = typer.Typer(
     name="qmixlora",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
@@ -32,7 +33,7 @@ def run() -> None:
         app()
     except UserError as error:
         print(f"qmixlora: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("qmixlora: stopped; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
         raise SystemExit(130) from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -17,8 +19,8 @@ from transformers import TrainerCallback
 
 from .backbone import Anatomy, check_quantized
 from .errors import UserError
-from .probe import FILE, RoutingProbe, RoutingRecord
 from .session import Session
+from .statistics import RoutingRecord, RoutingStatistics
 
 GIB = 2**30
 GUARDED_STEPS = 3  # B starts at zero, so A and the routers see no gradient on the first step
@@ -111,22 +113,40 @@ class MetricsLog(TrainerCallback):
 
 
 class RoutingLog(TrainerCallback):
-    """`routing.safetensors`: how the tasks are routed before the first step, ten times on the way, and at the end."""
+    """`routing.safetensors`: how every task was routed in each tenth of the run, all its samples counted.
 
-    def __init__(self, probe: RoutingProbe, folder: Path) -> None:
-        self.probe, self.record = probe, RoutingRecord(folder / FILE)
+    What is counted so far lies in every checkpoint, so that a resumed run counts no sample twice and forgets none.
+    """
+
+    def __init__(self, model: PeftModel, tasks: Sequence[str], folder: Path) -> None:
+        self.statistics = RoutingStatistics(model, tasks)
+        self.record, self.folder = RoutingRecord(tasks), folder
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.record.resume(state.global_step)
-        if state.global_step == 0:
-            self._look(0)
+        if state.global_step:
+            checkpoint = self._checkpoint(args, state)
+            self.record.load(checkpoint)
+            self.statistics.load(checkpoint)
+        self.watching = self.statistics.watch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % max(1, state.max_steps // 10) == 0 or state.global_step == state.max_steps:
-            self._look(state.global_step)
+            means, count_T = self.statistics.take()
+            if state.is_world_process_zero:
+                self.record.add(state.global_step, means, count_T)
+                self.record.save(self.folder)
 
-    def _look(self, step: int) -> None:
-        self.record.add(step, self.probe.tasks, self.probe.look())
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = self._checkpoint(args, state)
+        self.statistics.save(checkpoint)
+        if state.is_world_process_zero:
+            self.record.save(checkpoint)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watching.remove()
+
+    def _checkpoint(self, args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 class ProgressDisplay(TrainerCallback):

@@ -9,8 +9,16 @@ class UserError(Exception):
     `what` is one sentence; `where` a file, line, key or flag; `fix` what to do about it.
     """
 
+    exit_code = 2
+
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
         super().__init__(
             "\n".join(part for part in (what, where and f"  where: {where}", fix and f"  fix:   {fix}") if part)
         )
+
+
+class CheckError(UserError):
+    """Something that was to be checked does not hold, with input that is right; the command line exits with 1."""
+
+    exit_code = 1

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,42 @@ def answer_question(
         return generate_answers(model, collator, [row], max_new_tokens)[0].strip()
 
 
+def answer_rows(
+    model: PeftModel,
+    collator: Collator,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """The answer to every row, in their order. `on_progress` is told the number of samples done.
+
+    Samples are batched in the order of their prompts' lengths; the answers do not depend on the batches.
+    """
+    answers = [""] * len(rows)
+    order = sorted(range(len(rows)), key=lambda index: sum(len(turn["text"]) for turn in rows[index]["turns"]))
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            found = generate_answers(model, collator, [rows[index] for index in batch], max_new_tokens)
+            for index, answer in zip(batch, found, strict=True):
+                answers[index] = answer
+            on_progress(min(start + batch_size, len(order)))
+    return answers
+
+
+def score(rows: Sequence[Mapping[str, Any]], answers: Sequence[str], split: str) -> dict[str, Any]:
+    """Exact match per task: `{"split", "mean_exact_match", "tasks": {name: {"exact_match", "count"}}}`.
+
+    The mean is over tasks, each counting the same. Raises UserError if there are no rows.
+    """
+    hits: dict[str, list[bool]] = {}
+    for row, answer in zip(rows, answers, strict=True):
+        hits.setdefault(row["task"], []).append(normalize(answer) == normalize(row["turns"][-1]["text"]))
+    return summarize(hits, split)
+
+
 def evaluate(
     model: PeftModel,
     collator: Collator,
@@ -66,21 +101,11 @@ def evaluate(
     max_new_tokens: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Exact match per task: `{"split", "mean_exact_match", "tasks": {name: {"exact_match", "count"}}}`.
-
-    The mean is over tasks, each counting the same. `on_progress` is told the number of samples done. Samples are
-    batched in the order of their prompts' lengths; the results do not depend on the batches.
-    """
-    hits: dict[str, list[bool]] = {}
-    order = sorted(range(len(rows)), key=lambda index: sum(len(turn["text"]) for turn in rows[index]["turns"]))
-    with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            batch = [rows[index] for index in order[start : start + batch_size]]
-            answers = generate_answers(model, collator, batch, max_new_tokens)
-            for row, answer in zip(batch, answers, strict=True):
-                hits.setdefault(row["task"], []).append(normalize(answer) == normalize(row["turns"][-1]["text"]))
-            on_progress(min(start + batch_size, len(order)))
-    return summarize(hits, split)
+    """`score` of what the model answers (`answer_rows`)."""
+    answers = answer_rows(
+        model, collator, rows, batch_size=batch_size, max_new_tokens=max_new_tokens, on_progress=on_progress
+    )
+    return score(rows, answers, split)
 
 
 def summarize(hits: Mapping[str, Sequence[bool]], split: str) -> dict[str, Any]:
@@ -131,19 +156,16 @@ def indices_by_task(rows: Any) -> dict[str, list[int]]:
     return dict(sorted(indices.items()))
 
 
-def only_task(rows: Any, task: str, where: str) -> Any:
-    """The rows of one task. Raises UserError for a task that the data does not have."""
+def only_tasks(rows: Any, tasks: Iterable[str], where: str) -> Any:
+    """The rows of some tasks. Raises UserError for a task that the data does not have."""
     indices = indices_by_task(rows)
-    if task not in indices:
-        raise UserError(f"There is no task {task!r} in the data.", where=where, fix=f"Its tasks: {', '.join(indices)}.")
-    return rows.select(indices[task])
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write beside and rename into place, so that nobody ever reads half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    chosen: list[int] = []
+    for task in tasks:
+        if task not in indices:
+            known = ", ".join(indices)
+            raise UserError(f"There is no task {task!r} in the data.", where=where, fix=f"Its tasks: {known}.")
+        chosen += indices[task]
+    return rows.select(chosen)
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from .data import IGNORED
 from .errors import UserError
 
 
-def supervised_loss(model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None = None) -> Tensor:
-    """Next-token cross-entropy in fp32 over the supervised tokens, divided by `num_items` (default: their number).
+def supervised_logits(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """(logits B x K x V, targets B x K) at the positions that some sample of the batch supervises.
 
-    `inputs` are the collator's. Only the positions that some sample supervises reach lm_head (`logits_to_keep`, B x K
-    of B x S): for short answers the B x S x V logits, the largest tensor of many steps, never exist.
+    `inputs` are the collator's. Only these positions reach lm_head (`logits_to_keep`): for short answers the B x S x V
+    logits, the largest tensor of many steps, never exist.
 
     Raises:
         UserError: no token of the batch is supervised.
@@ -38,7 +38,15 @@ def supervised_loss(model: nn.Module, inputs: dict[str, Any], num_items: Tensor 
         logits_BKV = model(**inputs, use_cache=False, logits_to_keep=kept_K).logits
     else:
         logits_BKV = model(**inputs, use_cache=False).logits[:, kept_K]
-    targets_BK = targets_BS[:, kept_K]
+    return logits_BKV, targets_BS[:, kept_K]
+
+
+def supervised_loss(model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None = None) -> Tensor:
+    """Next-token cross-entropy in fp32 over the supervised tokens, divided by `num_items` (default: their number).
+
+    Raises UserError as `supervised_logits`.
+    """
+    logits_BKV, targets_BK = supervised_logits(model, inputs)
     total = cross_entropy(logits_BKV.float().flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORED, reduction="sum")
     return total / ((targets_BK != IGNORED).sum() if num_items is None else num_items)
 

@@ -104,6 +104,15 @@ class Train(_Section):
     max_new_tokens: int = Field(default=32, ge=1, description="longest answer when evaluating by generation")
 
 
+class Export(_Section):
+    """What becomes of the run."""
+
+    polish: int = Field(
+        default=200, ge=0, description="further steps for a task whose static adapter is worse than the live mixture"
+    )
+    samples: int = Field(default=256, ge=1, description="held-out samples per task that an export is measured on")
+
+
 class Recipe(_Section):
     """One run of qmixlora."""
 
@@ -111,6 +120,7 @@ class Recipe(_Section):
     adapter: Adapter = Adapter()
     data: Data
     train: Train = Train()
+    export: Export = Export()
 
     def with_absolute_paths(self) -> Recipe:
         """The same with local files named from the root, so that the run can be used from any folder."""

@@ -18,17 +18,18 @@ from .backbone import Anatomy, load_backbone
 from .data import Collator
 from .errors import UserError
 from .mixlora import MixLoraConfig
-from .recipe import Adapter, Recipe, load_recipe
+from .recipe import Adapter, Data, Model, Recipe, load_recipe
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+NO_DATA = Data(train="none: this model has no recipe")
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a run is made of. `model` is the backbone with the adapter of the recipe on it."""
+    """What a run is made of. `model` is the backbone with the adapter of the recipe on it, or a whole model without."""
 
     recipe: Recipe
-    model: PeftModel
+    model: PeftModel | PreTrainedModel
     processor: ProcessorMixin
     anatomy: Anatomy
     collator: Collator
@@ -48,25 +49,62 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> Session:
 
 
 def open_run(folder: Path) -> Session:
-    """Load a finished run for inference: its backbone, and its adapter exactly as trained.
+    """Load what a run or an export left in a folder, for inference: its backbone, and its adapter exactly as it is.
+
+    The folder is a run's (`recipe.yaml` and `adapter/`), an exported adapter's (`adapter_config.json`), or a model's
+    (`config.json`): a merged checkpoint, which has the recipe of its run, or any other, whose recipe then has no data.
 
     Raises:
-        UserError: the folder is no run, or its adapter does not fit the backbone key for key.
+        UserError: the folder is none of these, or its adapter does not fit the backbone key for key.
     """
-    weights = folder / "adapter" / ADAPTER_WEIGHTS
-    if not (folder / "recipe.yaml").is_file() or not weights.is_file():
+    recipe_file, adapter = folder / "recipe.yaml", folder / "adapter"
+    if not (adapter / ADAPTER_WEIGHTS).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+        adapter = folder
+    is_model = (folder / "config.json").is_file()
+    if not is_model and not (recipe_file.is_file() and (adapter / ADAPTER_WEIGHTS).is_file()):
         raise UserError(
-            "This is not the folder of a finished run (recipe.yaml and adapter/).",
+            "This is not the folder of a finished run (recipe.yaml and adapter/), of an export, or of a model.",
             where=str(folder),
-            fix="Train one with `qmixlora train RECIPE`, or name train.output of an earlier one.",
+            fix="Train a run with `qmixlora train RECIPE`, or name train.output of an earlier one.",
         )
-    recipe = load_recipe(str(folder / "recipe.yaml"))
+    recipe = (
+        load_recipe(str(recipe_file)) if recipe_file.is_file() else Recipe(model=Model(id=str(folder)), data=NO_DATA)
+    )
+    if is_model:
+        spec = recipe.model.model_copy(update={"id": str(folder), "revision": None, "quantization": "none"})
+        return open_model(recipe.model_copy(update={"model": spec}))
     backbone, processor, anatomy = load_backbone(recipe.model)
-    config = PeftConfig.from_pretrained(str(folder / "adapter"))
-    session = _assemble(recipe, backbone, processor, anatomy, config)
+    session = _assemble(recipe, backbone, processor, anatomy, PeftConfig.from_pretrained(str(adapter)))
+    weights = adapter / ADAPTER_WEIGHTS
     load_adapter(session.model, load_file(weights), where=str(weights))
     session.model.eval()
     return session
+
+
+def open_model(recipe: Recipe) -> Session:
+    """The recipe's model without any adapter, for inference; what does not fit the GPU stays in host memory.
+
+    Raises UserError as `load_backbone`.
+    """
+    model, processor, anatomy = load_backbone(recipe.model, offload=True)
+    return Session(recipe, model.eval(), processor, anatomy, Collator(processor, recipe.data.max_length))
+
+
+def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> Session:
+    """The session with a fresh adapter in place of its present one (if any), on the same backbone in memory.
+
+    `adapter` is the recipe's section that goes with the `config`.
+    """
+    originals = {
+        name.removeprefix("base_model.model."): module.original_module
+        for name, module in session.model.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
+    backbone = session.model.unload() if isinstance(session.model, PeftModel) else session.model
+    for name, module in originals.items():  # PEFT leaves the trained copy in their place
+        backbone.set_submodule(name, module)
+    recipe = session.recipe.model_copy(update={"adapter": adapter})
+    return _assemble(recipe, backbone, session.processor, session.anatomy, config)
 
 
 def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -20,10 +16,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay, RoutingLog
 from .data import load_conversations
 from .errors import UserError
+from .files import clear_disk_errors, put_in_place
 from .loss import supervised_loss
-from .probe import RoutingProbe
 from .recipe import Data, Recipe
 from .session import Session, open_session
+
+FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -49,14 +47,14 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     tasks = sorted(set(rows["task"]))
     _check_tasks(recipe, tasks)
     session = open_session(recipe, tasks)
-    with clear_disk_errors(folder):
+    with clear_disk_errors(folder, FULL_DISK):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
         display = ProgressDisplay(console)
         try:
             trainer = make_trainer(session, rows, validation, folder, display)
             if recipe.adapter.method == "mixlora":
-                trainer.add_callback(RoutingLog(RoutingProbe(session, validation or rows), folder))
+                trainer.add_callback(RoutingLog(session.model, tasks, folder))
             trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             display.close()
@@ -178,26 +176,5 @@ def _last_checkpoint(folder: Path) -> str:
 
 
 def _save_adapter(session: Session, folder: Path) -> None:
-    temporary = folder / "adapter.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    session.model.save_pretrained(str(temporary))
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
-    temporary.replace(folder / "adapter")
-
-
-@contextmanager
-def clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk, in whatever words a library says it, into one clear message."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        text = str(error).lower()
-        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-        if full or "no space left" in text or "os error 28" in text or "file write failed" in text:
-            shutil.rmtree(folder / "adapter.tmp", ignore_errors=True)
-            raise UserError(
-                "The disk is full; the run stopped.",
-                where=str(folder.resolve()),
-                fix="Free some space and go on with --resume (from the last complete checkpoint).",
-            ) from error
-        raise
+    with put_in_place(folder / "adapter") as place:
+        session.model.save_pretrained(str(place))

@@ -23,8 +23,10 @@ from qmixlora.recipe import Model
 from .anatomy import Anatomy, find_anatomy
 
 
-def load_backbone(spec: Model) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy]:
+def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy]:
     """The frozen backbone, its processor and its anatomy; on the GPU if there is one, else on the CPU.
+
+    With `offload`, for inference alone, what does not fit the GPU stays in host memory or on the disk (accelerate).
 
     With `quantization: nf4` every linear layer of the decoder is a bitsandbytes `Linear4bit` (NF4, double
     quantisation); vision tower, projector, embeddings and lm_head keep `spec.dtype`. Nothing is upcast. safetensors
@@ -47,7 +49,7 @@ def load_backbone(spec: Model) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy
             dtype=getattr(torch, spec.dtype),
             quantization_config=_quantization(spec, anatomy),
             attn_implementation=spec.attention,
-            device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+            device_map=_placement(offload),
             use_safetensors=True,
             **source,
         )
@@ -72,7 +74,14 @@ def load_backbone(spec: Model) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy
     keep_cpu_weights_unpacked(model)
     if spec.quantization == "nf4":
         check_quantized(model, anatomy)
+        _check_cpu_rows(model, spec.id)
     return model, processor, anatomy
+
+
+def _placement(offload: bool) -> Any:
+    if not torch.cuda.is_available():
+        return {"": "cpu"}
+    return "auto" if offload else {"": "cuda:0"}
 
 
 def _quantization(spec: Model, anatomy: Anatomy) -> BitsAndBytesConfig | None:
@@ -113,6 +122,24 @@ def check_quantized(model: nn.Module, anatomy: Anatomy) -> None:
             where="model.quantization",
             fix="If the checkpoint is already quantised, use the original 16-bit one.",
         )
+
+
+def _check_cpu_rows(model: nn.Module, where: str) -> None:
+    """Refuse what bitsandbytes' CPU kernel computes wrongly, without a word: rows that are not whole blocks.
+
+    It starts the scales of every row anew, where the quantiser runs on from row to row (bitsandbytes 0.50.2, AVX-512;
+    a row of 160 is off by several times the quantisation error).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit) and module.weight.device.type == "cpu":
+            block = module.weight.quant_state.blocksize
+            if module.in_features % block:
+                raise UserError(
+                    f"{name} has rows of {module.in_features}: on a CPU, bitsandbytes computes NF4 layers wrongly "
+                    f"whose rows are not a multiple of {block}.",
+                    where=f"model.id: {where}",
+                    fix="Use a GPU, a model with other sizes, or model.quantization: none.",
+                )
 
 
 def _is_nf4_double(module: bnb.nn.Linear4bit) -> bool:

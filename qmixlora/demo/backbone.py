@@ -82,7 +82,12 @@ def make_backbone(folder: Path, on_progress: Callable[[int, int], None] = lambda
     )
     model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
-    temporary.replace(folder)
+    try:
+        temporary.replace(folder)
+    except OSError:  # another process was faster
+        if not (folder / "config.json").is_file():
+            raise
+        shutil.rmtree(temporary)
     return folder
 
 
@@ -115,14 +120,17 @@ def make_processor() -> LlavaProcessor:
 
 
 def make_config(tokenizer: Any, layers: int = 4, width: int = 128) -> LlavaConfig:
-    """The architecture: a CLIP tower of one layer, a two-layer projector, a LLaMA decoder."""
+    """The architecture: a CLIP tower of one layer, a two-layer projector, a LLaMA decoder (2.5 times as wide inside, in
+    whole NF4 blocks of 64).
+    """
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=4,
             image_size=IMAGE_SIZE, patch_size=CELL,
         ),
         text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=5 * width // 2, num_hidden_layers=layers,
+            vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=layers,
+            intermediate_size=-(-5 * width // 128) * 64,
             num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, initializer_range=0.08,
             pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,

@@ -1,4 +1,4 @@
-"""The demonstration: backbone, data, training, evaluation, one table."""
+"""The demonstration: backbone, data, training, evaluation, export, one table."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qmixlora.data import load_conversations
-from qmixlora.evaluation import blind_baseline, evaluate, write_json
+from qmixlora.evaluation import blind_baseline, evaluate
+from qmixlora.export import Request, export
+from qmixlora.files import clear_disk_errors, write_json
 from qmixlora.recipe import load_recipe
 from qmixlora.session import open_run
-from qmixlora.training import clear_disk_errors, load_data, train
+from qmixlora.training import FULL_DISK, load_data, train
 
 from .backbone import backbone_folder, make_backbone
 
@@ -25,10 +27,11 @@ RECIPE = "tiny-cpu"
 
 
 def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """Everything end to end in `out`: `data/`, `run/`, `summary.json`; returns the summary.
+    """Everything end to end in `out`: `data/`, `run/` with its `exports/`, `summary.json`; returns the summary.
 
     The summary holds mean exact match on the test split as `backbone` (before tuning), `blind` (the best answer
-    without looking) and `tuned`, the same on the tasks held out from training, the results per task, and `seconds`.
+    without looking), `tuned`, `exported` (every task through its own plain LoRA) and `merged` (through its own merged
+    checkpoint); all but the last two on the tasks held out from training; the results per task; and `seconds`.
     A run that an earlier demo left in `out` is replaced; backbone and data set are kept.
 
     Raises:
@@ -37,38 +40,20 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
     from . import resolve
 
     start = time.monotonic()
-    with clear_disk_errors(out):
+    with clear_disk_errors(out, FULL_DISK):
         recipe = load_recipe(RECIPE, [*overrides, f"train.output={out / 'run'}"])
         recipe = resolve(recipe, out / "data", console)
         shutil.rmtree(recipe.train.output, ignore_errors=True)
         console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {RECIPE}, in {recipe.train.output}")
         folder = train(recipe, console=console)
-        session = open_run(folder)
-        rows = {
-            "test": load_data(recipe.data, "test"),
-            "held_out": load_conversations(str(Path(recipe.data.train).with_name("held_out.json"))),
-        }
-        console.print("[bold]Evaluating[/bold] by generation, before and after")
-        batch_size, new_tokens = recipe.train.eval_batch_size, recipe.train.max_new_tokens
-        results: dict[str, dict[str, Any]] = {"backbone": {}, "tuned": {}, "blind": {}}
-        train_rows = load_data(recipe.data, "train")
-        for split, split_rows in rows.items():
-            for name in ("backbone", "tuned"):
-                bare = session.model.disable_adapter() if name == "backbone" else contextlib.nullcontext()
-                with bare:
-                    results[name][split] = evaluate(
-                        session.model,
-                        session.collator,
-                        split_rows,
-                        split=split,
-                        batch_size=batch_size,
-                        max_new_tokens=new_tokens,
-                    )
-            results["blind"][split] = blind_baseline(train_rows, split_rows, split)
+        results = _evaluated(folder, console)
         write_json(folder / "evaluation.json", results["tuned"]["test"])
+        results |= _exported(folder, console)
         summary = {
             **{name: result["test"]["mean_exact_match"] for name, result in results.items()},
-            "held_out": {name: result["held_out"]["mean_exact_match"] for name, result in results.items()},
+            "held_out": {
+                name: result["held_out"]["mean_exact_match"] for name, result in results.items() if "held_out" in result
+            },
             "tasks": {name: result["test"]["tasks"] for name, result in results.items()},
             "seconds": time.monotonic() - start,
         }
@@ -80,6 +65,46 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
         soft_wrap=True,
     )
     return summary
+
+
+def _evaluated(folder: Path, console: Console) -> dict[str, dict[str, Any]]:
+    """`backbone`, `tuned` and `blind`: each the result of every split."""
+    console.print("[bold]Evaluating[/bold] by generation, before and after")
+    session = open_run(folder)
+    data, spec = session.recipe.data, session.recipe.train
+    splits = {
+        "test": load_data(data, "test"),
+        "held_out": load_conversations(str(Path(data.train).with_name("held_out.json"))),
+    }
+    training_rows = load_data(data, "train")
+    results: dict[str, dict[str, Any]] = {"backbone": {}, "tuned": {}, "blind": {}}
+    for split, rows in splits.items():
+        for name in ("backbone", "tuned"):
+            with session.model.disable_adapter() if name == "backbone" else contextlib.nullcontext():
+                results[name][split] = evaluate(
+                    session.model,
+                    session.collator,
+                    rows,
+                    split=split,
+                    batch_size=spec.eval_batch_size,
+                    max_new_tokens=spec.max_new_tokens,
+                )
+        results["blind"][split] = blind_baseline(training_rows, rows, split)
+    return results
+
+
+def _exported(folder: Path, console: Console) -> dict[str, dict[str, Any]]:
+    """What every task scores through its own export, as the other results: `exported` (LoRA) and `merged`."""
+    console.print("[bold]Exporting[/bold] every task: one LoRA and one merged checkpoint each")
+    tasks: dict[str, dict[str, Any]] = {"lora": {}, "merged": {}}
+    for report in export(folder, Request(forms=("lora", "merged")), console):
+        (task,), form = report["tasks"], report["form"]
+        tasks[form][task] = {"exact_match": report["exact_match"][form], "count": report["samples"]}
+    results = {}
+    for name, found in (("exported", tasks["lora"]), ("merged", tasks["merged"])):
+        mean = sum(task["exact_match"] for task in found.values()) / len(found)
+        results[name] = {"test": {"mean_exact_match": mean, "tasks": found}}
+    return results
 
 
 def make_backbone_with_progress(console: Console) -> Path:
@@ -103,12 +128,13 @@ def make_backbone_with_progress(console: Console) -> Path:
 def _table(results: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="Exact match per task")
     table.add_column("task")
-    for column in ("backbone", "tuned", "blind"):
+    columns = ("backbone", "tuned", "exported", "merged", "blind")
+    for column in columns:
         table.add_column(column, justify="right")
     for split, label in (("test", "mean"), ("held_out", "mean, never trained")):
-        tasks = results["tuned"][split]["tasks"]
-        for task in tasks:
-            table.add_row(task, *(f"{results[name][split]['tasks'][task]['exact_match']:.2f}" for name in results))
-        means = (f"[bold]{results[name][split]['mean_exact_match']:.2f}" for name in results)
+        splits = [results[name].get(split) for name in columns]  # there is no export of a task that was never trained
+        for task in results["tuned"][split]["tasks"]:
+            table.add_row(task, *(f"{s['tasks'][task]['exact_match']:.2f}" if s else "-" for s in splits))
+        means = (f"[bold]{s['mean_exact_match']:.2f}" if s else "-" for s in splits)
         table.add_row(f"[bold]{label}", *means, end_section=True)
     return table

@@ -44,7 +44,7 @@ class MixLoraModel(BaseTuner):
         self.mixlora_center = nn.ModuleDict()
         self.mixlora_layers = []
         self._seen_version = -1
-        model.register_forward_pre_hook(self._begin_batch, with_kwargs=True)
+        self._hook = model.register_forward_pre_hook(self._begin_batch, with_kwargs=True)
 
     def inject_adapter(
         self,
@@ -114,6 +114,11 @@ class MixLoraModel(BaseTuner):
         for name, table_TD in self.mixlora_task.items():
             learns = self.peft_config[name].gate != "hard"
             table_TD.requires_grad_(learns and name in self.active_adapters and not inference_mode)
+
+    def unload(self) -> nn.Module:
+        """As `BaseTuner.unload`: the base model as it was, without what tells the layers about the batch."""
+        self._hook.remove()
+        return cast(nn.Module, super().unload())
 
     def delete_adapter(self, adapter_name: str) -> None:
         """As `BaseTuner.delete_adapter`, what all layers share included."""

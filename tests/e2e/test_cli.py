@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qmixlora.cli import main
+from rich.console import Console
 
+from qmixlora.export import merge
 from qmixlora.recipe import Recipe
+from qmixlora.training import train
 
 
 def qmixlora(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -70,6 +74,49 @@ def test_train_evaluate_chat(recipe_file: Path, tmp_path: Path, data: Path, meth
     assert done.stdout.count(">") == 3
     done = qmixlora("chat", run, "--image", tmp_path / "none.png", "--prompt", "what ?")
     assert done.returncode == 2 and "no such picture" in done.stderr
+
+
+def test_exports_are_made_evaluated_and_talked_to(
+    make_recipe: Callable[..., Recipe],
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = train(make_recipe(), console=Console(quiet=True))
+    done = qmixlora("export", run, "--task", "digit", "--as", "lora", "--as", "merged", "--polish", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    for report, name in zip(json.loads(done.stdout), ("lora", "merged"), strict=True):
+        folder = run / "exports" / f"digit-{name}"
+        assert report == json.loads((folder / "fidelity.json").read_text()) and report["form"] == name
+        done = qmixlora("eval", folder, "--json")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert list(result["tasks"]) == ["digit"]
+        assert result["mean_exact_match"] == pytest.approx(report["exact_match"][name])
+    picture = next((data / "images").glob("test-*.png"))
+    done = qmixlora("chat", run / "exports" / "digit-merged", "--image", picture, "--prompt", "what digit is written ?")
+    assert done.returncode == 0, done.stderr
+
+    def called(*arguments: object) -> tuple[int, str]:
+        """The same command line, in this process."""
+        monkeypatch.setattr(sys, "argv", ["qmixlora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main.run()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out + printed.err
+
+    code, text = called("export", run, "--all", "--polish", 0)
+    assert code == 0 and all(task in text for task in ("reading", "where", "mean", "update error")), text
+    for arguments, words in (
+        (("export", run), "--all"),
+        (("export", run, "--task", "juggling"), "no task 'juggling'"),
+        (("eval", run / "exports" / "digit-merged", "--backbone"), "no adapter to leave out"),
+    ):
+        code, text = called(*arguments)
+        assert code == 2 and words in text and "Traceback" not in text
+    monkeypatch.setattr(merge, "add_update", lambda weight, update: None)
+    code, text = called("export", run, "--task", "digit", "--as", "merged", "--polish", 0)
+    assert code == 1 and "does not compute what its adapter computes" in text
 
 
 def test_resume_from_the_command_line(recipe_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STANDS_ON = {  # module of qmixlora -> what it may import of qmixlora
     "errors": set(),
+    "files": {"errors"},
     "recipe": {"errors", "recipes"},
     "mixlora": set(),
     "backbone": {"errors", "recipe"},
@@ -19,14 +20,28 @@ STANDS_ON = {  # module of qmixlora -> what it may import of qmixlora
     "session": {"errors", "recipe", "mixlora", "backbone", "data"},
     "evaluation": {"errors", "mixlora", "data"},
     "loss": {"errors", "data"},
-    "probe": {"mixlora", "session", "evaluation", "loss"},
-    "callbacks": {"errors", "backbone", "session", "probe"},
-    "training": {"errors", "recipe", "data", "session", "loss", "probe", "callbacks"},
+    "statistics": {"mixlora", "session", "evaluation", "loss"},
+    "callbacks": {"errors", "backbone", "session", "statistics"},
+    "training": {"errors", "files", "recipe", "data", "session", "loss", "callbacks"},
     "interference": {"errors", "session", "evaluation", "loss"},
-    "report": {"errors", "probe"},
+    "export": {
+        "errors",
+        "files",
+        "recipe",
+        "mixlora",
+        "backbone",
+        "data",
+        "session",
+        "evaluation",
+        "loss",
+        "statistics",
+        "callbacks",
+        "training",
+    },
+    "report": {"errors", "statistics"},
     "inspection": {"recipe", "data", "training"},
     "machine": set(),
-    "demo": {"errors", "recipe", "data", "session", "evaluation", "training"},
+    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export"},
 }
 
 

@@ -10,10 +10,11 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qmixlora.backbone import check_quantized, find_anatomy, load_backbone
+from qmixlora.demo.backbone import make_config
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
@@ -113,3 +114,21 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, backbone: Path) -> None:
     torch.save(load_file(weights), tmp_path / "pickle" / "pytorch_model.bin")
     weights.unlink()
     fails(tmp_path / "pickle", "safetensors")
+
+
+def test_rows_that_the_cpu_kernel_gets_wrong_are_refused(tmp_path: Path, processor: Any) -> None:
+    """And what is refused is wrong: the day bitsandbytes gets it right, this test says so."""
+    weight = torch.randn(64, 160)
+    packed, state = bnb.functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    by_rows = bnb.functional.dequantize_4bit(packed, state)
+    state.shape = torch.Size((weight.numel(),))
+    as_one = bnb.functional.dequantize_4bit(packed, state).view_as(weight)
+    assert (as_one - weight).abs().max() < 0.7 < (by_rows - weight).abs().max()
+
+    config = make_config(processor.tokenizer, layers=1, width=64)
+    config.text_config.intermediate_size = 160
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="rows of 160"):
+        load_backbone(Model(id=str(tmp_path), dtype="float32"))
+    load_backbone(Model(id=str(tmp_path), dtype="float32", quantization="none"))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from qmixlora.errors import UserError
-from qmixlora.evaluation import blind_baseline, normalize, summarize, write_json
+from qmixlora.evaluation import blind_baseline, normalize, summarize
+from qmixlora.files import write_json
 
 
 def row(task: str, question: str, answer: str) -> dict[str, object]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qmixlora.errors import UserError
-from qmixlora.evaluation import only_task
+from qmixlora.evaluation import only_tasks
 from qmixlora.interference import interference_matrix, measure_interference
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
@@ -50,7 +50,7 @@ def session(make_recipe: Callable[..., Recipe]) -> Session:
 def test_it_is_what_a_step_does_to_the_loss(session: Session) -> None:
     rows = load_data(session.recipe.data, "train")
     tasks = ["count", "digit"]
-    chosen = {task: only_task(rows, task, "train") for task in tasks}
+    chosen = {task: only_tasks(rows, [task], "train") for task in tasks}
     both = rows.select([i for i, task in enumerate(rows["task"]) if task in tasks])
     found = measure_interference(session, both, batches=1, batch_size=6)
 
@@ -98,6 +98,6 @@ def test_lora_is_measured_too(make_recipe: Callable[..., Recipe]) -> None:
 def test_mistakes(session: Session, tmp_path: Path) -> None:
     rows = load_data(session.recipe.data, "train")
     with pytest.raises(UserError, match="only one"):
-        measure_interference(session, only_task(rows, "digit", "train"))
+        measure_interference(session, only_tasks(rows, ["digit"], "train"))
     with pytest.raises(UserError, match="Too few samples for 9 batches"):
         measure_interference(session, rows, batches=9)

@@ -77,14 +77,14 @@ def test_names_and_shapes_are_those_of_the_design(make_recipe: Callable[..., Rec
     prefix = "base_model.model.model.language_model.layers.0.mlp.down_proj."
     shapes = {k.removeprefix(prefix): tuple(v.shape) for k, v in saved.items() if k.startswith(prefix)}
     assert shapes == {
-        "mixlora_A": (4, 160),
+        "mixlora_A": (4, 192),
         "mixlora_B": (4, 64),
-        "mixlora_route_A": (4, 160),
-        "mixlora_route_B": (4, 160),
-        "mixlora_route_AB": (2, 160, 4),
-        "mixlora_center.mean": (1, 160),
+        "mixlora_route_A": (4, 192),
+        "mixlora_route_B": (4, 192),
+        "mixlora_route_AB": (2, 192, 4),
+        "mixlora_center.mean": (1, 192),
         "mixlora_center.count": (1,),
-        "mixlora_center.pending": (1, 160),
+        "mixlora_center.pending": (1, 192),
         "mixlora_center.pending_count": (1,),
     }
     assert {v.dtype for v in saved.values()} == {torch.float32}

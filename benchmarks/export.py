@@ -1,0 +1,139 @@
+"""What an exported adapter keeps of the live mixture: the frontier over how a run is trained and how long polished.
+
+    python benchmarks/export.py run [NAME ...] [--seeds 0]     one JSON file per method and seed in results/export/
+    python benchmarks/export.py table                          docs/export.md
+
+Methods are those of methods.py, trained as in method.py (kept in the temporary folder, so that a run is trained once).
+`fresh` is the control: a LoRA of the same rank from nothing, on each task alone, for as many steps as polishing took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
+from method import PreparedCollator, Run, data_folder, prepared, recipe_of, trained
+from methods import METHODS
+
+from qmixlora.data import load_conversations
+from qmixlora.evaluation import evaluate, indices_by_task, only_tasks
+from qmixlora.export.polish import polish
+from qmixlora.export.static import Learned, StaticAdapter, learned, lora_session, put
+from qmixlora.files import write_json
+from qmixlora.session import Session, open_run
+from qmixlora.statistics import calibrate
+
+RESULTS = Path(__file__).parent / "results" / "export"
+RUNS = Path(tempfile.gettempdir()) / "qmixlora-benchmark-runs"
+RATES = {"mixlora": 3e-3, "lora-r16": 1.5e-3, "route_on=task": 3e-3}  # the best of results/method; 2e-3 for the others
+POLISH = {"mixlora": (50, 100, 200, 300), "fresh": (100, 200, 300, 1000)}  # (100, 300) for the others
+CALIBRATION = 5000  # samples that C_t is the mean over
+NAMES = (
+    "mixlora", "task_mix=0.1", "task_mix=0.3", "task_mix=0.5", "route_on=task", "route_on=instruction", "gate=dense",
+    "gate=straight_through", "pairing=independent", "lora-r16", "fresh",
+)  # fmt: skip
+
+
+def run_folder(name: str, seed: int) -> Path:
+    """A trained run, as an ordinary run folder."""
+    folder = RUNS / f"{name}--seed{seed}"
+    if not (folder / "recipe.yaml").is_file():
+        run = Run(name, METHODS[name], RATES.get(name, 2e-3), seed)
+        session, _ = trained(run)
+        session.model.save_pretrained(str(folder / "adapter"))
+        (folder / "recipe.yaml").write_text(recipe_of(run).to_yaml(), encoding="utf-8")
+    return folder
+
+
+def scores(session: Session, rows: Any) -> dict[str, float]:
+    found = evaluate(session.model, session.collator, rows, split="test", batch_size=200, max_new_tokens=6)
+    return {task: values["exact_match"] for task, values in found["tasks"].items()}
+
+
+def with_mean(found: dict[str, float]) -> dict[str, float]:
+    return {"mean": sum(found.values()) / len(found), **found}
+
+
+def fresh_adapter(run: Learned) -> StaticAdapter:
+    """A LoRA as PEFT makes it, with the run's projector left out: the base's own."""
+    updates = {}
+    for layer, update in run.adapter(run.identity()).updates.items():
+        down_KI = torch.empty_like(update.down_KI)
+        torch.nn.init.kaiming_uniform_(down_KI, a=5**0.5)
+        updates[layer] = replace(update, down_KI=down_KI, up_OK=torch.zeros_like(update.up_OK))
+    return StaticAdapter(updates, run.originals)
+
+
+def execute(name: str, seed: int) -> dict[str, Any]:
+    start = time.monotonic()
+    is_fresh = name == "fresh"
+    session = open_run(run_folder("mixlora" if is_fresh else name, seed))
+    test = load_conversations(str(data_folder() / "test.json"))
+    tasks = list(indices_by_task(test))
+    run = learned(session.model)
+    result: dict[str, Any] = {"name": name, "seed": seed, "date": time.strftime("%Y-%m-%d"), "exported": {}}
+    if not is_fresh:
+        result["live"] = with_mean(scores(session, test))
+    if is_fresh:
+        adapters = dict.fromkeys(tasks, fresh_adapter(run))
+    elif run.is_mixture:
+        rows = load_conversations(str(data_folder() / "train.json")).shuffle(seed=0).select(range(CALIBRATION))
+        means, _ = calibrate(session, rows, tasks)
+        mixes = {task: torch.stack([means[layer][index] for layer in run.pools]) for index, task in enumerate(tasks)}
+        adapters = {task: run.adapter(mixes[task]) for task in tasks}
+    else:
+        adapters = dict.fromkeys(tasks, run.adapter(run.identity()))
+    static = lora_session(session, adapters[tasks[0]], trained=set(run.pools))
+    by_task: dict[str, list[Any]] = {}
+    for row in prepared(session.recipe.model.id):
+        by_task.setdefault(row["task"], []).append(row)
+    collator = PreparedCollator(static.processor, static.recipe.data.max_length)
+    for steps in (0, *POLISH.get(name, (100, 300))):
+        found = {}
+        for task in tasks:
+            put(static.model, adapters[task])
+            if steps:
+                polish(replace(static, collator=collator), by_task[task], steps, Console(quiet=True))
+            found |= scores(static, only_tasks(test, [task], "test"))
+        result["exported"][str(steps)] = with_mean(found)
+        print(f"{name:24} {steps:5} steps  {result['exported'][str(steps)]['mean']:.3f}", flush=True)
+    return {**result, "seconds": time.monotonic() - start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("names", nargs="*", default=NAMES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        tables.write_export(
+            [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))], NAMES
+        )
+        return
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    for seed in arguments.seeds:
+        for name in arguments.names:
+            file = RESULTS / f"{name}--seed{seed}.json"
+            if not file.exists():
+                found = execute(name, seed)
+                RESULTS.mkdir(parents=True, exist_ok=True)
+                write_json(file, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""A static adapter added to the weights of its base: an ordinary checkpoint, written tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from qmixlora.backbone import find_anatomy
+from qmixlora.errors import UserError
+from qmixlora.recipe import Model
+
+from .checkpoint import INDEX, Checkpoint, Entry, as_tensor, open_checkpoint
+from .low_rank import LowRank
+from .static import StaticAdapter
+
+Base = Literal["original", "nf4"]
+BLOCK = 2**20  # weights at a time, in all that needs more memory than the tensor itself
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What the checkpoint's tensors become: `adapter` added to those of `spec`'s checkpoint, as read from the disk
+    (`original`) or after the round trip through NF4 that training saw (`nf4`).
+    """
+
+    adapter: StaticAdapter
+    spec: Model
+    base: Base
+
+    def write(self, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Write the merged checkpoint into `folder`; `on_progress` is told bytes done and bytes in all.
+
+        The processor's and generation's files are copied as they are, the config without its quantisation. One tensor
+        is in memory at a time. Names, shapes and dtypes stay those of the base, sums are made in fp32.
+
+        Raises:
+            UserError: the base cannot be read, or is quantised; a module of the adapter has no tensor of its own in it,
+                or of another shape; a merged tensor is not finite.
+        """
+        checkpoint, rounded = self._open()
+        expected = {f"{layer}.weight" for layer in self.adapter.updates} | set(self.adapter.modules)
+        folder.mkdir(parents=True, exist_ok=True)
+        total = sum(entry.length for shard in checkpoint.shards for entry in shard.entries)
+        done, merged = 0, set()
+        for shard in checkpoint.shards:
+            with (folder / shard.path.name).open("wb") as file:
+                file.write(shard.header)
+                for entry, data in shard.read():
+                    name = checkpoint.names.get(entry.name)
+                    if name in expected | rounded:
+                        weight = as_tensor(entry, data)
+                        if name in rounded:
+                            nf4_round_trip(weight, getattr(torch, self.spec.dtype))
+                        self._merge(name, weight, entry)
+                        del weight
+                        merged.add(name)
+                    file.write(data)
+                    del data  # before the next one is read
+                    done += entry.length
+                    on_progress(done, total)
+        if missing := sorted((expected | rounded) - merged):
+            raise UserError(
+                f"{len(missing)} tensors to merge have no place of their own in the base, such as {missing[0]}.",
+                where=str(checkpoint.folder),
+                fix="Merge into the base that the run was trained on. If it stores these in another form than the model"
+                " has them, export --as lora.",
+            )
+        _copy_other_files(checkpoint, folder)
+
+    def _open(self) -> tuple[Checkpoint, set[str]]:
+        """The base, and the parameters that go through NF4 and back: all that training had in NF4, adapted or not."""
+        config = AutoConfig.from_pretrained(
+            self.spec.id, revision=self.spec.revision, trust_remote_code=self.spec.trust_remote_code
+        )
+        with torch.device("meta"):
+            skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=self.spec.trust_remote_code)
+        targets = find_anatomy(skeleton).targets if self.base == "nf4" else ()
+        return open_checkpoint(self.spec, skeleton), {f"{layer}.weight" for layer in targets}
+
+    def _merge(self, name: str, weight: Tensor, entry: Entry) -> None:
+        """Change one tensor in place."""
+        layer = name.removesuffix(".weight")
+        if name in self.adapter.modules:
+            _check_shape(self.adapter.modules[name].shape, weight, entry)
+            weight.copy_(self.adapter.modules[name])
+        elif layer in self.adapter.updates:
+            update = self.adapter.updates[layer]
+            _check_shape(torch.Size((len(update.up_OK), update.down_KI.shape[1])), weight, entry)
+            add_update(weight, update)
+        if not all(bool(part.isfinite().all()) for part in weight.view(-1).split(BLOCK)):
+            raise UserError(f"{entry.name} is not finite after merging.", where=self.spec.id, fix="Do not use it.")
+
+
+def add_update(weight_OI: Tensor, update: LowRank) -> None:
+    """Add an update to a weight in place: summed in fp32, some rows at a time, rounded once."""
+    rows = max(1, BLOCK // weight_OI.shape[1])
+    down_KI = update.down_KI.float().cpu()
+    for start in range(0, len(weight_OI), rows):
+        part = slice(start, start + rows)
+        weight_OI[part] = (weight_OI[part].float() + update.up_OK[part].float().cpu() @ down_KI).to(weight_OI.dtype)
+
+
+def nf4_round_trip(weight: Tensor, dtype: torch.dtype) -> None:
+    """Put a weight, in place, through what `load_backbone` does to it: NF4 with double quantisation, and back.
+
+    bitsandbytes' quantiser on the CPU compares every weight with 16 levels in memory, so it gets a part at a time; the
+    scales of all parts are then quantised together, as it does for a whole tensor (`compress_statistics`): the result
+    is the same to the bit.
+    """
+    flat = weight.view(-1)
+    starts = range(0, len(flat), BLOCK)
+    parts = [
+        bnb.functional.quantize_4bit(flat[start : start + BLOCK].to(dtype), blocksize=64, quant_type="nf4")
+        for start in starts
+    ]
+    scales = torch.cat([state.absmax for _, state in parts])
+    offset = scales.mean()
+    scales = bnb.functional.dequantize_blockwise(*bnb.functional.quantize_blockwise(scales - offset, blocksize=256))
+    scales += offset
+    for start, (packed, state) in zip(starts, parts, strict=True):
+        state.absmax = scales[start // 64 :][: len(state.absmax)]
+        flat[start : start + BLOCK] = bnb.functional.dequantize_4bit(packed, state)
+
+
+def _check_shape(shape: torch.Size, weight: Tensor, entry: Entry) -> None:
+    if shape != weight.shape:
+        raise UserError(
+            f"{entry.name} is {tuple(weight.shape)} in the base checkpoint, and {tuple(shape)} in the adapter.",
+            where="export",
+            fix="Use the base that the run was trained on.",
+        )
+
+
+def _copy_other_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Everything of the base but its weights; `config.json` loses its quantisation."""
+    weights = {shard.path.name for shard in checkpoint.shards}
+    for path in sorted(checkpoint.folder.iterdir()):
+        other_weights = path.suffix in {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".safetensors"}
+        if not path.is_file() or path.name in weights or other_weights or path.name.endswith(".index.json"):
+            continue
+        shutil.copyfile(path, folder / path.name)
+    if (checkpoint.folder / INDEX).is_file():
+        shutil.copyfile(checkpoint.folder / INDEX, folder / INDEX)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.pop("quantization_config", None) is not None:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""`fidelity.json`: what an export is, and what it loses."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .fidelity import Reading
+
+FIDELITY = "fidelity.json"
+TOLERATED = 0.95  # of the live score; below it an export is warned of
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+WHOLE_MODULES = (
+    "The projector is in the adapter as a whole (modules_to_save). Servers that refuse that, such as vLLM, take "
+    "--projector-rank K, or a run trained with adapter.train_projector=false."
+)
+
+
+def report(facts: Mapping[str, Any], form: str, folder: Path, live: Reading, **others: Reading) -> dict[str, Any]:
+    """The contents of `fidelity.json`: the facts of an export, `form` (`lora` or `merged`), and for the live model and
+    each of the others `exact_match` and `loss`, with the share of answers that `agree` with the live model's.
+
+    The last of the others is what lies in the folder; `warnings` are about it.
+    """
+    readings = {"live": live, **others}
+    found = {
+        "form": form,
+        "folder": str(folder),
+        **facts,
+        "exact_match": {name: reading.exact_match for name, reading in readings.items()},
+        "loss": {name: reading.loss for name, reading in readings.items()},
+        "agreement": {name: reading.agreement(live) for name, reading in others.items()},
+    }
+    found["warnings"] = _warnings(found)
+    found["versions"] = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return found
+
+
+def by_layer(values: Mapping[str, float]) -> dict[str, Any]:
+    """A number per layer, with the mean over layers."""
+    return {"mean": sum(values.values()) / max(len(values), 1), "layers": dict(values)}
+
+
+def _warnings(found: Mapping[str, Any]) -> list[str]:
+    """A large loss, with its numbers and what to do about it."""
+    scores = found["exact_match"]
+    live, score = scores["live"], list(scores.values())[-1]
+    if score >= TOLERATED * live:
+        return []
+    if found["form"] == "merged" and found["base"] == "original" and scores["lora"] >= TOLERATED * live:
+        advice = "merge into the weights that training saw (--base nf4)."
+    else:
+        more = f"--polish {2 * found['polish_steps']}" if found["polish_steps"] else "--polish 200"
+        advice = f"polish it longer ({more}), or train with adapter.task_mix=0.3 or adapter.route_on=task."
+    name = Path(found["folder"]).name
+    return [f"{name} scores {score:.3f}, the live model {live:.3f} (split {found['split']}): {advice}"]
