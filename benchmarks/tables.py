@@ -119,6 +119,27 @@ def interference(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def write_export(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Fill the frontier of docs/export.md, in the order of `names`."""
+    steps = sorted({int(count) for run in runs for count in run["exported"]})
+    lines = [
+        "| trained as | seeds | live | mean alone | " + " | ".join(f"{count} steps" for count in steps[1:]) + " |",
+        "|---" * (len(steps) + 3) + "|",
+    ]
+    for name in names:
+        mine = [run for run in runs if run["name"] == name]
+        if not mine:
+            continue
+        live = mean_and_error([run["live"]["mean"] for run in mine]) if "live" in mine[0] else "-"
+        cells = [
+            [run["exported"][str(count)]["mean"] for run in mine if str(count) in run["exported"]] for count in steps
+        ]
+        lines.append(
+            f"| {name} | {len(mine)} | {live} | " + " | ".join(mean_and_error(c) if c else "" for c in cells) + " |"
+        )
+    fill(PAGE.with_name("export.md"), {"frontier": "\n".join(lines)})
+
+
 def fill(page: Path, blocks: dict[str, str]) -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- end NAME -->`. Raises ValueError for a missing marker."""
     text = page.read_text(encoding="utf-8")

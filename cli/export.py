@@ -41,7 +41,7 @@ def export(
     rank: Annotated[int | None, typer.Option(min=1, help="Cut the updates to this rank (default: exact).")] = None,
     polish: Annotated[
         int | None,
-        typer.Option(min=0, help="Further steps where a static adapter is worse than the mixture (default: recipe)."),
+        typer.Option(min=0, help="Further steps on the task (default: the recipe's, where the mean lost something)."),
     ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Samples to take the routing from (default: as counted in training).")

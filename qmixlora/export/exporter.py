@@ -30,7 +30,7 @@ from .fidelity import LiveUpdates, Reading, Rows, measure, measure_live, supervi
 from .merge import Merge
 from .plan import Plan, Request, make_plans, mixes_by_task, tasks_of
 from .polish import polish
-from .report import FIDELITY, WHOLE_MODULES, by_layer, report
+from .report import FIDELITY, WHOLE_MODULES, by_layer, report, write_card
 from .static import StaticAdapter, learned, lora_session, projector_as_low_rank, put, read, taken_off
 
 FOLDER = "exports"
@@ -114,7 +114,8 @@ class Exporter:
             self._say(f"{number}/{len(plans)} {plan.name}: measuring the live model")
             rows = _rows_of(held_out, plan, self.samples, split)
             live, updates = measure_live(session, self.run, rows)
-            check = _rows_of(self.training_rows, plan, CHECKED, "train") if self.polish else []
+            undecided = self.polish and self.request.polish is None
+            check = _rows_of(self.training_rows, plan, CHECKED, "train") if undecided else []
             score = measure(session, check).exact_match if check else 0.0
             facts = {"run": str(self.folder), "tasks": plan.shares, "split": split, "held_out": split != "train"}
             facts["samples"] = len(rows)
@@ -147,6 +148,7 @@ class Exporter:
             with put_in_place(final) as place:
                 static.model.save_pretrained(str(place))
                 made = report(export_.facts, "lora", final, export_.live, lora=export_.exported)
+                write_card(place, made)
                 self._finish(place, made)
             export_.lora = final
             if wanted:
@@ -186,8 +188,9 @@ class Exporter:
         return adapter, kept
 
     def _polish(self, static: Session, export_: Export, name: str) -> int:
-        """Polish the adapter in place if its mean lost something; the steps that it took."""
-        if not export_.check or measure(static, export_.check).exact_match >= LOST * export_.score:
+        """Polish the adapter in place, if that was asked for or its mean lost something; the steps that it took."""
+        asked = self.request.polish is not None
+        if not self.polish or (not asked and measure(static, export_.check).exact_match >= LOST * export_.score):
             return 0
         self._say(f"{name}: polishing, {self.polish} steps")
         polish(static, _rows_of(self.training_rows, export_.plan, None, "train"), self.polish, self.console)

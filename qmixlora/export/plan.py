@@ -32,10 +32,9 @@ class Request:
     """What the user asks for.
 
     `tasks` as on the command line (`T`, or `T=0.7`), empty for all of the run; `together` makes one adapter of them.
-    `rank` cuts the updates; `polish` is the number of further steps for tasks whose mean lost something;
+    `rank` cuts the updates; `polish` is the number of further steps (None: the recipe's, where a mean lost something);
     `calibration` a file of samples to take the routing from; `projector_rank` writes the projector as low-rank
-    factors; `samples` limits the held-out rows measured per task. Where `polish` and `samples` are None, the recipe
-    of the run says.
+    factors; `samples` limits the held-out rows measured per task (None: the recipe's).
     """
 
     tasks: tuple[str, ...] = ()

@@ -38,6 +38,37 @@ def report(facts: Mapping[str, Any], form: str, folder: Path, live: Reading, **o
     return found
 
 
+def write_card(folder: Path, made: Mapping[str, Any]) -> None:
+    """Put into `README.md`, under the metadata that PEFT wrote, what this adapter is in place of PEFT's empty form."""
+    _, metadata, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", maxsplit=2)
+    shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in made["tasks"].items())
+    scores, losses = made["exact_match"], made["loss"]
+    text = f"""---{metadata}---
+
+# LoRA for {shares}
+
+Exported by qmixlora from a run that was tuned on several tasks: rank {made["rank"]}, polished for \
+{made["polish_steps"]} steps. It needs `peft` and `transformers` alone:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE), THIS_FOLDER)
+```
+
+On {made["samples"]} samples (split {made["split"]}), over the NF4 base that it was trained on:
+
+| | exact match | loss |
+|---|---|---|
+| the run itself | {scores["live"]:.3f} | {losses["live"]:.3f} |
+| this adapter | {scores["lora"]:.3f} | {losses["lora"]:.3f} |
+
+`{FIDELITY}` has the rest.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
 def by_layer(values: Mapping[str, float]) -> dict[str, Any]:
     """A number per layer, with the mean over layers."""
     return {"mean": sum(values.values()) / max(len(values), 1), "layers": dict(values)}

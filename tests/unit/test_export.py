@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import qmixlora.export.exporter as exporter_module
 import qmixlora.export.merge as merge_module
 from qmixlora.errors import CheckError, UserError
 from qmixlora.evaluation import indices_by_task, on_device
@@ -133,6 +134,8 @@ def test_an_exported_lora_is_stock_peft_and_the_oracle(run: Path, backbone: Path
     (made,) = export(run, Request(tasks=("color",)), QUIET)
     folder = run / "exports" / "color-lora"
     assert made == json.loads((folder / "fidelity.json").read_text()) and exported_tasks(folder) == ["color"]
+    card = (folder / "README.md").read_text()
+    assert "base_model:" in card and "# LoRA for color" in card and "More Information Needed" not in card
     live = open_run(run)
     pools = learned(live.model).pools
     config = live.model.peft_config["default"]
@@ -414,10 +417,19 @@ def test_polishing_learns_the_task_and_touches_the_factors_alone(run: Path) -> N
         assert torch.equal(after.modules[name], value)
 
 
-def test_only_what_lost_something_is_polished(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    exact = make_run("task", route_on="task")
-    (made,) = export(exact, Request(tasks=("color",), polish=5), QUIET)
+def test_the_recipe_polishes_what_lost_something_and_a_request_everything(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(make_run("task", route_on="task"), tmp_path / "run"))  # loses nothing
+    recipe = load_recipe(str(folder / "recipe.yaml"), ["export.polish=3"])
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    (made,) = export(folder, Request(tasks=("color",)), QUIET)
     assert made["polish_steps"] == 0
+    (made,) = export(folder, Request(tasks=("color",), polish=2), QUIET)
+    assert made["polish_steps"] == 2
+    monkeypatch.setattr(exporter_module, "LOST", 1e9)
+    (made,) = export(folder, Request(tasks=("color",)), QUIET)
+    assert made["polish_steps"] == 3
 
 
 def test_a_plain_lora_run_exports_through_the_same_verb(make_run: Callable[..., Path]) -> None:
