@@ -8,7 +8,7 @@ import typer
 
 from qmixlora.errors import UserError
 
-from . import chat, demo, doctor, evaluate, export, inspect, recipes, train
+from . import chat, demo, doctor, evaluate, export, inspect, plan, recipes, train
 
 app = typer.Typer(
     name="qmixlora",
@@ -21,6 +21,7 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)

@@ -45,7 +45,7 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> Session:
     """
     backbone, processor, anatomy = load_backbone(recipe.model)
     torch.manual_seed(recipe.train.seed)
-    return _assemble(recipe, backbone, processor, anatomy, adapter_config(recipe.adapter, anatomy, tasks))
+    return assemble(recipe, backbone, processor, anatomy, adapter_config(recipe.adapter, anatomy, tasks))
 
 
 def open_run(folder: Path) -> Session:
@@ -74,7 +74,7 @@ def open_run(folder: Path) -> Session:
         spec = recipe.model.model_copy(update={"id": str(folder), "revision": None, "quantization": "none"})
         return open_model(recipe.model_copy(update={"model": spec}))
     backbone, processor, anatomy = load_backbone(recipe.model)
-    session = _assemble(recipe, backbone, processor, anatomy, PeftConfig.from_pretrained(str(adapter)))
+    session = assemble(recipe, backbone, processor, anatomy, PeftConfig.from_pretrained(str(adapter)))
     weights = adapter / ADAPTER_WEIGHTS
     load_adapter(session.model, load_file(weights), where=str(weights))
     session.model.eval()
@@ -104,7 +104,21 @@ def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> Sess
     for name, module in originals.items():  # PEFT leaves the trained copy in their place
         backbone.set_submodule(name, module)
     recipe = session.recipe.model_copy(update={"adapter": adapter})
-    return _assemble(recipe, backbone, session.processor, session.anatomy, config)
+    return assemble(recipe, backbone, session.processor, session.anatomy, config)
+
+
+def assemble(
+    recipe: Recipe, backbone: PreTrainedModel, processor: ProcessorMixin, anatomy: Anatomy, config: Any
+) -> Session:
+    """A backbone with a fresh adapter of this config on it, which alone is trainable, with the projector in fp32."""
+    config.inference_mode = False
+    config.base_model_name_or_path = recipe.model.id
+    model = get_peft_model(backbone, config)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                _train_in_fp32(copy)
+    return Session(recipe, model, processor, anatomy, Collator(processor, recipe.data.max_length))
 
 
 def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:
@@ -160,19 +174,6 @@ def load_adapter(model: PeftModel, weights: dict[str, Tensor], where: str) -> No
 
 def _matches(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
-
-
-def _assemble(
-    recipe: Recipe, backbone: PreTrainedModel, processor: ProcessorMixin, anatomy: Anatomy, config: Any
-) -> Session:
-    config.inference_mode = False
-    config.base_model_name_or_path = recipe.model.id
-    model = get_peft_model(backbone, config)
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for copy in module.modules_to_save.values():
-                _train_in_fp32(copy)
-    return Session(recipe, model, processor, anatomy, Collator(processor, recipe.data.max_length))
 
 
 def _train_in_fp32(module: nn.Module) -> None:

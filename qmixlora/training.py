@@ -75,16 +75,7 @@ def make_trainer(
     session: Session, rows: Any, validation: Any, folder: Path, display: ProgressDisplay
 ) -> SupervisedTrainer:
     """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks."""
-    checkpointing = session.recipe.train.checkpointing
-    if checkpointing.enabled:
-        session.model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs={"use_reentrant": False},
-            every_n_layers=checkpointing.every_n_layers,
-            offload=checkpointing.offload,
-        )
-        # Only reentrant checkpointing needs inputs with a gradient; with them the frozen vision tower would be
-        # differentiated as well, since transformers marks its patch embeddings too.
-        session.model.disable_input_require_grads()
+    enable_checkpointing(session)
     trainer = SupervisedTrainer(
         model=session.model,
         args=_arguments(session.recipe, folder, validation is not None),
@@ -96,6 +87,21 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def enable_checkpointing(session: Session) -> None:
+    """Activation checkpointing as the recipe says, non-reentrant."""
+    checkpointing = session.recipe.train.checkpointing
+    if not checkpointing.enabled:
+        return
+    session.model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        every_n_layers=checkpointing.every_n_layers,
+        offload=checkpointing.offload,
+    )
+    # Only reentrant checkpointing needs inputs with a gradient; with them the frozen vision tower would be
+    # differentiated as well, since transformers marks its patch embeddings too.
+    session.model.disable_input_require_grads()
 
 
 class SupervisedTrainer(Trainer):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from .config import MixLoraConfig
-from .routing import RoutingContext
+from .routing import RoutingContext, no_autocast
 from .selection import conditional_scores, released_conditional_scores, select
 from .statistics import Center, update_means
 
@@ -119,7 +119,7 @@ class MixLoraLayer(BaseTunerLayer):
     def _select(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
         config = self.mixlora_config[adapter_name]
         route_A, route_B, route_AB = (getattr(self, name).get(adapter_name) for name in ROUTERS)
-        with torch.autocast(x_BSI.device.type, enabled=False):  # selection is fp32 whoever trains, and however
+        with no_autocast(x_BSI.device):
             condition_BD = self._condition(x_BSI, adapter_name)
             conditional = None
             if route_AB is not None:

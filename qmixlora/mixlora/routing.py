@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,13 @@ def routed_as(model: nn.Module, tasks: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         context.tasks = before
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Selection is fp32 whoever trains, and however. (The meta device has no autocast to leave.)"""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def image_token_ids(config: Any) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .config import MixLoraConfig
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
-from .routing import Routing, RoutingContext, image_token_ids, is_decoding, routing_masks
+from .routing import Routing, RoutingContext, image_token_ids, is_decoding, no_autocast, routing_masks
 from .selection import mean_over, select
 from .statistics import Center
 
@@ -163,7 +163,7 @@ class MixLoraModel(BaseTuner):
                 drawn_B = torch.rand(len(ids_B), device=ids_B.device) < config.task_mix
                 routing.replaced[name] = drawn_B & (ids_B >= 0) & self._has_task_mean(name, ids_B)
             if config.route_on in ("embedding", "task"):
-                with torch.autocast(device.type, enabled=False):  # as in the layers: selection is fp32
+                with no_autocast(device):
                     routing.conditions[name] = self._condition(name, inputs)
                     if config.pairing in ("tied", "independent"):
                         self._select_ahead(name)

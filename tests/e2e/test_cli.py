@@ -119,6 +119,21 @@ def test_exports_are_made_evaluated_and_talked_to(
     assert code == 1 and "does not compute what its adapter computes" in text
 
 
+def test_plan(recipe_file: Path) -> None:
+    done = qmixlora("plan", recipe_file, "--card", "rtx3060-12gb", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["fits"] and found["card_gib"] == 12
+    assert found["peak_gib"] == pytest.approx(sum(found["parts"].values()))
+    assert found["margin_gib"] == pytest.approx(12 - found["peak_gib"])
+    assert found["advice"] == []  # there is nothing to save on megabytes
+    done = qmixlora("plan", "--model", "llava-hf/llava-1.5-7b-hf", "--vram", 4, "--tokens", 700)
+    assert done.returncode == 0 and "does not fit" in done.stdout and "NF4 weights" in done.stdout, done.stderr
+    assert "train.optimizer=paged_adamw_8bit" in done.stdout
+    done = qmixlora("plan", recipe_file, "--card", "rtx9999")
+    assert done.returncode == 2 and "no card 'rtx9999'" in done.stderr
+
+
 def test_resume_from_the_command_line(recipe_file: Path, tmp_path: Path) -> None:
     assert qmixlora("train", recipe_file, "train.save_every=2").returncode == 0
     done = qmixlora("train", recipe_file, "train.save_every=2", "train.max_steps=6", "--resume")

@@ -38,6 +38,7 @@ STANDS_ON = {  # module of qmixlora -> what it may import of qmixlora
         "callbacks",
         "training",
     },
+    "memory": {"errors", "recipe", "backbone", "data", "session", "loss", "training"},
     "report": {"errors", "statistics"},
     "inspection": {"recipe", "data", "training"},
     "machine": set(),

@@ -1,0 +1,73 @@
+"""qmixlora plan"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from qmixlora.errors import UserError
+
+
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.micro_batch_size=2.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A model with the default recipe, in place of RECIPE.")] = None,
+    card: Annotated[str | None, typer.Option(help="A card by name, such as rtx3060-12gb.")] = None,
+    vram: Annotated[float | None, typer.Option(min=0.1, help="The memory of a card in GB (of 2^30 bytes).")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of a sample, its picture included (default: data.max_length).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
+) -> None:
+    """What a recipe's training step will take of a GPU, and what to change; no GPU, weights or data needed."""
+    if (recipe is None) == (model is None):
+        raise UserError("Name a recipe, or a model with --model.", where="command line")
+    if card is not None and vram is not None:
+        raise UserError("--card and --vram say the same thing: give one of them.", where="command line")
+    from qmixlora.recipe import load_recipe, validate
+
+    if recipe is not None:
+        parsed = load_recipe(recipe, overrides or [])
+    else:
+        parsed = validate({"model": {"id": model}, "data": {"train": "-"}}, f"--model {model}")
+    from .quiet import quiet
+
+    quiet()
+    from qmixlora.demo import resolve
+    from qmixlora.memory import GIB, card_bytes, plan_with_advice
+
+    parsed = resolve(parsed, None, Console(stderr=True))
+    size = card_bytes(card) if card else None if vram is None else int(vram * GIB)
+    found = plan_with_advice(parsed, card=size, tokens=tokens)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    _show(found, Console())
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"One training step of {found['tokens']} tokens per sample", box=box.SIMPLE_HEAD)
+    table.add_column("part")
+    table.add_column("GiB", justify="right")
+    for name, size in found["parts"].items():
+        table.add_row(name, f"{size:.2f}")
+    table.add_section()
+    table.add_row("[bold]peak", f"[bold]{found['peak_gib']:.2f}")
+    console.print(table)
+    console.print(f"Reached in {found['place']}.", highlight=False)
+    if found["card_gib"] is not None:
+        verdict = "[green]fits[/green]" if found["fits"] else "[bold red]does not fit[/bold red]"
+        console.print(
+            f"It {verdict} a card of {found['card_gib']:g} GiB: {found['margin_gib']:.2f} GiB left, "
+            f"{found['needed_margin_gib']:.2f} wanted.",
+            highlight=False,
+        )
+    for edit in found["advice"]:
+        console.print(f"  {edit['edit']:55} saves {edit['saves_gib']:.2f} GiB", highlight=False)

@@ -1,0 +1,50 @@
+"""Attention as the kernels on the card do it, for the account of a simulated step.
+
+Shapes: B batch, H heads, S sequence, D width of a head.
+
+On the meta device torch computes scaled dot-product attention from its formula and builds the S x S matrix, which the
+fused CUDA kernels (flash, memory-efficient) never hold: they keep the output and one number per query.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+FUSED = "qmixlora_fused"  # the name under which transformers finds it
+
+
+class _Fused(torch.autograd.Function):
+    """Allocates what the fused kernels allocate: forward the output and the log-sum-exp (B x H x S, fp32); backward the
+    three gradients, and an fp32 sum of the queries' gradient (flash attention 2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query_BHSD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
+        out_BHSD = query_BHSD.new_empty((*query_BHSD.shape[:-1], value_BHSD.shape[-1]))
+        sums_BHS = query_BHSD.new_empty(query_BHSD.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query_BHSD, key_BHSD, value_BHSD, out_BHSD, sums_BHS)
+        return out_BHSD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query_BHSD, key_BHSD, value_BHSD, _, _ = ctx.saved_tensors
+        sum_BHSD = torch.empty_like(query_BHSD, dtype=torch.float32)
+        found = torch.empty_like(query_BHSD), torch.empty_like(key_BHSD), torch.empty_like(value_BHSD)
+        del sum_BHSD
+        return found
+
+
+def fused_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
+) -> tuple[Tensor, None]:
+    """An attention function of transformers (B x H x S x D to B x S x H x D) with the memory of the fused kernels."""
+    return _Fused.apply(query, key, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(FUSED, fused_attention)
+AttentionMaskInterface.register(FUSED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
