@@ -83,6 +83,7 @@ def export(
     for report in reports:
         for line in report["warnings"]:
             console.print(f"[bold red]warning[/bold red] {line}", highlight=False, soft_wrap=True)
+    console.print(f"Written to {run / 'exports'}, each with its fidelity.json.", highlight=False, soft_wrap=True)
     for line in dict.fromkeys(note for report in reports for note in report["notes"]):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -83,7 +83,8 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
     if found["form"] == "merged" and found["base"] == "original" and scores["lora"] >= TOLERATED * live:
         advice = "merge into the weights that training saw (--base nf4)."
     else:
-        more = f"--polish {2 * found['polish_steps']}" if found["polish_steps"] else "--polish 200"
-        advice = f"polish it longer ({more}), or train with adapter.task_mix=0.3 or adapter.route_on=task."
+        steps = found["polish_steps"]
+        more = f"polish it longer (--polish {2 * steps})" if steps else "polish it (--polish 200)"
+        advice = f"{more}, or train with adapter.task_mix=0.3 or adapter.route_on=task."
     name = Path(found["folder"]).name
     return [f"{name} scores {score:.3f}, the live model {live:.3f} (split {found['split']}): {advice}"]
