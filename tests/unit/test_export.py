@@ -323,6 +323,25 @@ def test_a_wrong_merge_is_noticed_and_leaves_nothing(run: Path, monkeypatch: pyt
     assert list((run / "exports").iterdir()) == []
 
 
+def test_rounding_in_16_bits_is_allowed_and_a_missed_layer_is_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(str(run / "recipe.yaml"), ["model.dtype=bfloat16"])
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    for base in ("nf4", "original"):
+        (made,) = export(run, Request(tasks=("color",), forms=("merged",), base=base), QUIET)  # type: ignore[arg-type]
+        assert 1e-5 < made["logits_difference"] < 0.03
+    right, calls = merge_module.add_update, []
+
+    def forgetful(weight: Tensor, update: Any) -> None:
+        calls.append(None)
+        if len(calls) != 5:
+            right(weight, update)
+
+    monkeypatch.setattr(merge_module, "add_update", forgetful)
+    with pytest.raises(CheckError):
+        export(run, Request(tasks=("color",), forms=("merged",)), QUIET)
+    assert len(calls) == 14
+
+
 def test_a_crash_leaves_nothing_that_looks_finished(run: Path, tmp_path: Path) -> None:
     """Killed while it merges: no folder under an export's name, and the next export cleans up."""
     script = (
