@@ -30,12 +30,11 @@ from .fidelity import LiveUpdates, Reading, Rows, measure, measure_live, supervi
 from .merge import Merge
 from .plan import Plan, Request, make_plans, mixes_by_task, tasks_of
 from .polish import polish
-from .report import FIDELITY, WHOLE_MODULES, by_layer, report, write_card
+from .report import FIDELITY, TOLERATED, WHOLE_MODULES, by_layer, report, write_card
 from .static import StaticAdapter, learned, lora_session, projector_as_low_rank, put, read, taken_off
 
 FOLDER = "exports"
 CHECKED = 128  # training rows on which it is decided whether a mean lost something
-LOST = 0.98  # of the live score; a mean below it is polished
 COMPARED = 4  # held-out rows whose logits hold a merged checkpoint against its adapter
 # ||merged - adapter|| / ||adapter|| over logits: what rounding the sums once explains, by the dtype of the weights.
 # Seen on the embedded model: 4e-7, 7e-4 and 6e-3; a deeper one rounds more often.
@@ -191,7 +190,7 @@ class Exporter:
     def _polish(self, static: Session, export_: Export, name: str) -> int:
         """Polish the adapter in place, if that was asked for or its mean lost something; the steps that it took."""
         asked = self.request.polish is not None
-        if not self.polish or (not asked and measure(static, export_.check).exact_match >= LOST * export_.score):
+        if not self.polish or (not asked and measure(static, export_.check).exact_match >= TOLERATED * export_.score):
             return 0
         self._say(f"{name}: polishing, {self.polish} steps")
         polish(static, _rows_of(self.training_rows, export_.plan, None, "train"), self.polish, self.console)

@@ -10,7 +10,7 @@ from typing import Any
 from .fidelity import Reading
 
 FIDELITY = "fidelity.json"
-TOLERATED = 0.95  # of the live score; below it an export is warned of
+TOLERATED = 0.95  # of the live score; a mean below it is polished, and an export below it is warned of
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 WHOLE_MODULES = (
     "The projector is in the adapter as a whole (modules_to_save). Servers that refuse that, such as vLLM, take "

@@ -19,6 +19,7 @@ from qmixlora.training import enable_checkpointing
 
 from .architectures import config_of
 from .cards import GIB
+from .pictures import kinds_of_tokens, picture
 from .simulation import simulate_step
 from .skeleton import meta_backbone, tensors_of
 
@@ -77,8 +78,9 @@ def plan(recipe: Recipe, *, card: int | None = None, tokens: int | None = None) 
     weights = dict(_weights(held, session))
     trainable = [p for p in session.model.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in trainable)
-    # the optimiser's own step holds all gradients and, tensor list by tensor list, one more copy of them
-    beyond = max(step.bytes, 2 * gradients)
+    # the optimiser's own step holds all gradients; torch's AdamW, which works on lists of tensors, a copy of them too
+    own_step = gradients * (2 if recipe.train.optimizer == "adamw" else 1)
+    beyond = max(step.bytes, own_step)
     place = step.operation if beyond == step.bytes else "optimizer step"
     parts = {
         **weights,
@@ -92,14 +94,8 @@ def plan(recipe: Recipe, *, card: int | None = None, tokens: int | None = None) 
 
 def batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """A micro-batch as the collator makes it: one picture per sample, then text, of which the latter half is answer."""
-    if config.model_type != "llava":
-        raise UserError(
-            f"Pictures of {config.model_type!r} models cannot be planned yet.",
-            where=f"model.id: {recipe.model.id}",
-            fix="Plan a LLaVA-1.5 model.",
-        )
-    size, patch = config.vision_config.image_size, config.vision_config.patch_size
-    count, rows = (size // patch) ** 2, recipe.train.micro_batch_size
+    rows = recipe.train.micro_batch_size
+    image_id, count, tensors = picture(config, tokens, rows)
     text = tokens - count
     if text < 4:
         raise UserError(
@@ -108,7 +104,7 @@ def batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> dict[str, An
             fix=f"Plan with at least {count + 4}.",
         )
     ids_BS = torch.ones(rows, tokens, dtype=torch.long)
-    ids_BS[:, 1 : 1 + count] = config.image_token_index
+    ids_BS[:, 1 : 1 + count] = image_id
     labels_BS = torch.full_like(ids_BS, IGNORED)
     labels_BS[:, -(text // 2) :] = 1
     return {
@@ -116,8 +112,9 @@ def batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> dict[str, An
         "attention_mask": torch.ones_like(ids_BS),
         "labels": labels_BS,
         "routing_mask": labels_BS == IGNORED,
-        "pixel_values": torch.empty(rows, 3, size, size),
         "tasks": ["plan"] * rows,
+        **tensors,
+        **kinds_of_tokens(config, ids_BS, image_id),
     }
 
 

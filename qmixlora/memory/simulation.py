@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -49,10 +50,12 @@ class LiveStorages(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             return self._value(args[0]).item()
         known = self._compute(func, args, kwargs)
-        if func is aten.nonzero.default:
-            out: Any = torch.empty(known.shape, dtype=torch.long, device="meta")
-        elif func is aten.index.Tensor:
-            out = func(args[0], self._as_positions(args[1]))
+        if func is aten._to_copy.default and torch.device(kwargs.get("device") or "meta").type == "cpu":
+            return self._value(args[0]) if known is None else known  # as tolist() asks for it
+        if func is aten.index.Tensor:
+            out: Any = func(args[0], self._as_positions(args[1]))
+        elif torch.Tag.dynamic_output_shape in func.tags and known is not None:  # nonzero, repeat_interleave, unique
+            out = tree_map_only(Tensor, lambda value: torch.empty_like(value, device="meta"), known)
         else:
             out = func(*args, **kwargs)
         values = tree_leaves(known)
@@ -113,6 +116,19 @@ class LiveStorages(TorchDispatchMode):
         self.live -= self.sizes.pop(key, 0)
 
 
+class _LiteralsKeepValues(TorchFunctionMode):
+    """`torch.tensor([...], device="meta")` drops its numbers before any dispatch mode sees them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "meta":
+            numbers = tree_map_only(Tensor, Tensor.tolist, args)
+            return func(*numbers, **{**kwargs, "device": "cpu"}).to("meta")
+        return func(*args, **kwargs)
+
+
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
@@ -130,7 +146,8 @@ def simulate_step(
     Gradients of trainable parameters are part of the peak. `loss` is told the batch on the meta device.
     """
     with LiveStorages(held) as storages:
-        value = loss(on_meta(inputs))
+        with _LiteralsKeepValues():
+            value = loss(on_meta(inputs))
         saved = storages.live
         value.backward()
     return saved, storages.peak
