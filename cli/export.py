@@ -79,6 +79,10 @@ def export(
     if as_json:
         print(json.dumps(reports, indent=2))
         return
+    _show(reports, run, console)
+
+
+def _show(reports: list[dict[str, Any]], run: Path, console: Console) -> None:
     console.print(_table(reports))
     for report in reports:
         for line in report["warnings"]:

@@ -58,12 +58,21 @@ def copy(
 def check(
     names: Annotated[list[str] | None, typer.Argument(help="Recipes or files (default: all shipped).")] = None,
 ) -> None:
-    """Validate recipes; exits 1 if one is wrong."""
+    """Validate recipes, and plan those that are named after a card; exits 1 if one is wrong or does not fit."""
+    from .quiet import quiet
+
+    quiet()
+    from qmixlora.memory import GIB, card_of, check_fit
+
     failed = False
     for name in names or shipped_recipes():
         try:
-            load_recipe(name)
-            print(f"ok      {name}")
+            recipe, stem = load_recipe(name), Path(name).name.removesuffix(".yaml")
+            if card_of(stem) is None:
+                print(f"ok      {name}")
+                continue
+            found = check_fit(stem, read_recipe(name)[0], recipe)
+            print(f"ok      {name}  {found.peak / GIB:.1f} GiB")
         except UserError as error:
             failed = True
             print(f"wrong   {name}\n{error}")

@@ -16,14 +16,14 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 
 from qmixlora.backbone import find_anatomy
 from qmixlora.demo.backbone import make_config
-from qmixlora.errors import UserError
+from qmixlora.errors import CheckError, UserError
 from qmixlora.loss import supervised_loss
-from qmixlora.memory import GIB, card_bytes, plan, plan_with_advice, planner
+from qmixlora.memory import GIB, card_bytes, card_of, check_fit, plan, plan_with_advice, planner
 from qmixlora.memory.advice import edited
 from qmixlora.memory.attention import fused_attention
 from qmixlora.memory.simulation import LiveStorages
 from qmixlora.memory.skeleton import meta_backbone, meta_linear4bit, tensors_of
-from qmixlora.recipe import Recipe
+from qmixlora.recipe import Recipe, load_recipe, shipped_recipes
 from qmixlora.session import Session, adapter_config, assemble, open_session
 from qmixlora.training import enable_checkpointing
 
@@ -207,6 +207,27 @@ def test_advice_is_planned_and_can_be_pasted() -> None:
     assert found["peak_gib"] - better.peak / GIB == pytest.approx(edits["train.optimizer=paged_adamw_8bit"])
     assert not plan_with_advice(recipe, card=6 * GIB, tokens=700)["fits"]
     json.dumps(found)
+
+
+def test_every_recipe_for_a_card_fits_it_and_says_so() -> None:
+    checked = []
+    for name, text in shipped_recipes().items():
+        if card_of(name) is not None:
+            found = check_fit(name, text, load_recipe(name))
+            assert found.fits
+            checked.append(name)
+    assert len(checked) == 5
+
+
+def test_a_recipe_that_does_not_fit_or_says_something_else(tmp_path: Path) -> None:
+    name = "llava-1.5-7b-rtx4060-8gb"
+    text, recipe = shipped_recipes()[name], load_recipe(name)
+    with pytest.raises(CheckError, match="leaves less than 8% of the 8 GiB free"):
+        check_fit(name, text, edited(recipe, ["train.micro_batch_size=8"]))
+    with pytest.raises(CheckError, match=r"predicts 5.0 GiB, the plan 6.3 GiB"):
+        check_fit(name, text.replace("6.3 GiB", "5.0 GiB"), recipe)
+    with pytest.raises(CheckError, match="predicts nothing"):
+        check_fit(name, "", recipe)
 
 
 def test_mistakes(backbone: Path, make_recipe: Callable[..., Recipe]) -> None:

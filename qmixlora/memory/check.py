@@ -1,0 +1,41 @@
+"""Whether a recipe that is named after a card fits it, and says so truly."""
+
+from __future__ import annotations
+
+import re
+
+from qmixlora.errors import CheckError
+from qmixlora.recipe import Recipe
+
+from .cards import CARDS, GIB, card_bytes
+from .planner import MARGIN, Plan, plan
+
+STATED = re.compile(r"^# .*Predicted peak: ([\d.]+) GiB", re.MULTILINE)
+
+
+def card_of(name: str) -> str | None:
+    """The card in the name of a recipe (`MODEL-CARD`), if there is one."""
+    return next((card for card in CARDS if name.endswith(f"-{card}")), None)
+
+
+def check_fit(name: str, text: str, recipe: Recipe) -> Plan:
+    """Plan a recipe on the card of its name.
+
+    Raises:
+        CheckError: it takes more than the card less 8 %, or another peak than the head of its file says.
+    """
+    card = card_of(name)
+    assert card is not None
+    found = plan(recipe, card=card_bytes(card))
+    peak = found.peak / GIB
+    if not found.fits:
+        raise CheckError(
+            f"The planned peak, {peak:.1f} GiB, leaves less than {MARGIN:.0%} of the {CARDS[card]} GiB free.",
+            where=name,
+            fix=f"`qmixlora plan {name} --card {card}` says what to change.",
+        )
+    stated = STATED.search(text)
+    if stated is None or abs(float(stated[1]) - peak) > 0.1:
+        said = f"{stated[1]} GiB" if stated else "nothing"
+        raise CheckError(f"The file predicts {said}, the plan {peak:.1f} GiB.", where=name, fix="Correct its head.")
+    return found
