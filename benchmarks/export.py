@@ -29,7 +29,7 @@ from methods import METHODS
 
 from qmixlora.data import load_conversations
 from qmixlora.evaluation import evaluate, indices_by_task, only_tasks
-from qmixlora.export.polish import polish
+from qmixlora.export.polish import START, polish
 from qmixlora.export.static import Learned, StaticAdapter, learned, lora_session, put
 from qmixlora.files import write_json
 from qmixlora.session import Session, open_run
@@ -83,7 +83,8 @@ def execute(name: str, seed: int) -> dict[str, Any]:
     test = load_conversations(str(data_folder() / "test.json"))
     tasks = list(indices_by_task(test))
     run = learned(session.model)
-    result: dict[str, Any] = {"name": name, "seed": seed, "date": time.strftime("%Y-%m-%d"), "exported": {}}
+    result: dict[str, Any] = {"name": name, "seed": seed, "date": time.strftime("%Y-%m-%d"), "start": START}
+    result["exported"] = {}
     if not is_fresh:
         result["live"] = with_mean(scores(session, test))
     if is_fresh:
@@ -105,7 +106,7 @@ def execute(name: str, seed: int) -> dict[str, Any]:
         for task in tasks:
             put(static.model, adapters[task])
             if steps:
-                polish(replace(static, collator=collator), by_task[task], steps, Console(quiet=True))
+                polish(replace(static, collator=collator), adapters[task], by_task[task], steps, Console(quiet=True))
             found |= scores(static, only_tasks(test, [task], "test"))
         result["exported"][str(steps)] = with_mean(found)
         print(f"{name:24} {steps:5} steps  {result['exported'][str(steps)]['mean']:.3f}", flush=True)
@@ -128,7 +129,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for seed in arguments.seeds:
         for name in arguments.names:
-            file = RESULTS / f"{name}--seed{seed}.json"
+            file = RESULTS / f"{name}--start{START:g}--seed{seed}.json"
             if not file.exists():
                 found = execute(name, seed)
                 RESULTS.mkdir(parents=True, exist_ok=True)

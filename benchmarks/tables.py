@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections import defaultdict
@@ -120,23 +121,24 @@ def interference(folder: Path) -> str:
 
 
 def write_export(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """Fill the frontier of docs/export.md, in the order of `names`."""
+    """Fill the frontier of docs/export.md: one line per method, in the order of `names`, and share of the mean that
+    polishing started from.
+    """
     steps = sorted({int(count) for run in runs for count in run["exported"]})
     lines = [
-        "| trained as | seeds | live | mean alone | " + " | ".join(f"{count} steps" for count in steps[1:]) + " |",
-        "|---" * (len(steps) + 3) + "|",
+        "| trained as | start | seeds | live | mean alone | "
+        + " | ".join(f"{count} steps" for count in steps[1:])
+        + " |",
+        "|---" * (len(steps) + 4) + "|",
     ]
-    for name in names:
-        mine = [run for run in runs if run["name"] == name]
+    for name, start in itertools.product(names, sorted({run["start"] for run in runs})):
+        mine = [run for run in runs if (run["name"], run["start"]) == (name, start)]
         if not mine:
             continue
         live = mean_and_error([run["live"]["mean"] for run in mine]) if "live" in mine[0] else "-"
-        cells = [
-            [run["exported"][str(count)]["mean"] for run in mine if str(count) in run["exported"]] for count in steps
-        ]
-        lines.append(
-            f"| {name} | {len(mine)} | {live} | " + " | ".join(mean_and_error(c) if c else "" for c in cells) + " |"
-        )
+        cells = [[run["exported"][str(n)]["mean"] for run in mine if str(n) in run["exported"]] for n in steps]
+        head = f"| {name} | {start:g} | {len(mine)} | {live} | "
+        lines.append(head + " | ".join(mean_and_error(cell) if cell else "" for cell in cells) + " |")
     fill(PAGE.with_name("export.md"), {"frontier": "\n".join(lines)})
 
 

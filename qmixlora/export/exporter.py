@@ -131,7 +131,7 @@ class Exporter:
         for number, export_ in enumerate(exports, start=1):
             adapter, kept = self._static(export_)
             put(static.model, adapter)
-            polished = self._polish(static, export_, f"{number}/{len(exports)} {export_.plan.name}")
+            polished = self._polish(static, adapter, export_, f"{number}/{len(exports)} {export_.plan.name}")
             export_.exported = measure(static, export_.rows)
             errors = export_.updates.errors(self.run, taken_off(static.model))
             export_.facts |= {
@@ -187,13 +187,14 @@ class Exporter:
             adapter, kept["projector"] = projector_as_low_rank(adapter, self.run, self.request.projector_rank)
         return adapter, kept
 
-    def _polish(self, static: Session, export_: Export, name: str) -> int:
+    def _polish(self, static: Session, adapter: StaticAdapter, export_: Export, name: str) -> int:
         """Polish the adapter in place, if that was asked for or its mean lost something; the steps that it took."""
         asked = self.request.polish is not None
         if not self.polish or (not asked and measure(static, export_.check).exact_match >= TOLERATED * export_.score):
             return 0
         self._say(f"{name}: polishing, {self.polish} steps")
-        polish(static, _rows_of(self.training_rows, export_.plan, None, "train"), self.polish, self.console)
+        rows = _rows_of(self.training_rows, export_.plan, None, "train")
+        polish(static, adapter, rows, self.polish, self.console)
         return self.polish
 
     def _run_on_original(self, exports: list[Export]) -> None:

@@ -35,6 +35,11 @@ class StaticAdapter:
     updates: dict[str, LowRank]
     modules: dict[str, Tensor]
 
+    def scaled(self, share: float) -> StaticAdapter:
+        """A share of every update; whole modules stay."""
+        updates = {layer: replace(update, up_OK=share * update.up_OK) for layer, update in self.updates.items()}
+        return replace(self, updates=updates)
+
     def truncated(self, rank: int) -> tuple[StaticAdapter, dict[str, float]]:
         """Every update at a smaller rank, and the share of its squared norm that each layer keeps."""
         cut = {layer: update.truncated(rank) for layer, update in self.updates.items()}

@@ -28,6 +28,7 @@ from qmixlora.export import Request, export, exported_tasks
 from qmixlora.export.fidelity import measure, measure_live
 from qmixlora.export.merge import Merge, nf4_round_trip
 from qmixlora.export.plan import make_plans, safe_name
+from qmixlora.export.polish import START, polish
 from qmixlora.export.static import learned, lora_session, read, taken_off
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import open_model, open_run
@@ -426,14 +427,24 @@ def test_polishing_learns_the_task_and_touches_the_factors_alone(run: Path) -> N
     rows = rows_of(run, "color", "train")
     put_on = lora_session(live, before, trained=set(state.pools))
     loss = measure(put_on, rows).loss
-    from qmixlora.export.polish import polish
-
-    polish(put_on, rows, 15, QUIET)
+    polish(put_on, before, rows, 15, QUIET)
     after = taken_off(put_on.model)
     assert measure(put_on, rows).loss < 0.7 * loss
     assert not torch.equal(after.updates[Q_PROJ].up_OK, before.updates[Q_PROJ].up_OK)
     for name, value in before.modules.items():
         assert torch.equal(after.modules[name], value)
+
+
+def test_polishing_starts_from_a_share_of_the_mean(run: Path) -> None:
+    export(run, Request(tasks=("color",), polish=0), QUIET)
+    mean, live = read(run / "exports" / "color-lora"), open_run(run)
+    still = live.recipe.train.model_copy(update={"learning_rate": 1e-12})
+    session = replace(live, recipe=live.recipe.model_copy(update={"train": still}))
+    session = lora_session(session, mean, trained=mean.updates)
+    polish(session, mean, rows_of(run, "color", "train"), 1, QUIET)
+    for layer, update in taken_off(session.model).updates.items():
+        torch.testing.assert_close(update.up_OK, START * mean.updates[layer].up_OK)
+        torch.testing.assert_close(update.down_KI, mean.updates[layer].down_KI)
 
 
 def test_the_recipe_polishes_what_lost_something_and_a_request_everything(
@@ -458,6 +469,18 @@ def test_a_plain_lora_run_exports_through_the_same_verb(make_run: Callable[..., 
     rows = rows_of(folder, "color")
     expected = logits(open_run(folder), rows)
     torch.testing.assert_close(logits(open_run(folder / "exports" / "color-lora"), rows), expected, atol=1e-4, rtol=0)
+
+
+def test_layers_without_an_adapter_went_through_nf4_too(make_run: Callable[..., Path]) -> None:
+    """What a run has in NF4 and does not adapt is merged as it was trained on; without a projector there is no note."""
+    folder = make_run("some layers", target_modules=["q_proj", "v_proj"], train_projector=False)
+    lora, merged = export(folder, Request(tasks=("color",), forms=("lora", "merged")), QUIET)
+    assert merged["logits_difference"] < 1e-4 and len(merged["update_error"]["layers"]) == 4
+    assert lora["notes"] == []
+    changed = load_file(folder / "exports" / "color-merged" / "model.safetensors")
+    base = load_file(Path(load_recipe(str(folder / "recipe.yaml")).model.id) / "model.safetensors")
+    different = {name for name, tensor in base.items() if not torch.equal(tensor, changed[name])}
+    assert len(different) == 14 and not any("projector" in name for name in different)
 
 
 def test_calibration_on_samples_that_the_run_never_saw(run: Path, data: Path, tmp_path: Path) -> None:
