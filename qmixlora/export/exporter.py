@@ -29,7 +29,7 @@ from qmixlora.training import load_data
 from .fidelity import LiveUpdates, Reading, Rows, measure, measure_live, supervised_outputs
 from .merge import Merge
 from .plan import Plan, Request, make_plans, mixes_by_task, tasks_of
-from .polish import polish
+from .polish import START, polish
 from .report import FIDELITY, TOLERATED, WHOLE_MODULES, by_layer, report, write_card
 from .static import StaticAdapter, learned, lora_session, projector_as_low_rank, put, read, taken_off
 
@@ -194,7 +194,8 @@ class Exporter:
             return 0
         self._say(f"{name}: polishing, {self.polish} steps")
         rows = _rows_of(self.training_rows, export_.plan, None, "train")
-        polish(static, adapter, rows, self.polish, self.console)
+        start = START if self.run.is_mixture else 1.0  # a plain LoRA is no mean of anything
+        polish(static, adapter, rows, self.polish, self.console, start=start)
         return self.polish
 
     def _run_on_original(self, exports: list[Export]) -> None:

@@ -14,11 +14,13 @@ from qmixlora.training import make_trainer
 
 from .static import StaticAdapter, put
 
-START = 0.3  # of the mean update; from all of it, some tasks take far more steps (docs/export.md)
+START = 0.3  # of a mixture's mean update; from all of it, some tasks take far more steps (docs/export.md)
 
 
-def polish(session: Session, adapter: StaticAdapter, rows: Any, steps: int, console: Console) -> None:
-    """Train the LoRA of a session `steps` optimiser steps on the rows, from a share of the adapter on.
+def polish(
+    session: Session, adapter: StaticAdapter, rows: Any, steps: int, console: Console, *, start: float = START
+) -> None:
+    """Train the LoRA of a session `steps` optimiser steps on the rows, from the share `start` of the adapter on.
 
     Batch, accumulation, optimiser and clipping are the run's, as is the peak learning rate, which falls to zero in a
     straight line. The backbone is the NF4 one that the run was trained on; trained modules stay as they are.
@@ -32,7 +34,7 @@ def polish(session: Session, adapter: StaticAdapter, rows: Any, steps: int, cons
         "log_every": max(1, steps // 2),
     }
     recipe = session.recipe.model_copy(update={"train": session.recipe.train.model_copy(update=changes)})
-    put(session.model, adapter.scaled(START))
+    put(session.model, adapter.scaled(start))
     display = ProgressDisplay(console)
     with tempfile.TemporaryDirectory() as scratch:  # its log is of no use to anyone
         changed = Session(recipe, session.model, session.processor, session.anatomy, session.collator)
