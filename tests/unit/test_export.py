@@ -600,3 +600,13 @@ def big_checkpoint(folder: Path, processor: Any) -> Path:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + offset)
     return folder
+
+
+def test_a_plain_lora_is_polished_from_all_of_its_update(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = []
+    monkeypatch.setattr(exporter_module, "polish", lambda *arguments, start: starts.append(start))
+    for name, adapter in (("lora", {"method": "lora", "r": 4}), ("embedding", {})):
+        export(make_run(name, **adapter), Request(tasks=("color",), polish=1), QUIET)
+    assert starts == [1.0, START]
