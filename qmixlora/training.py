@@ -137,7 +137,7 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArgumen
         warmup_steps=spec.warmup_ratio,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
-        optim="adamw_torch" if spec.optimizer == "adamw" else "paged_adamw_8bit",
+        optim="adamw_torch" if spec.optimizer == "adamw" else spec.optimizer,
         seed=spec.seed,
         data_seed=spec.seed,
         logging_steps=spec.log_every,

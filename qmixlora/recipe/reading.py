@@ -1,7 +1,5 @@
-"""The recipe: everything a run depends on, typed and strict. No torch here, so that the command line stays fast.
-
-A YAML file is parsed, overrides are put in by dotted path, and every mistake (unknown key, wrong type, values that do
-not go together) is reported at once, each with its path.
+"""A YAML file to a recipe: overrides are put in by dotted path, and every mistake (unknown key, wrong type, values that
+do not go together) is reported at once, each with its path.
 """
 
 from __future__ import annotations
@@ -12,129 +10,14 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from .errors import UserError
+from qmixlora.errors import UserError
 
-EMBEDDED = "embedded"  # the value of model.id and data.train that stands for the demo's own backbone and data
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Model(_Section):
-    """The frozen backbone."""
-
-    id: str = Field(description="hub id, local folder, or 'embedded' for the demo's own backbone")
-    revision: str | None = Field(default=None, description="hub revision: a branch, tag or commit")
-    quantization: Literal["nf4", "none"] = Field(default="nf4", description="nf4: 4-bit NF4 with double quantisation")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        default="bfloat16", description="compute dtype, and the dtype of everything that is not quantised"
-    )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
-
-
-class Adapter(_Section):
-    """The trainable part."""
-
-    method: Literal["mixlora", "lora"] = Field(default="mixlora", description="lora: plain PEFT LoRA, the baseline")
-    num_factors: int = Field(default=16, ge=1, description="E, factors in each pool (mixlora)")
-    r: int = Field(default=4, ge=1, description="R, factors active for an instance; the rank (lora)")
-    alpha: float = Field(default=8.0, gt=0, description="the update is scaled by alpha / r")
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    pairing: Literal["conditional", "released", "independent", "tied"] = "tied"
-    gate: Literal["hard", "straight_through", "weighted", "dense"] = "weighted"
-    route_on: Literal["all", "prompt", "instruction", "embedding", "task"] = "embedding"
-    condition_norm: Literal["none", "center"] = Field(
-        default="center", description="center: routed on without what all inputs share (their running mean)"
-    )
-    task_mix: float = Field(default=0.0, ge=0, le=1, description="share of samples gated by their task's mean")
-    target_modules: Literal["language"] | list[str] = Field(
-        default="language", description="'language': every linear layer of the decoder; or suffixes of their names"
-    )
-    train_projector: bool = Field(default=True, description="train the projector too, whole and in fp32")
-
-
-class Data(_Section):
-    """Conversations with pictures, in LLaVA / Vision-Flan JSON or chat `messages`."""
-
-    train: str = Field(description="file (json, jsonl, parquet), a data set of `datasets`, or 'embedded'")
-    validation: str | None = None
-    test: str | None = None
-    image_root: str | None = Field(default=None, description="folder that image paths start from (default: the file's)")
-    task_field: str | None = Field(default=None, description="field with the task's name (default: task or task_name)")
-    max_length: int = Field(default=2048, ge=8, description="longest sample in tokens, images included; never cut")
-    num_workers: int = Field(default=0, ge=0)
-
-
-class Checkpointing(_Section):
-    """Activation checkpointing (always non-reentrant)."""
-
-    enabled: bool = True
-    every_n_layers: int = Field(default=1, ge=1)
-    offload: bool = Field(default=False, description="keep what is saved in host memory")
-
-
-class Train(_Section):
-    """The run."""
-
-    output: str = Field(default="runs/latest", description="the run's folder")
-    epochs: float = Field(default=1.0, gt=0)
-    max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; overrules epochs")
-    micro_batch_size: int = Field(default=1, ge=1, description="samples at a time on the device")
-    gradient_accumulation: int = Field(default=16, ge=1, description="micro-batches per optimiser step")
-    eval_batch_size: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=2e-4, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
-    checkpointing: Checkpointing = Checkpointing()
-    seed: int = 0
-    log_every: int = Field(default=10, ge=1, description="optimiser steps")
-    eval_every: int | None = Field(default=None, ge=1, description="optimiser steps (default: each epoch)")
-    save_every: int | None = Field(default=500, ge=1, description="optimiser steps (null: no checkpoints)")
-    keep_checkpoints: int = Field(default=2, ge=1)
-    max_new_tokens: int = Field(default=32, ge=1, description="longest answer when evaluating by generation")
-
-
-class Export(_Section):
-    """What becomes of the run."""
-
-    polish: int = Field(
-        default=200, ge=0, description="further steps for a task whose static adapter is worse than the live mixture"
-    )
-    samples: int = Field(default=256, ge=1, description="held-out samples per task that an export is measured on")
-
-
-class Recipe(_Section):
-    """One run of qmixlora."""
-
-    model: Model
-    adapter: Adapter = Adapter()
-    data: Data
-    train: Train = Train()
-    export: Export = Export()
-
-    def with_absolute_paths(self) -> Recipe:
-        """The same with local files named from the root, so that the run can be used from any folder."""
-        paths = {name: _absolute(getattr(self.data, name)) for name in ("train", "validation", "test", "image_root")}
-        model = self.model.model_copy(update={"id": _absolute(self.model.id)})
-        return self.model_copy(update={"model": model, "data": self.data.model_copy(update=paths)})
-
-    def to_yaml(self) -> str:
-        """The whole recipe, defaults written out."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False)
-
-
-def _absolute(name: str | None) -> str | None:
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
+from .schema import EMBEDDED, Recipe
 
 
 def json_schema() -> dict[str, Any]:
@@ -229,8 +112,30 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("adapter.task_mix: plain lora has no gates to replace; leave it 0")
     if recipe.train.checkpointing.offload and not recipe.train.checkpointing.enabled:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
+    problems += _memory_conflicts(recipe)
     if recipe.train.eval_every and not recipe.data.validation and recipe.data.train != EMBEDDED:
         problems.append("train.eval_every: there is nothing to evaluate on; set data.validation")
+    return problems
+
+
+def _memory_conflicts(recipe: Recipe) -> list[str]:
+    """Memory levers that exclude each other."""
+    model, train, problems = recipe.model, recipe.train, []
+    if model.stream_layers:
+        if model.quantization != "nf4":
+            problems.append("model.stream_layers: only 4-bit layers are streamed; set model.quantization: nf4")
+        if not (train.checkpointing.enabled and train.checkpointing.every_n_layers == 1):
+            problems.append(
+                "model.stream_layers: streamed layers are gone when the backward pass needs them; "
+                "set train.checkpointing.enabled: true and every_n_layers: 1"
+            )
+    if model.offload_embeddings and model.quantize_embeddings != "none":
+        problems.append("model.offload_embeddings: quantised embeddings stay on the card; choose one of the two")
+    if train.cache_features and recipe.adapter.train_projector:
+        problems.append(
+            "train.cache_features: features are what the projector makes of a picture, and it is trained; "
+            "set adapter.train_projector: false"
+        )
     return problems
 
 

@@ -1,0 +1,152 @@
+"""The sections of a recipe, typed and strict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+EMBEDDED = "embedded"  # the value of model.id and data.train that stands for the demo's own backbone and data
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(_Section):
+    """The frozen backbone."""
+
+    id: str = Field(description="hub id, local folder, or 'embedded' for the demo's own backbone")
+    revision: str | None = Field(default=None, description="hub revision: a branch, tag or commit")
+    quantization: Literal["nf4", "none"] = Field(default="nf4", description="nf4: 4-bit NF4 with double quantisation")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="compute dtype, and the dtype of everything that is not quantised"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    quantize_lm_head: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="hold lm_head in 8 or 4 bits (not where it is tied to the embeddings)"
+    )
+    quantize_embeddings: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="hold the input embeddings in 8 or 4 bits"
+    )
+    offload_embeddings: bool = Field(
+        default=False, description="keep the input embeddings in host memory; the rows of a batch are copied over"
+    )
+    stream_layers: int = Field(
+        default=0, ge=0, description="decoder layers whose 4-bit weights stay in host memory and are copied in for use"
+    )
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+
+
+class Adapter(_Section):
+    """The trainable part."""
+
+    method: Literal["mixlora", "lora"] = Field(default="mixlora", description="lora: plain PEFT LoRA, the baseline")
+    num_factors: int = Field(default=16, ge=1, description="E, factors in each pool (mixlora)")
+    r: int = Field(default=4, ge=1, description="R, factors active for an instance; the rank (lora)")
+    alpha: float = Field(default=8.0, gt=0, description="the update is scaled by alpha / r")
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    pairing: Literal["conditional", "released", "independent", "tied"] = "tied"
+    gate: Literal["hard", "straight_through", "weighted", "dense"] = "weighted"
+    route_on: Literal["all", "prompt", "instruction", "embedding", "task"] = "embedding"
+    condition_norm: Literal["none", "center"] = Field(
+        default="center", description="center: routed on without what all inputs share (their running mean)"
+    )
+    task_mix: float = Field(default=0.0, ge=0, le=1, description="share of samples gated by their task's mean")
+    target_modules: Literal["language"] | list[str] = Field(
+        default="language", description="'language': every linear layer of the decoder; or suffixes of their names"
+    )
+    train_projector: bool = Field(default=True, description="train the projector too, whole and in fp32")
+
+
+class Data(_Section):
+    """Conversations with pictures, in LLaVA / Vision-Flan JSON or chat `messages`."""
+
+    train: str = Field(description="file (json, jsonl, parquet), a data set of `datasets`, or 'embedded'")
+    validation: str | None = None
+    test: str | None = None
+    image_root: str | None = Field(default=None, description="folder that image paths start from (default: the file's)")
+    task_field: str | None = Field(default=None, description="field with the task's name (default: task or task_name)")
+    max_length: int = Field(default=2048, ge=8, description="longest sample in tokens, images included; never cut")
+    max_image_tokens: int | None = Field(
+        default=None, ge=1, description="scale pictures down (or take fewer tiles), so that none takes more tokens"
+    )
+    num_workers: int = Field(default=0, ge=0)
+
+
+class Checkpointing(_Section):
+    """Activation checkpointing (always non-reentrant)."""
+
+    enabled: bool = True
+    every_n_layers: int = Field(default=1, ge=1)
+    offload: bool = Field(default=False, description="keep what is saved in host memory")
+
+
+class Train(_Section):
+    """The run."""
+
+    output: str = Field(default="runs/latest", description="the run's folder")
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; overrules epochs")
+    micro_batch_size: int = Field(default=1, ge=1, description="samples at a time on the device")
+    gradient_accumulation: int = Field(default=16, ge=1, description="micro-batches per optimiser step")
+    eval_batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw", description="8bit: its states in 8 bits; paged: in memory that moves to the host when short"
+    )
+    loss_chunk: int | None = Field(
+        default=128, ge=1, description="supervised tokens whose logits exist at a time (null: all at once)"
+    )
+    cache_features: bool = Field(
+        default=False, description="keep every picture's features on the disk and the vision tower off the card"
+    )
+    checkpointing: Checkpointing = Checkpointing()
+    seed: int = 0
+    log_every: int = Field(default=10, ge=1, description="optimiser steps")
+    eval_every: int | None = Field(default=None, ge=1, description="optimiser steps (default: each epoch)")
+    save_every: int | None = Field(default=500, ge=1, description="optimiser steps (null: no checkpoints)")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1, description="longest answer when evaluating by generation")
+    on_oom: Literal["adapt", "stop"] = Field(
+        default="adapt", description="out of memory: pull memory levers and go on from the last step, or stop"
+    )
+
+
+class Export(_Section):
+    """What becomes of the run."""
+
+    polish: int = Field(
+        default=200, ge=0, description="further steps for a task whose static adapter is worse than the live mixture"
+    )
+    samples: int = Field(default=256, ge=1, description="held-out samples per task that an export is measured on")
+
+
+class Recipe(_Section):
+    """One run of qmixlora."""
+
+    model: Model
+    adapter: Adapter = Adapter()
+    data: Data
+    train: Train = Train()
+    export: Export = Export()
+
+    def with_absolute_paths(self) -> Recipe:
+        """The same with local files named from the root, so that the run can be used from any folder."""
+        paths = {name: _absolute(getattr(self.data, name)) for name in ("train", "validation", "test", "image_root")}
+        model = self.model.model_copy(update={"id": _absolute(self.model.id)})
+        return self.model_copy(update={"model": model, "data": self.data.model_copy(update=paths)})
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults written out."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def _absolute(name: str | None) -> str | None:
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
