@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .evaluation import evaluating, on_device
-from .loss import takes_logits_to_keep
+from .head import run_body
 from .mixlora import MixLoraLayer
 from .session import Session
 
@@ -125,15 +125,14 @@ def calibrate(
 
 
 def forward_passes(session: Session, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Send the rows through the model in evaluation mode, no logits but the last; yields (done, rows of the batch)."""
+    """Send the rows through the model in evaluation mode, no logits but one; yields (done, rows of the batch)."""
     model, size = session.model, session.recipe.train.eval_batch_size
-    keep = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
     with torch.no_grad(), evaluating(model):
         for start in range(0, len(rows), size):
             batch = [rows[index] for index in range(start, min(start + size, len(rows)))]
             inputs = on_device(session.collator(batch), model.device)
             inputs.pop("labels")
-            model(**inputs, use_cache=False, **keep)
+            run_body(model, inputs)
             yield start + len(batch), batch
 
 

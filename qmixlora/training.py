@@ -77,6 +77,7 @@ def make_trainer(
     """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks."""
     enable_checkpointing(session)
     trainer = SupervisedTrainer(
+        session.recipe.train.loss_chunk,
         model=session.model,
         args=_arguments(session.recipe, folder, validation is not None),
         train_dataset=rows,
@@ -107,8 +108,9 @@ def enable_checkpointing(session: Session) -> None:
 class SupervisedTrainer(Trainer):
     """Trainer whose loss asks the model for logits at supervised positions only, and normalises over the whole step."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, loss_chunk: int | None, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.loss_chunk = loss_chunk
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
 
@@ -119,7 +121,7 @@ class SupervisedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss = supervised_loss(model, inputs, num_items_in_batch)
+        loss = supervised_loss(model, inputs, num_items_in_batch, chunk=self.loss_chunk)
         return (loss, {"loss": loss}) if return_outputs else loss
 
 

@@ -1,6 +1,6 @@
 """What an export loses: answers, loss and updates, compared with the live model on samples that it was not trained on.
 
-Shapes: B batch, L layers, E = F factors in a pool, K supervised positions, V vocabulary.
+Shapes: B batch, L layers, E = F factors in a pool, N supervised tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def measure_live(session: Session, run: Learned, rows: Rows) -> tuple[Reading, L
 
 
 def supervised_outputs(session: Session, rows: Rows) -> Tensor:
-    """The logits at supervised positions (B x K x V, fp32, on the CPU), to hold two models against each other."""
+    """The logits of supervised tokens (N x V, fp32, on the CPU), to hold two models against each other."""
     with torch.no_grad(), evaluating(session.model):
-        logits_BKV, _ = supervised_logits(session.model, on_device(session.collator(rows), session.model.device))
-    return logits_BKV.float().cpu()
+        logits_NV = supervised_logits(session.model, on_device(session.collator(rows), session.model.device))
+    return logits_NV.float().cpu()
 
 
 def _losses(session: Session, rows: Rows) -> Any:

@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from qmixlora.callbacks import ProgressDisplay
 from qmixlora.data import load_conversations
@@ -49,17 +50,59 @@ def gradients(session: Session, batch: dict[str, Any]) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in session.model.named_parameters() if p.requires_grad and p.grad is not None}
 
 
-def test_loss_on_kept_positions_is_the_loss_on_all(make_recipe: Callable[..., Recipe], data: Path) -> None:
+def test_the_loss_of_supervised_tokens_is_the_loss_of_all(make_recipe: Callable[..., Recipe], data: Path) -> None:
     session = open_session(make_recipe(), [])
     batch = session.collator(rows_of(data, 5))
-    seen = {}
-    session.model.get_base_model().lm_head.register_forward_hook(lambda m, a, out: seen.update(shape=out.shape))
+    seen = []
+    session.model.get_base_model().lm_head.register_forward_hook(lambda m, a, out: seen.append(out.shape))
     loss = supervised_loss(session.model, batch)
-    width = batch["input_ids"].shape[1]
-    assert seen["shape"][1] < width / 2  # most positions never reach lm_head
+    supervised = int((batch["labels"][:, 1:] != -100).sum())
+    assert [rows * tokens for rows, tokens, _ in seen] == [5, supervised]  # and no other position reaches lm_head
     logits = session.model(**{k: v for k, v in batch.items() if k != "labels"}).logits
     expected = cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_loss_in_chunks_is_the_same_and_never_has_all_logits(make_recipe: Callable[..., Recipe], data: Path) -> None:
+    session = open_session(make_recipe(), [])
+    warm(session)
+    session.model.eval()  # in training, the centre of the conditions moves from step to step
+    batch = session.collator(rows_of(data, 5))
+    whole = gradients(session, batch)
+    expected = supervised_loss(session.model, batch).detach()
+    seen = []
+    session.model.get_base_model().lm_head.register_forward_hook(lambda m, a, out: seen.append(out.shape[1]))
+    session.model.zero_grad()
+    loss = supervised_loss(session.model, batch, chunk=4)
+    torch.testing.assert_close(loss.detach(), expected)
+    forward = list(seen)
+    loss.backward()
+    assert max(forward) == 4 and seen[len(forward) :] == forward[1:][::-1]  # computed again, in the backward pass
+    for name, parameter in session.model.named_parameters():
+        if name in whole:
+            torch.testing.assert_close(parameter.grad, whole[name])
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma4"])
+def test_what_a_family_adds_to_its_head_is_kept(family: str) -> None:
+    """Gemma caps its logits softly, after lm_head."""
+    torch.manual_seed(0)
+    text = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 300, "final_logit_softcapping": 0.1,
+        "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CONFIG_MAPPING[family](text_config=text, vision_config=vision)
+    model = AutoModelForImageTextToText.from_config(config)
+    ids = torch.randint(5, 200, (2, 9))
+    labels = torch.where(torch.arange(9) < 5, -100, ids)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    if family == "gemma4":
+        inputs["mm_token_type_ids"] = inputs.pop("token_type_ids")
+    logits = model(**inputs).logits[:, :-1]
+    expected = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    torch.testing.assert_close(supervised_loss(model, {**inputs, "labels": labels}, chunk=3), expected)
 
 
 def test_a_batch_without_supervision_is_refused(make_recipe: Callable[..., Recipe], data: Path) -> None:
