@@ -27,8 +27,8 @@ def train(
 
     quiet()
     from qmixlora.demo import resolve
-    from qmixlora.training import train as run_training
+    from qmixlora.memory.ladder import train_within_memory
 
     console = Console()
-    folder = run_training(resolve(parsed, None, console), resume=resume, console=console)
+    folder = train_within_memory(resolve(parsed, None, console), resume=resume, console=console)
     console.print(f"Done: {folder}. Next: [bold]qmixlora eval {folder}[/bold]", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay, RoutingLog
@@ -19,8 +20,10 @@ from .errors import UserError
 from .files import clear_disk_errors, put_in_place
 from .loss import supervised_loss
 from .recipe import Data, Recipe
+from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
 from .session import Session, open_session
 
+STATE = "trainer_state.json"  # of a checkpoint
 FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."
 
 
@@ -32,34 +35,77 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 
     Raises:
         UserError: anything wrong with recipe, data, model or folder; a full disk; or what the first-steps guard finds.
+        OutOfMemoryError: memory ran out; the last good step is kept as a checkpoint.
     """
-    console = console or Console()
+    return run(recipe, starting_point(recipe, resume), console or Console())
+
+
+def starting_point(recipe: Recipe, resume: bool) -> Path | None:
+    """The checkpoint that a run goes on from; None for a new run.
+
+    Raises:
+        UserError: there is none to resume from, or a new run would overwrite something.
+    """
     folder = Path(recipe.train.output)
-    checkpoint = _last_checkpoint(folder) if resume else None
     if not resume and folder.exists() and any(folder.iterdir()):
         raise UserError(
             "The run's folder is not empty.",
             where=str(folder),
             fix="Go on with --resume, choose another train.output, or remove the folder.",
         )
+    checkpoint = last_checkpoint(folder)
+    if resume and checkpoint is None:
+        raise UserError(
+            "There is no checkpoint to resume from.",
+            where=str(folder / "checkpoints"),
+            fix="Train without --resume; set train.save_every to have checkpoints.",
+        )
+    return checkpoint
+
+
+def run(recipe: Recipe, checkpoint: Path | None, console: Console) -> Path:
+    """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
+    folder = Path(recipe.train.output)
     rows = load_data(recipe.data, "train")
     validation = load_data(recipe.data, "validation") if recipe.data.validation else None
     tasks = sorted(set(rows["task"]))
     _check_tasks(recipe, tasks)
-    session = open_session(recipe, tasks)
+    session = unless_out_of_memory(lambda: open_session(recipe, tasks))
+    if session is None:
+        raise OutOfMemoryError(Moment("loading", checkpoint), folder)
     with clear_disk_errors(folder, FULL_DISK):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
-        display = ProgressDisplay(console)
-        try:
-            trainer = make_trainer(session, rows, validation, folder, display)
-            if recipe.adapter.method == "mixlora":
-                trainer.add_callback(RoutingLog(session.model, tasks, folder))
-            trainer.train(resume_from_checkpoint=checkpoint)
-        finally:
-            display.close()
+        _fit(session, rows, validation, tasks, checkpoint, console)
         _save_adapter(session, folder)
     return folder
+
+
+def _fit(
+    session: Session, rows: Any, validation: Any, tasks: list[str], checkpoint: Path | None, console: Console
+) -> None:
+    """All steps that are left. Raises OutOfMemoryError, and what callbacks raise."""
+    folder, display = Path(session.recipe.train.output), ProgressDisplay(console)
+    try:
+        trainer = make_trainer(session, rows, validation, folder, display)
+        counted: list[Tensor] = []
+        if session.recipe.adapter.method == "mixlora":
+            routing = RoutingLog(session.model, tasks, folder)
+            counted = [routing.statistics.sum_LTEF, routing.statistics.count_T]
+            trainer.add_callback(routing)
+        start = StepStart([*counted, *(b for name, b in session.model.named_buffers() if "lora_" in name)])
+        trainer.add_callback(start)
+        trainer.args.eval_on_start = trainer.control.should_evaluate = (
+            validation is not None and checkpoint is not None and _was_evaluating(checkpoint)
+        )
+        # accelerate and PEFT take a path as a string only
+        done = unless_out_of_memory(lambda: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)))
+        if done is None:
+            keep_last_step(trainer, start, Moment("training", checkpoint).step)
+            during: During = "evaluation" if trainer.control.should_evaluate and not start.torn else "training"
+            raise OutOfMemoryError(Moment(during, last_checkpoint(folder)), folder)
+    finally:
+        display.close()
 
 
 def load_data(data: Data, split: str) -> Any:
@@ -114,6 +160,15 @@ class SupervisedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """As Trainer's; nothing after the last step, of which Trainer (5.23) would do one more when resumed there."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -167,20 +222,20 @@ def _check_tasks(recipe: Recipe, tasks: list[str]) -> None:
         )
 
 
-def _last_checkpoint(folder: Path) -> str:
-    """The newest complete checkpoint (Trainer writes trainer_state.json last); broken ones are moved out of the way."""
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run (Trainer writes trainer_state.json last); broken ones are removed."""
     checkpoints = folder / "checkpoints"
     for path in checkpoints.glob("checkpoint-*"):
-        if not (path / "trainer_state.json").is_file():
+        if not (path / STATE).is_file():
             shutil.rmtree(path)
-    last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last is None:
-        raise UserError(
-            "There is no checkpoint to resume from.",
-            where=str(checkpoints),
-            fix="Train without --resume; set train.save_every to have checkpoints.",
-        )
-    return last
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    return Path(last) if last else None
+
+
+def _was_evaluating(checkpoint: Path) -> bool:
+    """Whether memory ran out in the evaluation that was due at this step (ordinary checkpoints come after it)."""
+    control = TrainerState.load_from_json(str(checkpoint / STATE)).stateful_callbacks.get("TrainerControl", {})
+    return bool(control.get("args", {}).get("should_evaluate", False))
 
 
 def _save_adapter(session: Session, folder: Path) -> None:

@@ -17,9 +17,10 @@ from qmixlora.data import load_conversations
 from qmixlora.evaluation import blind_baseline, evaluate
 from qmixlora.export import Request, export
 from qmixlora.files import clear_disk_errors, write_json
+from qmixlora.memory.ladder import train_within_memory
 from qmixlora.recipe import load_recipe
 from qmixlora.session import open_run
-from qmixlora.training import FULL_DISK, load_data, train
+from qmixlora.training import FULL_DISK, load_data
 
 from .backbone import backbone_folder, make_backbone
 
@@ -45,7 +46,7 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
         recipe = resolve(recipe, out / "data", console)
         shutil.rmtree(recipe.train.output, ignore_errors=True)
         console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {RECIPE}, in {recipe.train.output}")
-        folder = train(recipe, console=console)
+        folder = train_within_memory(recipe, console=console)
         results = _evaluated(folder, console)
         write_json(folder / "evaluation.json", results["tuned"]["test"])
         results |= _exported(folder, console)

@@ -23,7 +23,8 @@ STANDS_ON = {  # module of qmixlora -> what it may import of qmixlora
     "loss": {"errors", "data", "head"},
     "statistics": {"mixlora", "session", "evaluation", "head"},
     "callbacks": {"errors", "backbone", "session", "statistics"},
-    "training": {"errors", "files", "recipe", "data", "session", "loss", "callbacks"},
+    "recovery": {"errors"},
+    "training": {"errors", "files", "recipe", "data", "session", "loss", "callbacks", "recovery"},
     "interference": {"errors", "session", "evaluation", "loss"},
     "export": {
         "errors",
@@ -39,11 +40,11 @@ STANDS_ON = {  # module of qmixlora -> what it may import of qmixlora
         "callbacks",
         "training",
     },
-    "memory": {"errors", "recipe", "backbone", "data", "session", "loss", "training"},
+    "memory": {"errors", "recipe", "backbone", "data", "session", "loss", "callbacks", "recovery", "training"},
     "report": {"errors", "statistics"},
     "inspection": {"recipe", "data", "training"},
     "machine": set(),
-    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export"},
+    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export", "memory"},
 }
 
 

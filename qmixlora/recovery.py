@@ -1,0 +1,143 @@
+"""What is left when memory runs out: nothing of the failed step, and a checkpoint of the last good one."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from .errors import UserError
+
+T = TypeVar("T")
+# what accelerate does not count: CUDA's own words (the context, bitsandbytes), handles of cuBLAS and cuDNN, C++
+ALSO = ("out of memory", "ALLOC_FAILED", "bad_alloc")
+During = Literal["loading", "training", "evaluation"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stood when memory ran out: in which part, and the checkpoint that it can go on from, which holds the
+    last good `step`; without one, the run starts again.
+    """
+
+    during: During
+    checkpoint: Path | None
+
+    @property
+    def step(self) -> int:
+        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+
+    def __str__(self) -> str:
+        """What happened, in one sentence."""
+        place = {"loading": "loading the model", "training": "training", "evaluation": "evaluating"}[self.during]
+        good = f"the last good step is {self.step}" if self.checkpoint else "before any step could be kept"
+        return f"Memory ran out while {place}; {good}."
+
+
+class OutOfMemoryError(UserError):
+    """Memory ran out in a run; `moment` says where it can go on."""
+
+    def __init__(self, moment: Moment, folder: Path) -> None:
+        self.moment = moment
+        super().__init__(
+            str(moment),
+            where=str(folder),
+            fix="`qmixlora plan` says what takes less memory; a smaller train.micro_batch_size with as much more "
+            "train.gradient_accumulation learns the same.",
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on the card or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or any(words in str(error) for words in ALSO)
+    )
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """What the work returns, or None where memory ran out. Then all that it had allocated is free again: its exception,
+    whose frames hold the tensors of the step, ends here.
+    """
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    clear_device_cache(garbage_collection=True)
+    return None
+
+
+class StepStart(TrainerCallback):
+    """What an optimiser step changes before it is done, as it was when the step began: the state of the random numbers,
+    and `tensors` that forward passes add to (running means, counts). Copies lie in host memory.
+
+    It has to be the last of a Trainer's callbacks: a step is done when all others are done with it.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.kept: list[Tensor] = []
+        self.random: dict[str, Any] = {}
+        self.begun = self.begins_epoch = False
+        self.torn = False  # the optimiser has begun to write: parameters and moments are of no step
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # the first step of an epoch begins before its data loader draws a seed: there a resumed run takes up
+        self.begins_epoch = float(state.epoch or 0).is_integer()
+        self._keep()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.begins_epoch:
+            self._keep()
+        self.begins_epoch = False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.torn = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = self.torn = False
+
+    def rewind(self) -> bool:
+        """Undo what a step that was begun has changed; false if it was too late for that."""
+        if self.begun and not self.torn:
+            with torch.no_grad():
+                for tensor, kept in zip(self.tensors, self.kept, strict=True):
+                    tensor.copy_(kept)
+            random.setstate(self.random["python"])
+            np.random.set_state(self.random["numpy"])
+            torch.random.set_rng_state(self.random["cpu"])
+            if torch.cuda.is_available():
+                torch.cuda.random.set_rng_state(self.random["cuda"])
+        return not self.torn
+
+    def _keep(self) -> None:
+        self.kept = [tensor.detach().to("cpu", copy=True) for tensor in self.tensors]
+        self.random = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
+        if torch.cuda.is_available():
+            self.random["cuda"] = torch.cuda.random.get_rng_state()
+        self.begun = True
+
+
+def keep_last_step(trainer: Trainer, start: StepStart, first_step: int) -> None:
+    """After memory ran out: a checkpoint of the last finished step, by the Trainer's own path.
+
+    None is written where there is nothing newer than `first_step`, which the run started from, or where the optimiser
+    was interrupted while it wrote.
+    """
+    trainer.model.zero_grad(set_to_none=True)
+    if trainer.state.global_step <= first_step or not start.rewind():
+        return
+    shutil.rmtree(Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}", ignore_errors=True)
+    trainer._save_checkpoint(trainer.model, trial=None)
+    trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
