@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .backbone import Anatomy, load_backbone
+from .backbone.pictures import limit_pictures
 from .data import Collator
 from .errors import UserError
 from .mixlora import MixLoraConfig
@@ -84,9 +85,10 @@ def open_run(folder: Path) -> Session:
 def open_model(recipe: Recipe) -> Session:
     """The recipe's model without any adapter, for inference; what does not fit the GPU stays in host memory.
 
-    Raises UserError as `load_backbone`.
+    Raises UserError as `load_backbone`, or if pictures cannot keep to `data.max_image_tokens`.
     """
     model, processor, anatomy = load_backbone(recipe.model, offload=True)
+    limit_pictures(processor, model.config, recipe.data.max_image_tokens)
     return Session(recipe, model.eval(), processor, anatomy, Collator(processor, recipe.data.max_length))
 
 
@@ -110,7 +112,11 @@ def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> Sess
 def assemble(
     recipe: Recipe, backbone: PreTrainedModel, processor: ProcessorMixin, anatomy: Anatomy, config: Any
 ) -> Session:
-    """A backbone with a fresh adapter of this config on it, which alone is trainable, with the projector in fp32."""
+    """A backbone with a fresh adapter of this config on it, which alone is trainable, with the projector in fp32.
+
+    Raises UserError if pictures cannot keep to `data.max_image_tokens`.
+    """
+    limit_pictures(processor, backbone.config, recipe.data.max_image_tokens)
     config.inference_mode = False
     config.base_model_name_or_path = recipe.model.id
     model = get_peft_model(backbone, config)
