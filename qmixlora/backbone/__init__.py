@@ -1,6 +1,19 @@
-"""The frozen backbone: its anatomy, loading in NF4, checks."""
+"""The frozen backbone: its anatomy, loading in NF4, where its weights lie, checks."""
 
 from .anatomy import Anatomy, find_anatomy
-from .loading import check_quantized, keep_cpu_weights_unpacked, load_backbone
+from .checks import check_quantized, keep_cpu_weights_unpacked
+from .loading import load_backbone
+from .nf4 import nf4_linear
+from .placement import arrange, has_levers, host_tensors
 
-__all__ = ["Anatomy", "check_quantized", "find_anatomy", "keep_cpu_weights_unpacked", "load_backbone"]
+__all__ = [
+    "Anatomy",
+    "arrange",
+    "check_quantized",
+    "find_anatomy",
+    "has_levers",
+    "host_tensors",
+    "keep_cpu_weights_unpacked",
+    "load_backbone",
+    "nf4_linear",
+]

@@ -4,7 +4,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 
 from .config import PEFT_TYPE, MixLoraConfig
 from .layer import MixLoraLayer
-from .routing import routed_as
+from .routing import device_of, routed_as
 from .tuner import MixLoraModel
 
 # `peft.utils.register_peft_method` refuses names outside PEFT's enum; the enum is a str, so a plain string is a key.
@@ -12,4 +12,4 @@ PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = MixLoraConfig
 PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = MixLoraModel
 PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = MixLoraModel.prefix
 
-__all__ = ["PEFT_TYPE", "MixLoraConfig", "MixLoraLayer", "MixLoraModel", "routed_as"]
+__all__ = ["PEFT_TYPE", "MixLoraConfig", "MixLoraLayer", "MixLoraModel", "device_of", "routed_as"]

@@ -89,6 +89,14 @@ def routed_as(model: nn.Module, tasks: Sequence[str]) -> Iterator[None]:
         context.tasks = before
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes: where any of its parameters lies but the host, else the host. (Some of its frozen weights
+    may be kept in host memory; which parameter comes first says nothing.)
+    """
+    places = (parameter.device for parameter in model.parameters())
+    return next((place for place in places if place.type != "cpu"), torch.device("cpu"))
+
+
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Selection is fp32 whoever trains, and however. (The meta device has no autocast to leave.)"""
     if not torch.amp.is_autocast_available(device.type):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .config import MixLoraConfig
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
-from .routing import Routing, RoutingContext, image_token_ids, is_decoding, no_autocast, routing_masks
+from .routing import Routing, RoutingContext, device_of, image_token_ids, is_decoding, no_autocast, routing_masks
 from .selection import mean_over, select
 from .statistics import Center
 
@@ -64,12 +64,11 @@ class MixLoraModel(BaseTuner):
                 "get_input_embeddings(). Route on 'instruction', 'prompt', 'all' or 'task'."
             )
         if config.route_on == "task":
-            device = next(model.parameters()).device
-            table_TD = torch.randn(len(config.tasks), config.task_dim, device=device)
+            table_TD = torch.randn(len(config.tasks), config.task_dim, device=device_of(model))
             self.mixlora_task[adapter_name] = nn.Parameter(table_TD)
         elif config.route_on == "embedding" and config.condition_norm == "center":
-            embedding = cast(Any, model).get_input_embeddings()
-            self.mixlora_center[adapter_name] = Center(embedding.embedding_dim, device=embedding.weight.device)
+            width = cast(Any, model).get_input_embeddings().embedding_dim
+            self.mixlora_center[adapter_name] = Center(width, device=device_of(model))
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
 
     def _create_and_replace(
@@ -152,7 +151,6 @@ class MixLoraModel(BaseTuner):
             inputs, routing_mask_BS, image_token_ids(getattr(module, "config", None))
         )
         routing = context.current = Routing(prompt_BS, instruction_BS, starts_step=self._starts_step())
-        device = next(module.parameters()).device
         tasks = context.tasks if tasks is None else tasks
         for name in self.active_adapters:
             config = self.peft_config[name]
@@ -163,7 +161,7 @@ class MixLoraModel(BaseTuner):
                 drawn_B = torch.rand(len(ids_B), device=ids_B.device) < config.task_mix
                 routing.replaced[name] = drawn_B & (ids_B >= 0) & self._has_task_mean(name, ids_B)
             if config.route_on in ("embedding", "task"):
-                with no_autocast(device):
+                with no_autocast(device_of(module)):
                     routing.conditions[name] = self._condition(name, inputs)
                     if config.pairing in ("tied", "independent"):
                         self._select_ahead(name)

@@ -1,0 +1,79 @@
+"""Linear layers in NF4 with double quantisation: real ones, and ones on meta, which have shapes and no storage.
+
+Shapes: O out-features, I in-features. A block is 64 weights with one scale; 256 scales have one scale of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor
+
+BLOCK, SCALE_BLOCK = 64, 256
+
+
+def nf4_linear(weight_OI: Tensor, bias_O: Tensor | None, device: torch.device) -> bnb.nn.Linear4bit:
+    """A frozen layer of this weight, quantised on the device that it will lie on.
+
+    It computes in the weight's dtype. bitsandbytes' repacking for the CPU is off (`keep_cpu_weights_unpacked`).
+    """
+    out_features, in_features = weight_OI.shape
+    layer = bnb.nn.Linear4bit(
+        in_features, out_features, bias=bias_O is not None, compute_dtype=weight_OI.dtype, quant_type="nf4",
+        device="meta",
+    )  # fmt: skip
+    if device.type == "meta":
+        layer.weight = _meta_weight(weight_OI)
+    else:
+        # `.to` quantises; a slice of a larger weight must not bring all of it along
+        layer.weight = bnb.nn.Params4bit(
+            weight_OI.contiguous(), requires_grad=False, blocksize=BLOCK, quant_type="nf4", module=layer
+        ).to(device)
+    layer.quant_state = layer.weight.quant_state
+    layer.bias = None if bias_O is None else torch.nn.Parameter(bias_O.to(device), requires_grad=False)
+    layer.support_avx512bf16_for_cpu = False
+    return layer
+
+
+def _meta_weight(weight_OI: Tensor) -> bnb.nn.Params4bit:
+    """Packed bytes and their scales as bitsandbytes leaves them on a card, without storage."""
+    meta: dict[str, Any] = {"device": "meta"}
+    count = weight_OI.numel()
+    scales = -(-count // BLOCK)
+    nested = bnb.functional.QuantState(
+        absmax=torch.empty(-(-scales // SCALE_BLOCK), **meta),
+        blocksize=SCALE_BLOCK,
+        code=torch.empty(256, **meta),
+        dtype=torch.float32,
+    )
+    state = bnb.functional.QuantState(
+        absmax=torch.empty(scales, dtype=torch.uint8, **meta),
+        shape=weight_OI.shape,
+        dtype=weight_OI.dtype,
+        blocksize=BLOCK,
+        code=torch.empty(16, **meta),
+        quant_type="nf4",
+        offset=torch.empty((), **meta),
+        state2=nested,
+    )
+    packed = torch.empty((-(-count // 2), 1), dtype=torch.uint8, **meta)
+    return bnb.nn.Params4bit(
+        packed, requires_grad=False, quant_state=state, blocksize=BLOCK, compress_statistics=True, quant_type="nf4",
+        bnb_quantized=True,
+    )  # fmt: skip
+
+
+def with_bytes(weight: bnb.nn.Params4bit, packed: Tensor) -> bnb.nn.Params4bit:
+    """The quantised weight with its packed bytes elsewhere; its scales stay where they are."""
+    return bnb.nn.Params4bit(
+        packed,
+        requires_grad=False,
+        quant_state=weight.quant_state,
+        blocksize=weight.blocksize,
+        compress_statistics=weight.compress_statistics,
+        quant_type=weight.quant_type,
+        quant_storage=weight.quant_storage,
+        bnb_quantized=True,
+    )

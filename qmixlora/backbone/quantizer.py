@@ -1,0 +1,78 @@
+"""transformers' NF4 loading for weights that do not all end on the device: each is quantised there, one at a time, and
+the packed bytes of some go back to the host at once.
+
+transformers itself puts everything on one device, or refuses ("some modules are dispatched on the CPU"). It lets others
+register a quantiser of their own, and reads tensors one by one for any that quantises while loading (5.23,
+`convert_and_load_state_dict_in_model`).
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+from .nf4 import with_bytes
+
+METHOD = "qmixlora_placed_nf4"
+
+
+@register_quantization_config(METHOD)
+class PlacedConfig(BitsAndBytesConfig):
+    """`plain`, with the device that quantises, and the parameters whose packed bytes return to the host.
+
+    The model is loaded with `device_map={"": "cpu"}`: what is not quantised stays on the host.
+    """
+
+    def __init__(self, plain: BitsAndBytesConfig, device: torch.device, to_host: frozenset[str]) -> None:
+        self.__dict__.update(plain.__dict__)
+        self.quant_method = METHOD
+        self.plain, self.device, self.to_host = plain, device, to_host
+
+
+@register_quantizer(METHOD)
+class PlacedQuantizer(Bnb4BitHfQuantizer):
+    """transformers' quantiser for 4 bits, with another place for what comes out."""
+
+    def get_quantize_ops(self) -> Bnb4bitQuantize:
+        return _QuantizeAndPlace(self)
+
+
+class _QuantizeAndPlace(Bnb4bitQuantize):
+    def convert(
+        self,
+        input_dict: dict[str, list[Tensor]],
+        full_layer_name: str | None = None,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        config = self.hf_quantizer.quantization_config
+        there = {}
+        for name, value in input_dict.items():
+            there[name] = [(value[0] if isinstance(value, list) else value).to(config.device)]
+        placed: dict[str, Tensor] = super().convert(there, full_layer_name=full_layer_name, model=model)
+        for name, weight in placed.items():
+            if name in config.to_host:
+                placed[name] = with_bytes(weight, _to_host(weight.data))
+        return placed
+
+
+def _to_host(packed: Tensor) -> Tensor:
+    """A copy in host memory that goes back to the system when it is freed, which is soon: `stream_layers` copies it on.
+    (A heap may keep what is freed in the midst of what stays.)
+    """
+    memory = mmap.mmap(-1, packed.numel())
+    return torch.frombuffer(memory, dtype=torch.uint8).view(packed.shape).copy_(packed)
+
+
+def as_plain(model: PreTrainedModel) -> None:
+    """Have a model that was loaded with a `PlacedConfig` say that bitsandbytes quantised it, as others ask for."""
+    plain = model.config.quantization_config.plain
+    model.config.quantization_config = model.hf_quantizer.quantization_config = plain
+    model.quantization_method = plain.quant_method
