@@ -20,7 +20,13 @@ from .errors import UserError
 T = TypeVar("T")
 # what accelerate does not count: CUDA's own words (the context, bitsandbytes), handles of cuBLAS and cuDNN, C++
 ALSO = ("out of memory", "ALLOC_FAILED", "bad_alloc")
-During = Literal["loading", "training", "evaluation"]
+PARTS = {  # of a run
+    "loading": "loading the model",
+    "features": "computing the features of pictures",
+    "training": "training",
+    "evaluation": "evaluating",
+}
+During = Literal["loading", "features", "training", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,8 @@ class Moment:
 
     def __str__(self) -> str:
         """What happened, in one sentence."""
-        place = {"loading": "loading the model", "training": "training", "evaluation": "evaluating"}[self.during]
         good = f"the last good step is {self.step}" if self.checkpoint else "before any step could be kept"
-        return f"Memory ran out while {place}; {good}."
+        return f"Memory ran out while {PARTS[self.during]}; {good}."
 
 
 class OutOfMemoryError(UserError):

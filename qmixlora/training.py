@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay, RoutingLog
 from .data import load_conversations
 from .errors import UserError
+from .features import with_cached_features
 from .files import clear_disk_errors, put_in_place
 from .loss import supervised_loss
 from .recipe import Data, Recipe
@@ -76,9 +77,20 @@ def run(recipe: Recipe, checkpoint: Path | None, console: Console) -> Path:
     with clear_disk_errors(folder, FULL_DISK):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
+        if recipe.train.cache_features:
+            session = _without_vision(session, [rows, *([validation] if validation else [])], checkpoint, console)
         _fit(session, rows, validation, tasks, checkpoint, console)
         _save_adapter(session, folder)
     return folder
+
+
+def _without_vision(session: Session, splits: list[Any], checkpoint: Path | None, console: Console) -> Session:
+    """The session on cached features. Raises UserError as `with_cached_features`, and OutOfMemoryError."""
+    folder = Path(session.recipe.train.output)
+    cached = unless_out_of_memory(lambda: with_cached_features(session, splits, folder, console))
+    if cached is None:
+        raise OutOfMemoryError(Moment("features", checkpoint), folder)
+    return cached
 
 
 def _fit(

@@ -28,7 +28,7 @@ WEIGHTS = {"model.offload_embeddings", "model.stream_layers"}
 FORWARD = {*WEIGHTS, "train.loss_chunk"}
 STEP = {*FORWARD, *(f"train.checkpointing.{key}" for key in ("enabled", "every_n_layers", "offload"))}
 # what helps where, without a change of what is learned, of the optimiser's state, or of what is trained
-ALLOWED = {"loading": WEIGHTS, "evaluation": FORWARD, "training": STEP}
+ALLOWED = {"loading": WEIGHTS, "features": WEIGHTS, "evaluation": FORWARD, "training": STEP}
 MOST_STREAMED = 64
 
 
@@ -37,7 +37,7 @@ def train_within_memory(recipe: Recipe, *, resume: bool = False, console: Consol
 
     Each attempt goes on from the last good step with the same effective batch, data order and schedule. What was
     changed is printed at once and at the end, stands in the run's `recipe.yaml`, and is a record in `metrics.jsonl`:
-    `{"step", "out_of_memory": "loading" | "training" | "evaluation", "changed": {path: value}, "memory_gib"}`.
+    `{"step", "out_of_memory": the part of the run, "changed": {path: value}, "memory_gib"}`.
 
     Raises:
         UserError: as `train`; or memory ran out and `train.on_oom` is stop, or no lever is left.
@@ -78,7 +78,7 @@ def _levers(recipe: Recipe, moment: Moment) -> Iterator[str]:
         size = next(n for n in range(spec.micro_batch_size // 2, 0, -1) if spec.micro_batch_size % n == 0)
         times = spec.micro_batch_size // size
         yield f"train.micro_batch_size={size} train.gradient_accumulation={times * spec.gradient_accumulation}"
-    if moment.during == "evaluation" and spec.eval_batch_size > 1:
+    if moment.during in {"evaluation", "features"} and spec.eval_batch_size > 1:
         yield f"train.eval_batch_size={spec.eval_batch_size // 2}"
     planned = _planned(recipe)
     for edit in _without_a_plan(recipe) if planned is None else planned:

@@ -20,11 +20,12 @@ STANDS_ON = {  # module of qmixlora -> what it may import of qmixlora
     "session": {"errors", "recipe", "mixlora", "backbone", "data"},
     "evaluation": {"errors", "mixlora", "data"},
     "head": set(),
+    "features": {"errors", "recipe", "backbone", "data", "session", "evaluation"},
     "loss": {"errors", "data", "head"},
     "statistics": {"mixlora", "session", "evaluation", "head"},
     "callbacks": {"errors", "backbone", "session", "statistics"},
     "recovery": {"errors"},
-    "training": {"errors", "files", "recipe", "data", "session", "loss", "callbacks", "recovery"},
+    "training": {"errors", "files", "recipe", "data", "session", "features", "loss", "callbacks", "recovery"},
     "interference": {"errors", "session", "evaluation", "loss"},
     "export": {
         "errors",

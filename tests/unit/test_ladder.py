@@ -132,7 +132,9 @@ def test_going_on_equals_a_run_with_the_edited_recipe_from_there(
     assert card.steps == order and card.rates == rates
     assert_equal(weights(folder), weights(expected))
     own, other = (load_file(f / "routing.safetensors") for f in (folder, expected))
-    assert torch.equal(own["count"], other["count"])
+    assert own.keys() == other.keys()
+    for name, tensor in other.items():  # no sample of the failed step counts twice
+        torch.testing.assert_close(own[name], tensor)
     assert card.alive[-1] == 0  # nothing of the failed attempt is in memory when the next one loads its model
 
 
