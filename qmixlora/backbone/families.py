@@ -156,7 +156,7 @@ class Idefics3(Family):
         grid = [*tile * side, TEXT] * side if side > 1 else []  # a row ends with a new line
         count = side**2 + 1 if side > 1 else 1
         tensors = {
-            "pixel_values": torch.empty(1, count, 3, size, size),
+            "pixel_values": torch.ones(1, count, 3, size, size),  # the model drops tiles of zeros, as padding
             "pixel_attention_mask": torch.ones(1, count, size, size, dtype=torch.long),
         }
         return Picture([*grid, *tile, TEXT], tensors)

@@ -24,8 +24,8 @@ def picture_batch(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(input_ids B x S, the tensors of pictures) for `rows` samples of `tokens`, each with the model's largest picture.
 
-    The picture comes second, after one token of text, and text after it. Pixels have no values; everything that shapes
-    depend on has. The names are those of the family's processor.
+    The picture comes second, after one token of text, and text after it. Pixels have no values where shapes do not
+    depend on them. The names are those of the family's processor.
 
     Raises:
         UserError: the family is not known, the picture does not fit, or nothing fits the budget.

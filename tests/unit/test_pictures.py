@@ -237,7 +237,8 @@ def test_a_model_takes_a_step_on_the_largest_picture(
     config, _ = MAKERS[family]()
     limit_pictures(None, config, budget)
     ids_BS, tensors = picture_batch(config, 2, most + 60, budget)
-    tensors["pixel_values"].normal_()
+    if config.model_type not in {"idefics3", "smolvlm"}:  # there, what stands in the batch is enough
+        tensors["pixel_values"].normal_()
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
     loss = model(input_ids=ids_BS, labels=ids_BS, **tensors).loss
