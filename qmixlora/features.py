@@ -114,7 +114,7 @@ def with_cached_features(session: Session, splits: Sequence[Any], folder: Path, 
     size = session.recipe.train.eval_batch_size
     with torch.no_grad(), evaluating(session.model):
         for start in range(0, len(missing), size):
-            _compute(session, store, missing[start : start + size])
+            compute(session, store, missing[start : start + size])
             if start == 0:
                 _check_disk(store, missing, size)
     use_features(base, session.anatomy)
@@ -145,8 +145,11 @@ class _TakenOut(nn.Module):
     """Stands where the vision tower was; torch refuses to call it."""
 
 
-def _compute(session: Session, store: FeatureStore, images: Sequence[Mapping[str, Any]]) -> None:
-    """Write the features of some pictures, through the processor's and the model's own path for each."""
+def compute(session: Session, store: FeatureStore, images: Sequence[Mapping[str, Any]]) -> None:
+    """Write the features of some pictures, through the processor's and the model's own path.
+
+    Raises UserError if the model gives other than one entry per picture.
+    """
     base = session.model.get_base_model()
     turns = [{"role": "user", "text": f"{IMAGE}\n?"}, {"role": "assistant", "text": ""}]
     inputs = session.collator.prompts([{"turns": turns, "images": [image], "task": ""} for image in images])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
@@ -21,11 +23,14 @@ from qmixlora.backbone import find_anatomy
 from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
 from qmixlora.evaluation import generate_answers
-from qmixlora.features import FeatureStore, use_features, with_cached_features
+from qmixlora.features import FeatureStore, compute, use_features, with_cached_features
 from qmixlora.loss import supervised_loss
-from qmixlora.recipe import Recipe
+from qmixlora.memory.ladder import train_within_memory
+from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import Session, open_run, open_session
 from qmixlora.training import train
+
+from .test_pictures import MAKERS, draw
 
 QUIET = Console(file=io.StringIO())
 CACHED = {"adapter": {"train_projector": False}, "train": {"cache_features": True}}
@@ -161,3 +166,69 @@ def test_a_model_on_meta_has_no_vision_tower_left(backbone: Path) -> None:
     use_features(model, find_anatomy(model))
     assert not [name for name, _ in model.named_parameters() if "vision" in name or "projector" in name]
     assert model.model.language_model.layers[0].self_attn.q_proj.weight.is_meta
+
+
+class Written:
+    """A collator for processors without a chat template: the picture, then words."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def prompts(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        mark = "<start> <image> <end>" if "Qwen" in type(self.processor).__name__ else "<image>"
+        pictures = [[Image.open(io.BytesIO(row["images"][0]["bytes"]))] for row in rows]
+        texts = [f"word {mark} word word"] * len(rows)
+        return dict(self.processor(text=texts, images=pictures, return_tensors="pt", padding=True))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_families(family: str, make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Pictures of two sizes, their features computed one by one, are what they are together; or they are refused."""
+    config, processor = MAKERS[family]()
+    torch.manual_seed(0)
+    backbone = AutoModelForImageTextToText.from_config(config).requires_grad_(False)
+    model = get_peft_model(backbone, LoraConfig(target_modules=["q_proj"])).eval()
+    recipe = make_recipe(**{**CACHED, "train": {"cache_features": True, "eval_batch_size": 1}})
+    collator: Any = Written(processor)
+    session = Session(recipe, model, processor, find_anatomy(backbone), collator)
+    images = []
+    for shape in ((112, 64), (64, 96)):
+        file = io.BytesIO()
+        draw(*shape).save(file, "PNG")
+        images.append({"path": None, "bytes": file.getvalue()})
+    rows = [{"images": [image]} for image in images]
+    inputs = collator.prompts(rows)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    store = FeatureStore(tmp_path, "x")
+    if family == "internvl":  # an entry for every tile
+        with pytest.raises(UserError, match="one entry of features per picture"):
+            compute(session, store, images[:1])
+        return
+    for image in images:
+        compute(session, store, [image])
+    use_features(backbone, session.anatomy)
+    inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
+    with torch.no_grad():
+        found = model(**inputs, mm_encoder_outputs={"image": store.read(images)}).logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_out_of_memory_in_the_tower_takes_fewer_pictures_at_a_time(
+    make_recipe: Callable[..., Recipe], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(recipe: Recipe, tasks: list[str]) -> Session:
+        session = open_session(recipe, tasks)
+
+        def too_small(tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if len(next(iter([*args, *kwargs.values()]))) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        session.model.get_base_model().model.vision_tower.register_forward_pre_hook(too_small, with_kwargs=True)
+        return session
+
+    monkeypatch.setattr(training, "open_session", opened)
+    screen = io.StringIO()
+    folder = train_within_memory(make_recipe(**CACHED), console=Console(file=screen, width=200))
+    assert "while computing the features of pictures" in screen.getvalue()
+    assert load_recipe(str(folder / "recipe.yaml")).train.eval_batch_size == 4
