@@ -25,7 +25,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_BHSD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
-        out_BHSD = query_BHSD.new_empty((*query_BHSD.shape[:-1], value_BHSD.shape[-1]))
+        # laid out as the query is (B x S x H x D in memory, after a projection), so that nothing is copied afterwards
+        out_BHSD = torch.empty_like(query_BHSD[..., :1].expand(*query_BHSD.shape[:-1], value_BHSD.shape[-1]))
         sums_BHS = query_BHSD.new_empty(query_BHSD.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query_BHSD, key_BHSD, value_BHSD, out_BHSD, sums_BHS)
         return out_BHSD

@@ -1,15 +1,16 @@
 """A training step on tensors without storage, with an account of what would be alive.
 
 Every operation of the real step (the same model, loss, checkpointing and backward pass) goes through a dispatch mode,
-which adds up the storages that exist. Index tensors keep their values on the side, so that masks and positions, on
-which shapes depend, are what they will be.
+which adds up the storages that exist. Small tensors that are computed from known numbers (positions, masks, sizes) keep
+their values on the side, so that what depends on them is what it will be.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,43 +18,80 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
 
-ROUND = 512  # bytes: the granularity of torch's CUDA allocator
-VALUED = 2**22  # elements up to which index tensors keep their values
+from .account import Account
+
+VALUED = 2**25  # elements up to which tensors of integers keep their values
+VALUED_FLOATS = 2**14  # and those of floating-point numbers: sizes are computed from them, activations are not
 aten = torch.ops.aten
+ASSUMED = {aten.ne.Scalar: True, aten.eq.Scalar: False}  # an unknown number is not the one it is compared with
 
 
 @dataclass(frozen=True)
-class Peak:
-    """The most that was alive beyond what was there before (bytes), and the operation that reached it."""
+class _Made:
+    """A tensor that an operation made."""
 
-    bytes: int
-    operation: str
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Made:
+        return _Made(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+    def again(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+
+
+_MADE: dict[Any, Any] = {}  # by operation and shapes: the kernels on meta are slow, and layers repeat them
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the storages of meta tensors while it is on. `held` are tensors that were there before."""
+    """Enters the storages of meta tensors into an account while it is on. `held` are tensors that were there before."""
 
-    def __init__(self, held: Iterable[Tensor]) -> None:
+    def __init__(self, held: Iterable[Tensor], account: Account | None = None) -> None:
         super().__init__()
-        self.held = {_key(tensor) for tensor in held}
-        self.sizes: dict[int, int] = {}
-        self.live = 0
-        self.peak = Peak(0, "")
-        self.values = WeakTensorKeyDictionary()
+        self.account = Account() if account is None else account
+        self.alive: dict[int, Any] = {_key(tensor): None for tensor in held}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        inputs = [*_tensors(args), *_tensors(kwargs.values())]
+        if inputs and not any(_has_value(tensor) for tensor in inputs):
+            if func is aten.copy_.default and args[0].device.type == "cpu":  # activations on their way to the host
+                return args[0]
+            if func is not aten._local_scalar_dense.default and not _to_host(func, kwargs):
+                return self._without_values(func, args, kwargs)
+        return self._with_values(func, args, kwargs)
+
+    def _without_values(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The usual case. What an operation makes of the same shapes is remembered: kernels on meta are slow."""
+        key = None if _aliases(func) else (func, *_signature(args), *kwargs, *_signature(kwargs.values()))
+        if key in _MADE:
+            made = _MADE[key]
+            out = made.again() if isinstance(made, _Made) else tree_map_only(_Made, _Made.again, made)
+        else:
+            out = func(*args, **kwargs)
+            given = {_key(tensor) for tensor in _tensors((*args, *kwargs.values()))}
+            if key is not None and not any(_key(tensor) in given for tensor in _tensors((out,))):
+                _MADE[key] = tree_map_only(Tensor, _Made.of, out)
+        for tensor in _tensors((out,)):
+            self._enter(tensor, func)
+        if func in ASSUMED:
+            out.planned_value = torch.full(out.shape, ASSUMED[func])
+        return out
+
+    def _with_values(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if func is aten._local_scalar_dense.default:
-            return self._value(args[0]).item()
+            return _value(args[0]).item()
         known = self._compute(func, args, kwargs)
-        if func is aten._to_copy.default and torch.device(kwargs.get("device") or "meta").type == "cpu":
-            return self._value(args[0]) if known is None else known  # as tolist() asks for it
+        if _to_host(func, kwargs):
+            return _value(args[0]) if known is None else known  # as tolist() asks for it
         if func is aten.index.Tensor:
-            out: Any = func(args[0], self._as_positions(args[1]))
+            out: Any = func(args[0], _as_positions(args[1]))
         elif torch.Tag.dynamic_output_shape in func.tags and known is not None:  # nonzero, repeat_interleave, unique
             out = tree_map_only(Tensor, lambda value: torch.empty_like(value, device="meta"), known)
         else:
@@ -61,59 +99,37 @@ class LiveStorages(TorchDispatchMode):
         values = tree_leaves(known)
         for index, tensor in enumerate(tree_leaves(out)):
             if isinstance(tensor, Tensor) and tensor.device.type == "meta":
-                self._count(tensor, str(func))
-                if index < len(values) and isinstance(values[index], Tensor):
-                    self.values[tensor] = values[index]
+                self._enter(tensor, func)
+                if index < len(values) and isinstance(values[index], Tensor) and _keeps(values[index]):
+                    tensor.planned_value = values[index]  # type: ignore[attr-defined]
         return out
 
-    def _value(self, tensor: Tensor) -> Tensor:
-        if tensor.device.type != "meta":
-            return tensor
-        if tensor not in self.values:
-            raise RuntimeError("The step asks for a number that depends on weights or pixels; it cannot be planned.")
-        value: Tensor = self.values[tensor]
-        return value
-
     def _compute(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """The operation on values, where all its inputs have some and are no floating-point data; else None."""
-        inputs = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-        if any(tensor.device.type == "meta" and tensor not in self.values for tensor in inputs):
+        """The operation on values, where all its inputs have some and are small; else None."""
+        leaves = tree_leaves((args, dict(kwargs)))
+        inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if func.namespace != "aten" or not all(_has_value(tensor) and _keeps(tensor) for tensor in inputs):
             return None
-        if any(tensor.numel() > VALUED for tensor in inputs) or func.namespace != "aten":
+        if not inputs and any(isinstance(leaf, int) and leaf > VALUED for leaf in leaves):
             return None
-        made_of_sizes = tree_leaves((args, dict(kwargs)))
-        if not inputs and any(isinstance(leaf, int) and leaf > VALUED for leaf in made_of_sizes):
-            return None
-        plain_args, plain_kwargs = tree_map_only(Tensor, self._value, (args, dict(kwargs)))
+        plain_args, plain_kwargs = tree_map_only(Tensor, _value, (args, dict(kwargs)))
         if plain_kwargs.get("device") is not None:
             plain_kwargs["device"] = torch.device("cpu")
         with _disable_current_modes():
             return func(*plain_args, **plain_kwargs)
 
-    def _as_positions(self, indices: Iterable[Tensor | None]) -> list[Tensor | None]:
-        """Boolean masks as positions without storage, as many as are true."""
-        found: list[Tensor | None] = []
-        for index in indices:
-            if index is None or index.dtype != torch.bool:
-                found.append(index)
-            else:
-                count = int(self._value(index).sum())
-                found += [torch.empty(count, dtype=torch.long, device="meta")] * index.dim()
-        return found
-
-    def _count(self, tensor: Tensor, operation: str) -> None:
-        storage, key = tensor.untyped_storage(), _key(tensor)
-        if key in self.held or key in self.sizes:
+    def _enter(self, tensor: Tensor, func: Any) -> None:
+        if tensor.device.type != "meta":
             return
-        size = -(-storage.nbytes() // ROUND) * ROUND
-        self.sizes[key] = size
-        self.live += size
-        weakref.finalize(storage, self._free, key)
-        if self.live > self.peak.bytes:
-            self.peak = Peak(self.live, operation)
+        storage = tensor.untyped_storage()
+        key = int(storage._cdata)
+        if key not in self.alive:
+            self.account.take(key, storage.nbytes(), func)
+            self.alive[key] = weakref.ref(storage, partial(self._leave, key))
 
-    def _free(self, key: int) -> None:
-        self.live -= self.sizes.pop(key, 0)
+    def _leave(self, key: int, _: Any) -> None:
+        del self.alive[key]
+        self.account.give_back(key)
 
 
 class _LiteralsKeepValues(TorchFunctionMode):
@@ -129,8 +145,18 @@ class _LiteralsKeepValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def simulate_step(
+    loss: Callable[[dict[str, Any]], Tensor], inputs: Mapping[str, Any], held: Iterable[Tensor], account: Account
+) -> None:
+    """One forward and backward pass, entered into the account, beyond the tensors in `held`.
+
+    Gradients of trainable parameters are part of it. `loss` is told the batch on the meta device.
+    """
+    with LiveStorages(held, account):
+        with _LiteralsKeepValues():
+            value = loss(on_meta(inputs))
+        account.forward_is_over()
+        value.backward()
 
 
 def on_meta(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,16 +164,64 @@ def on_meta(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
-def simulate_step(
-    loss: Callable[[dict[str, Any]], Tensor], inputs: Mapping[str, Any], held: Iterable[Tensor]
-) -> tuple[int, Peak]:
-    """(bytes saved for the backward pass, peak) of one forward and backward pass, beyond the tensors in `held`.
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
-    Gradients of trainable parameters are part of the peak. `loss` is told the batch on the meta device.
-    """
-    with LiveStorages(held) as storages:
-        with _LiteralsKeepValues():
-            value = loss(on_meta(inputs))
-        saved = storages.live
-        value.backward()
-    return saved, storages.peak
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors in arguments and results of an operation, which may stand in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (part for part in value if isinstance(part, Tensor))
+
+
+def _signature(values: Iterable[Any]) -> Iterator[Any]:
+    """What an operation's result depends on, hashable: shapes of tensors, and everything else as it is."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield (value.shape, value.stride(), value.dtype, value.device.type)
+        elif isinstance(value, list | tuple):
+            yield tuple(_signature(value))
+        else:
+            yield value
+
+
+def _aliases(func: Any) -> bool:
+    """Whether an operation says that it returns or changes what it was given (some do without saying it)."""
+    schema = func._schema
+    return schema.is_mutable or any(out.alias_info is not None for out in schema.returns)
+
+
+def _to_host(func: Any, kwargs: Mapping[str, Any]) -> bool:
+    return func is aten._to_copy.default and torch.device(kwargs.get("device") or "meta").type == "cpu"
+
+
+def _has_value(tensor: Tensor) -> bool:
+    return tensor.device.type != "meta" or hasattr(tensor, "planned_value")
+
+
+def _keeps(tensor: Tensor) -> bool:
+    return tensor.numel() <= (VALUED_FLOATS if tensor.is_floating_point() else VALUED)
+
+
+def _value(tensor: Tensor) -> Tensor:
+    if tensor.device.type != "meta":
+        return tensor
+    value: Tensor | None = getattr(tensor, "planned_value", None)
+    if value is None:
+        raise RuntimeError("The step asks for a number that depends on weights or pixels; it cannot be planned.")
+    return value
+
+
+def _as_positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Boolean masks as positions without storage, as many as are true."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype != torch.bool:
+            found.append(index)
+        else:
+            count = int(_value(index).sum())
+            found += [torch.empty(count, dtype=torch.long, device="meta")] * index.dim()
+    return found

@@ -1,28 +1,28 @@
-"""A recipe's model as it will lie on the card, without storage: shapes and dtypes, NF4 layers among them.
-
-Shapes: I in-features, O out-features; a block is 64 weights with one scale, 256 scales have one scale of their own.
-"""
+"""A recipe's model as it will lie on the card, without storage: shapes and dtypes, NF4 layers among them."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import bitsandbytes as bnb
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-from qmixlora.backbone import Anatomy, find_anatomy
+from qmixlora.backbone import Anatomy, arrange, find_anatomy, nf4_linear
 from qmixlora.recipe import Model
 
 from .attention import FUSED
 
-BLOCK, SCALE_BLOCK = 64, 256
+META = torch.device("meta")
 
 
 def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedModel, Anatomy]:
-    """What `load_backbone` gives, on the meta device: NF4 with double quantisation where it has that, all frozen."""
-    with torch.device("meta"):
+    """What `load_backbone` gives, on the meta device; what it keeps in host memory is on the CPU and takes nothing.
+
+    Raises UserError as `arrange`.
+    """
+    with META:
         model = AutoModelForImageTextToText.from_config(
             config,
             dtype=getattr(torch, spec.dtype),
@@ -33,45 +33,13 @@ def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedMode
     anatomy = find_anatomy(model)
     if spec.quantization == "nf4":
         for path in anatomy.targets:
-            model.set_submodule(path, meta_linear4bit(cast(nn.Linear, model.get_submodule(path))))
-    return model.requires_grad_(False), anatomy
+            linear = cast(nn.Linear, model.get_submodule(path))
+            model.set_submodule(path, nf4_linear(linear.weight, linear.bias, META))
+    arrange(model, anatomy, spec, META)
+    return model, anatomy
 
 
-def meta_linear4bit(linear: nn.Linear) -> bnb.nn.Linear4bit:
-    """A linear layer as transformers and bitsandbytes leave it on the card: packed bytes, and scales in 8 bits."""
-    meta: dict[str, Any] = {"device": "meta"}
-    dtype, count = linear.weight.dtype, linear.weight.numel()
-    scales = -(-count // BLOCK)
-    nested = bnb.functional.QuantState(
-        absmax=torch.empty(-(-scales // SCALE_BLOCK), **meta),
-        blocksize=SCALE_BLOCK,
-        code=torch.empty(256, **meta),
-        dtype=torch.float32,
-    )
-    state = bnb.functional.QuantState(
-        absmax=torch.empty(scales, dtype=torch.uint8, **meta),
-        shape=linear.weight.shape,
-        dtype=dtype,
-        blocksize=BLOCK,
-        code=torch.empty(16, **meta),
-        quant_type="nf4",
-        offset=torch.empty((), **meta),
-        state2=nested,
-    )
-    layer = bnb.nn.Linear4bit(
-        linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype, quant_type="nf4", **meta
-    )
-    packed = torch.empty((-(-count // 2), 1), dtype=torch.uint8, **meta)
-    layer.weight = bnb.nn.Params4bit(
-        packed, requires_grad=False, quant_state=state, blocksize=BLOCK, compress_statistics=True, quant_type="nf4",
-        bnb_quantized=True,
-    )  # fmt: skip
-    layer.quant_state = state
-    layer.bias = linear.bias
-    return layer
-
-
-def tensors_of(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every tensor that the model holds, by name: parameters, buffers, and the scales of NF4 layers."""
     found = [*model.named_parameters(), *model.named_buffers()]
     for name, module in model.named_modules():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,20 @@ import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import CONFIG_MAPPING, AutoConfig, LlavaForConditionalGeneration
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
+from qmixlora.backbone import find_anatomy
 from qmixlora.demo.backbone import make_config
 from qmixlora.errors import CheckError, UserError
 from qmixlora.loss import supervised_loss
-from qmixlora.memory import GIB, card_bytes, card_of, check_fit, plan, plan_with_advice, planner
+from qmixlora.memory import GIB, Plan, card_bytes, card_of, check_fit, plan, plan_with_advice, planner
 from qmixlora.memory.advice import edited
 from qmixlora.memory.attention import fused_attention
+from qmixlora.memory.batch import synthetic_batch
 from qmixlora.memory.simulation import LiveStorages
 from qmixlora.memory.skeleton import meta_backbone, meta_linear4bit, tensors_of
 from qmixlora.recipe import Recipe, load_recipe, shipped_recipes
-from qmixlora.session import Session, open_session
+from qmixlora.session import Session, adapter_config, assemble, open_session
 from qmixlora.training import enable_checkpointing
 
 LLAVA_7B, LLAVA_13B = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf"
@@ -48,30 +52,45 @@ def wide(tmp_path_factory: pytest.TempPathFactory, processor: Any) -> Path:
     [
         ({}, {}),
         ({}, {"checkpointing": {"enabled": False}}),
+        ({}, {"gradient_accumulation": 1, "loss_chunk": None}),
         ({"method": "lora", "r": 16}, {}),
-        ({"pairing": "conditional", "gate": "straight_through", "route_on": "instruction"}, {"micro_batch_size": 4}),
+        ({"pairing": "conditional", "gate": "straight_through", "route_on": "instruction"}, {"micro_batch_size": 2}),
         ({"route_on": "task"}, {"checkpointing": {"every_n_layers": 2}}),
     ],
 )
 def test_the_simulated_step_takes_what_the_real_one_takes(
     wide: Path, adapter: dict[str, Any], train: dict[str, Any]
 ) -> None:
-    """Within 6 % of what torch's CPU allocator hands out over the same step with real NF4 weights."""
-    recipe = recipe_of(str(wide), {"dropout": 0.0, **adapter}, **{"micro_batch_size": 8, **train})
-    planned = plan(recipe, tokens=300).parts
-    inputs = planner.batch(AutoConfig.from_pretrained(wide), recipe, 300)
+    """Within 1 % of what torch's CPU allocator hands out over the same step with real NF4 weights."""
+    recipe = in_fp32(recipe_of(str(wide), {"dropout": 0.0, **adapter}, **{"micro_batch_size": 4, **train}))
+    inputs = synthetic_batch(AutoConfig.from_pretrained(wide), recipe, 200).inputs
     peak = allocated(open_session(recipe, ["plan", "other"]), inputs)
-    assert peak > 20 * 2**20
-    assert planned["activations saved"] + planned["gradients and transients"] == pytest.approx(peak, rel=0.06)
+    assert peak > 10 * 2**20
+    assert step_of(plan(recipe, tokens=200)) == pytest.approx(peak, rel=0.01)
+
+
+def in_fp32(recipe: Recipe, **model: Any) -> Recipe:
+    """bitsandbytes' bf16 kernels are slow on a CPU."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "float32", **model})})
+
+
+def step_of(found: Plan) -> int:
+    return found.parts["activations saved"] + found.parts["gradients and transients"]
 
 
 def allocated(session: Session, inputs: dict[str, Any]) -> int:
     """The most that one real step takes of torch's CPU allocator, beyond the model; the batch is part of it."""
     enable_checkpointing(session)
     session.model.train()
+    loss = partial(supervised_loss, session.model, chunk=session.recipe.train.loss_chunk)
+    if session.recipe.train.gradient_accumulation > 1:
+        loss(inputs).backward()  # gradients of an earlier micro-batch wait
+    gc.collect()  # models of earlier tests, freed meanwhile, would be taken off the account
+    gc.disable()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         batch = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-        supervised_loss(session.model, batch).backward()
+        loss(batch).backward()
+    gc.enable()
     events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -96,10 +115,15 @@ def test_pictures_of_any_size_are_planned_as_they_are(tmp_path: Path) -> None:
     )  # fmt: skip
     config.save_pretrained(tmp_path)
     recipe = recipe_of(str(tmp_path), {"dropout": 0.0}, micro_batch_size=4, checkpointing={"enabled": False})
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": "none"})})
+    recipe = in_fp32(recipe, quantization="none")
     one, two = (plan(recipe, tokens=tokens).parts["activations saved"] for tokens in (400, 800))
     assert 20 * 2**20 < one < 0.6 * two
-    batch = planner.batch(config, recipe, 400)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").requires_grad_(False)
+    anatomy = find_anatomy(model)
+    session = assemble(recipe, model, None, anatomy, adapter_config(recipe.adapter, anatomy, []))
+    peak = allocated(session, synthetic_batch(config, recipe, 400).inputs)
+    assert step_of(plan(recipe, tokens=400)) == pytest.approx(peak, rel=0.02)
+    batch = synthetic_batch(config, recipe, 400).inputs
     edge = int(batch["image_grid_thw"][0, 1])
     assert (batch["input_ids"] == 499).sum() == 4 * (edge // 2) ** 2 and len(batch["pixel_values"]) == 4 * edge**2
 
@@ -118,7 +142,7 @@ def test_weights_without_storage_are_as_large_as_real_ones(wide: Path) -> None:
     rest = sum(p.nbytes for n, p in real.named_parameters() if not p.requires_grad and p.dtype != torch.uint8)
     assert parts["NF4 weights"] == four_bit
     assert parts["adapter"] == pytest.approx(trained, rel=0.01)  # and the buffers of the centre
-    assert parts["16-bit weights"] == pytest.approx(rest, rel=0.01)
+    assert parts["kept-out weights"] == pytest.approx(rest, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +158,8 @@ def test_weights_without_storage_are_as_large_as_real_ones(wide: Path) -> None:
 def test_figures_to_reach(model: str, adapter: dict[str, Any], optimizer: str, most: float) -> None:
     """Tensors of batch 1, one picture, 1,024 tokens, E=16, R=4, all linear layers, projector trained (GiB)."""
     found = plan(recipe_of(model, adapter, optimizer=optimizer), tokens=1024)
-    tensors = (found.peak - found.parts["CUDA context (assumed)"]) / GIB
+    beside = ("CUDA context and workspaces (assumed)", "allocator's gaps")
+    tensors = (found.peak - sum(found.parts[name] for name in beside)) / GIB
     assert 0.5 * most < tensors < most
 
 
@@ -154,7 +179,7 @@ def test_attention_never_holds_the_square(wide: Path) -> None:
         out, _ = fused_attention(nn.Identity(), query, query, query, None)
         out.sum().backward()
     assert out.shape == (2, 512, 4, 32) and query.grad is not None and query.grad.shape == query.shape
-    assert storages.peak.bytes < 2 * 4 * 512 * 512 * 4
+    assert storages.account.peak < 2 * 4 * 512 * 512 * 4
 
 
 def test_index_tensors_keep_their_values() -> None:
@@ -165,7 +190,7 @@ def test_index_tensors_keep_their_values() -> None:
         with pytest.raises(RuntimeError, match="cannot be planned"):
             float(states.sum())
         del mask
-    assert storages.live < 3 * 512
+    assert storages.account.live < 3 * 512
 
 
 def test_a_layer_without_storage_has_the_bytes_of_a_real_one() -> None:
@@ -181,7 +206,7 @@ def test_a_layer_without_storage_has_the_bytes_of_a_real_one() -> None:
 def test_tied_weights_count_once(wide: Path) -> None:
     config = AutoConfig.from_pretrained(wide)
     spec = recipe_of(str(wide)).model
-    apart = plan(recipe_of(str(wide)), tokens=100).parts["16-bit weights"]
+    apart = plan(recipe_of(str(wide)), tokens=100).parts["kept-out weights"]
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
     model, _ = meta_backbone(config, spec)
     model.tie_weights()
@@ -231,6 +256,6 @@ def test_mistakes(backbone: Path, make_recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match="do not hold a picture of 576"):
         plan(recipe_of(LLAVA_7B), tokens=500)
     with pytest.raises(UserError, match="'gemma3' models cannot be planned yet"):
-        planner.batch(CONFIG_MAPPING["gemma3"](), recipe_of("x"), 1000)
+        synthetic_batch(CONFIG_MAPPING["gemma3"](), recipe_of("x"), 1000)
     with pytest.raises(UserError, match="configuration cannot be read"):
         plan(recipe_of("/nowhere/model"))
