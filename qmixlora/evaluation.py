@@ -14,7 +14,7 @@ from torch import nn
 
 from .data import Collator
 from .errors import UserError
-from .mixlora import routed_as
+from .mixlora import device_of, routed_as
 
 
 def normalize(answer: str) -> str:
@@ -26,7 +26,7 @@ def generate_answers(
     model: PeftModel, collator: Collator, rows: Sequence[Mapping[str, Any]], max_new_tokens: int
 ) -> list[str]:
     """The model's answers to the last question of each conversation, greedy, in one left-padded batch."""
-    inputs = on_device(collator.prompts(rows), model.device)
+    inputs = on_device(collator.prompts(rows), device_of(model))
     tokenizer = collator.processor.tokenizer
     with torch.inference_mode(), routed_as(model, [row["task"] for row in rows]):
         tokens_BS = model.generate(

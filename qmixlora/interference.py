@@ -123,6 +123,6 @@ def _factors(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
 def _gradients(
     session: Session, rows: Sequence[Mapping[str, Any]], parameters: Mapping[tuple[str, str], nn.Parameter]
 ) -> dict[tuple[str, str], Tensor]:
-    loss = supervised_loss(session.model, on_device(session.collator(rows), session.model.device))
+    loss = supervised_loss(session.model, on_device(session.collator(rows), session.device))
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return {key: g.float().flatten().cpu() for key, g in zip(parameters, gradients, strict=True)}

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .backbone import Anatomy, load_backbone
+from .backbone import Anatomy, load_backbone, without_levers
 from .backbone.pictures import limit_pictures
 from .data import Collator
 from .errors import UserError
-from .mixlora import MixLoraConfig
+from .mixlora import MixLoraConfig, device_of
 from .recipe import Adapter, Data, Model, Recipe, load_recipe
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +34,11 @@ class Session:
     processor: ProcessorMixin
     anatomy: Anatomy
     collator: Collator
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches belong. (`model.device` is where the first parameter lies, which may be the host.)"""
+        return device_of(self.model)
 
 
 def open_session(recipe: Recipe, tasks: Sequence[str]) -> Session:
@@ -72,7 +77,8 @@ def open_run(folder: Path) -> Session:
         load_recipe(str(recipe_file)) if recipe_file.is_file() else Recipe(model=Model(id=str(folder)), data=NO_DATA)
     )
     if is_model:
-        spec = recipe.model.model_copy(update={"id": str(folder), "revision": None, "quantization": "none"})
+        as_it_is = {"id": str(folder), "revision": None, "quantization": "none"}
+        spec = without_levers(recipe.model).model_copy(update=as_it_is)
         return open_model(recipe.model_copy(update={"model": spec}))
     backbone, processor, anatomy = load_backbone(recipe.model)
     session = assemble(recipe, backbone, processor, anatomy, PeftConfig.from_pretrained(str(adapter)))

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .evaluation import evaluating, on_device
 from .head import run_body
-from .mixlora import MixLoraLayer
+from .mixlora import MixLoraLayer, device_of
 from .session import Session
 
 FILE = "routing.safetensors"
@@ -46,7 +46,7 @@ class RoutingStatistics:
         self.model, self.tasks = model, list(tasks)
         self.layers = mixture_layers(model)
         factors = model.peft_config[model.active_adapter].num_factors
-        place: dict[str, Any] = {"dtype": torch.float64, "device": model.device}
+        place: dict[str, Any] = {"dtype": torch.float64, "device": device_of(model)}
         self.sum_LTEF = torch.zeros(len(self.layers), len(self.tasks), factors, factors, **place)
         self.count_T = torch.zeros(len(self.tasks), **place)
 
@@ -130,7 +130,7 @@ def forward_passes(session: Session, rows: Sequence[Mapping[str, Any]]) -> Any:
     with torch.no_grad(), evaluating(model):
         for start in range(0, len(rows), size):
             batch = [rows[index] for index in range(start, min(start + size, len(rows)))]
-            inputs = on_device(session.collator(batch), model.device)
+            inputs = on_device(session.collator(batch), device_of(model))
             inputs.pop("labels")
             run_body(model, inputs)
             yield start + len(batch), batch

@@ -4,7 +4,7 @@ from .anatomy import Anatomy, find_anatomy
 from .checks import check_quantized, keep_cpu_weights_unpacked
 from .loading import load_backbone
 from .nf4 import nf4_linear
-from .placement import arrange, has_levers, host_tensors
+from .placement import arrange, has_levers, host_tensors, without_levers
 
 __all__ = [
     "Anatomy",
@@ -16,4 +16,5 @@ __all__ = [
     "keep_cpu_weights_unpacked",
     "load_backbone",
     "nf4_linear",
+    "without_levers",
 ]

@@ -23,6 +23,12 @@ def has_levers(spec: Model) -> bool:
     return quantized or spec.offload_embeddings or spec.stream_layers > 0
 
 
+def without_levers(spec: Model) -> Model:
+    """The same model with everything on the device, and nothing quantised but what `quantization` names."""
+    here = {"quantize_lm_head": "none", "quantize_embeddings": "none", "offload_embeddings": False, "stream_layers": 0}
+    return spec.model_copy(update=here)
+
+
 def arrange(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch.device) -> None:
     """Pull the recipe's levers, in place; what is left goes to the device, where it is not there yet.
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from torch import Tensor
 
+from qmixlora.backbone import without_levers
 from qmixlora.errors import CheckError, UserError
 from qmixlora.evaluation import indices_by_task
 from qmixlora.files import clear_disk_errors, put_in_place, write_json
@@ -95,6 +96,14 @@ class Exporter:
         self.polish = self.recipe.export.polish if request.polish is None else request.polish
         self.samples = request.samples or self.recipe.export.samples
 
+    @property
+    def another_base(self) -> bool:
+        """Whether what is merged into is not what the run's adapters lie on: `original`, or a run with its head or
+        embeddings in 8 or 4 bits, of which a merged checkpoint has the 16-bit ones.
+        """
+        spec = self.recipe.model
+        return self.request.base == "original" or {spec.quantize_lm_head, spec.quantize_embeddings} != {"none"}
+
     @cached_property
     def training_rows(self) -> Any:
         return load_data(self.recipe.data, "train")
@@ -141,7 +150,7 @@ class Exporter:
                 "update_error": by_layer(errors),
                 "notes": [WHOLE_MODULES] if adapter.modules else [],
             }
-            if "merged" in self.request.forms and self.request.base == "nf4":
+            if "merged" in self.request.forms and not self.another_base:
                 export_.outputs = supervised_outputs(static, export_.compared)
             wanted = "lora" in self.request.forms
             final = (self.exports if wanted else self.scratch) / f"{export_.plan.name}-lora"
@@ -156,8 +165,8 @@ class Exporter:
 
     def with_merged_models(self, exports: list[Export]) -> Iterator[dict[str, Any]]:
         """Third pass: every adapter merged into the base, loaded with stock transformers, and checked against it."""
-        if self.request.base == "original":
-            self._run_on_original(exports)
+        if self.another_base:
+            self._run_on_base(exports)
         for number, export_ in enumerate(exports, start=1):
             _free()
             final = self.exports / f"{export_.plan.name}-merged"
@@ -198,9 +207,11 @@ class Exporter:
         polish(static, adapter, rows, self.polish, self.console, start=start)
         return self.polish
 
-    def _run_on_original(self, exports: list[Export]) -> None:
-        """What the adapters compute on the base as it is on the disk."""
-        spec = self.recipe.model.model_copy(update={"quantization": "none"})
+    def _run_on_base(self, exports: list[Export]) -> None:
+        """What the adapters compute on the base that they are merged into."""
+        spec = without_levers(self.recipe.model)
+        if self.request.base == "original":
+            spec = spec.model_copy(update={"quantization": "none"})
         session = open_model(self.recipe.model_copy(update={"model": spec}))
         static = lora_session(session, read(exports[0].lora))
         for export_ in exports:

@@ -91,7 +91,7 @@ def measure_live(session: Session, run: Learned, rows: Rows) -> tuple[Reading, L
 def supervised_outputs(session: Session, rows: Rows) -> Tensor:
     """The logits of supervised tokens (N x V, fp32, on the CPU), to hold two models against each other."""
     with torch.no_grad(), evaluating(session.model):
-        logits_NV = supervised_logits(session.model, on_device(session.collator(rows), session.model.device))
+        logits_NV = supervised_logits(session.model, on_device(session.collator(rows), session.device))
     return logits_NV.float().cpu()
 
 
@@ -101,6 +101,6 @@ def _losses(session: Session, rows: Rows) -> Any:
     with torch.no_grad(), evaluating(session.model):
         for start in range(0, len(rows), size):
             batch = [rows[index] for index in range(start, min(start + size, len(rows)))]
-            inputs = on_device(session.collator(batch), session.model.device)
+            inputs = on_device(session.collator(batch), session.device)
             supervised = int((inputs["labels"][:, 1:] != IGNORED).sum())
             yield float(supervised_loss(session.model, inputs, 1)), supervised, len(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
+from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
@@ -23,9 +25,9 @@ from qmixlora.data import load_conversations
 from qmixlora.demo.backbone import make_config
 from qmixlora.errors import UserError
 from qmixlora.evaluation import answer_rows
+from qmixlora.export import Request, export
 from qmixlora.loss import supervised_loss
 from qmixlora.memory.simulation import LiveStorages, _LiteralsKeepValues, on_meta
-from qmixlora.memory.skeleton import meta_linear4bit
 from qmixlora.mixlora import device_of
 from qmixlora.recipe import Model, Recipe
 from qmixlora.session import Session, adapter_config, assemble, open_run, open_session
@@ -297,7 +299,8 @@ def meta_model(folder: Path, levers: dict[str, Any]) -> tuple[Any, Any]:
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     anatomy = find_anatomy(model)
     for path in anatomy.targets:
-        model.set_submodule(path, meta_linear4bit(model.get_submodule(path)))
+        linear: Any = model.get_submodule(path)
+        model.set_submodule(path, nf4_linear(linear.weight, linear.bias, META))
     arrange(model, anatomy, Model(id=str(folder), dtype="float32", **levers), META)
     return model, anatomy
 
@@ -366,3 +369,24 @@ def test_loading_peak_by_hand(deep: Path) -> None:
 def test_peft_models_know_their_device(recipe_of: Callable[..., Recipe]) -> None:
     session = open_session(recipe_of(ALL), [])
     assert isinstance(session.model, PeftModel) and device_of(session.model) == CPU
+
+
+def test_a_merged_checkpoint_is_opened_without_the_levers_of_its_run(
+    deep: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """What stock transformers loads: nothing quantised, nothing elsewhere."""
+    folder = tmp_path / "merged"
+    shutil.copytree(deep, folder)
+    (folder / "recipe.yaml").write_text(recipe_of(ALL).to_yaml(), encoding="utf-8")
+    model: Any = open_run(folder).model
+    assert type(model.get_output_embeddings()) is nn.Linear and host_tensors(model) == []
+
+
+@pytest.mark.parametrize("base", ["original", "nf4"])
+def test_a_run_with_levers_is_exported(base: Any, recipe_of: Callable[..., Recipe]) -> None:
+    """Streamed layers are not read for it; a head in 4 bits is merged as the 16-bit one that the checkpoint has."""
+    folder = train(recipe_of(ALL, train={"max_steps": 2}))
+    request = Request(tasks=("color",), forms=("lora", "merged"), base=base, polish=0, samples=2)
+    reports = export(folder, request, Console(quiet=True))
+    assert [made["form"] for made in reports] == ["lora", "merged"]
+    assert reports[1]["logits_difference"] < 1e-3
