@@ -121,16 +121,19 @@ def test_the_tower_runs_once_for_equal_pictures_and_never_again(
 
 
 def test_features_are_named_by_all_that_decides_them(
-    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
+    make_recipe: Callable[..., Recipe], data: Path, backbone: Path, tmp_path: Path
 ) -> None:
     image = rows_of(data, 1)[0]["images"][0]
     names = {FeatureStore(tmp_path, "a").path(image), FeatureStore(tmp_path, "b").path(image)}
     assert len(names) == 2
     as_bytes = {"path": None, "bytes": Path(image["path"]).read_bytes()}
     assert FeatureStore(tmp_path, "a").path(as_bytes) in names
-    for recipe in (make_recipe(**CACHED), make_recipe(**CACHED, model={"dtype": "bfloat16"})):
-        with_cached_features(open_session(recipe, TASKS), [rows_of(data, 2)], tmp_path / "run", QUIET)
-    assert len(list((tmp_path / "run" / "features").iterdir())) == 4
+    other = shutil.copytree(backbone, tmp_path / "other")  # of the same configuration; the weights may differ
+    for spec in ({}, {"dtype": "bfloat16"}, {"id": str(other)}):
+        with_cached_features(
+            open_session(make_recipe(**CACHED, model=spec), TASKS), [rows_of(data, 2)], tmp_path / "run", QUIET
+        )
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 6
 
 
 def test_a_model_with_other_than_one_entry_per_picture_is_refused(

@@ -283,7 +283,11 @@ def test_what_counts_as_out_of_memory(error: BaseException, expected: bool) -> N
 
 LIMITED = """
 import resource
+import torch
 from qmixlora.memory.ladder import train_within_memory  # what a run needs besides its tensors is loaded first
+x = torch.ones(1, 300, 300, requires_grad=True)
+for work in (lambda: x @ x, lambda: torch.bmm(x, x), x.exp, x.log, x.sin, x.cos, x.tanh, x.erf, x.sigmoid, x.rsqrt):
+    work().sum().backward()  # MKL, which ends the process where it cannot load its kernels
 with open("/proc/self/status") as status:
     held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
 resource.setrlimit(resource.RLIMIT_DATA, (held + 500 * 2**20,) * 2)
@@ -306,7 +310,13 @@ def test_memory_that_really_runs_out(make_recipe: Callable[..., Recipe], data: P
         train={"micro_batch_size": 16, "max_steps": 2, "seed": SECOND},
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, "-c", LIMITED, "train", str(tmp_path / "recipe.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
