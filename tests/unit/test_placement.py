@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForCondit
 from qmixlora.backbone import arrange, check_quantized, find_anatomy, host_tensors, load_backbone, nf4_linear
 from qmixlora.backbone.lm_head import Int8Linear, PiecewiseLinear, quantize_head
 from qmixlora.backbone.peak import loading_peak
+from qmixlora.backbone.quantizer import _to_host
 from qmixlora.backbone.rows import quantize_embedding
-from qmixlora.backbone.streaming import Ring, _powers_of_two, decoder_layers
+from qmixlora.backbone.streaming import Copies, Ring, _fill, _powers_of_two, decoder_layers
 from qmixlora.data import load_conversations
 from qmixlora.demo.backbone import make_config
 from qmixlora.errors import UserError
@@ -100,12 +101,30 @@ def test_other_places_change_no_bit(levers: dict[str, Any], recipe_of: Callable[
     assert_same_step(recipe_of({}), recipe_of(levers))
 
 
-@pytest.mark.parametrize("adapter", [{"target_modules": ["q_proj"]}, {"method": "lora", "target_modules": ["v_proj"]}])
-def test_a_backward_pass_that_comes_before_the_recomputation(
-    adapter: dict[str, Any], recipe_of: Callable[..., Recipe]
+@pytest.mark.parametrize(
+    "adapter", [{}, {"target_modules": ["q_proj"]}, {"method": "lora", "target_modules": ["v_proj"]}]
+)
+def test_copies_that_take_long(
+    adapter: dict[str, Any], recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """down_proj has no adapter: nothing that it saved makes checkpointing compute its layer before its own gradient."""
-    assert_same_step(recipe_of({}, adapter=adapter), recipe_of({"stream_layers": 5}, adapter=adapter))
+    """On a GPU, bytes may be there no sooner than they are waited for; here they never are. Where down_proj has no
+    adapter, nothing that it saved makes checkpointing compute its layer before its own gradient.
+    """
+    plain = recipe_of({}, adapter=adapter)
+    under_way: dict[tuple[int, int], tuple[Tensor, list[Tensor]]] = {}
+
+    def start(copies: Copies, buffer: Tensor, host: list[Tensor], key: int) -> None:
+        buffer.fill_(7)
+        under_way[id(copies), key] = buffer, host
+
+    def wait(copies: Copies, key: int) -> None:
+        if (id(copies), key) in under_way:
+            _fill(*under_way.pop((id(copies), key)))
+
+    monkeypatch.setattr(Copies, "start", start)
+    monkeypatch.setattr(Copies, "wait", wait)
+    assert_same_step(plain, recipe_of({"stream_layers": 5}, adapter=adapter))
+    assert not under_way, "the last to be used is the first again"
 
 
 def test_streaming_is_right_without_checkpointing_too(recipe_of: Callable[..., Recipe]) -> None:
@@ -162,6 +181,7 @@ def test_the_head_is_its_dequantised_weight() -> None:
         for kind, error in (("int8", 0.012), ("nf4", 0.12)):
             head = quantize_head(linear, kind, CPU)  # type: ignore[arg-type]
             assert [len(piece(x)[0, 0]) for piece in head.pieces] == [16384, 16384, 7232]
+            assert not any(getattr(piece, "support_avx512bf16_for_cpu", False) for piece in head.pieces)
             weight_OI = torch.cat([dequantised(piece) for piece in head.pieces]).to(dtype)
             assert ((weight_OI - linear.weight).float().norm() / linear.weight.float().norm()) < error
             y, reference = head(x), nn.functional.linear(x, weight_OI, linear.bias)
@@ -261,13 +281,21 @@ def test_a_head_that_was_not_asked_for_is_still_found(deep: Path) -> None:
         check_quantized(model, anatomy)
 
 
-def test_streamed_weights_are_quantised_one_by_one_and_go_back(deep: Path) -> None:
+def test_streamed_weights_go_back_as_they_are_quantised(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also: others are told that bitsandbytes quantised the model, which Trainer and PEFT ask for."""
+    gone_back: list[Tensor] = []
+
+    def to_host(packed: Tensor) -> Tensor:
+        gone_back.append(packed)
+        return _to_host(packed)
+
+    monkeypatch.setattr("qmixlora.backbone.quantizer._to_host", to_host)
     plain, placed = (load_backbone(Model(id=str(deep), dtype="float32", **levers))[0] for levers in ({}, ALL))
     for model in (plain, placed):
         assert str(model.quantization_method) == "QuantizationMethod.BITS_AND_BYTES"
         assert type(model.config.quantization_config).__name__ == "BitsAndBytesConfig"
         assert model.is_quantized and model.is_loaded_in_4bit and model.hf_quantizer.is_trainable
+    assert len(gone_back) == 3 * 7 and {packed.dtype for packed in gone_back} == {torch.uint8}
     assert plain.config.quantization_config.to_dict() == placed.config.quantization_config.to_dict()
 
 
@@ -319,11 +347,15 @@ def test_a_step_on_meta(levers: dict[str, Any], deep: Path, recipe_of: Callable[
     ids_BS = torch.ones(2, 16, dtype=torch.long)
     labels_BS = torch.where(torch.arange(16) < 8, -100, ids_BS)
     inputs = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS), "labels": labels_BS}
+    looked_up = []
+    embedding: Any = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda _, args, rows: looked_up.append((args[0].device, rows.device)))
     with LiveStorages(model.parameters()):
         with _LiteralsKeepValues():
             loss = supervised_loss(session.model, on_meta(inputs))
         loss.backward()
     assert any(p.grad is not None for p in session.model.parameters())
+    assert set(looked_up) == {(CPU if "offload_embeddings" in levers else META, META)}
 
 
 @pytest.mark.parametrize("levers", [{}, *LEVERS])
