@@ -32,11 +32,12 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
     unless the recipe itself says what lies where (`arrange`).
 
     With `quantization: nf4` every linear layer of the decoder is a bitsandbytes `Linear4bit` (NF4, double
-    quantisation); vision tower, projector, embeddings and lm_head keep `spec.dtype`. Nothing is upcast. safetensors
-    files only.
+    quantisation); vision tower, projector, embeddings and lm_head keep `spec.dtype`, unless the recipe says otherwise
+    of the latter two. Nothing is upcast. safetensors files only. What it takes on the way: `loading_peak`.
 
     Raises:
-        UserError: the model cannot be found or read, is of another kind, or is not quantised as declared.
+        UserError: the model cannot be found or read, is of another kind, is not quantised as declared, or does not have
+            the memory levers that the recipe pulls (`check_levers`).
     """
     folder = Path(spec.id)
     if folder.exists() and not (folder / "config.json").is_file():
@@ -68,15 +69,16 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
             fix="Give a hub id (and be online once, or logged in if it is gated) or a local folder with config.json,"
             " safetensors weights and processor files.",
         ) from error
-    if getattr(processor, "chat_template", None) is None:
-        raise UserError(
-            "The model's processor has no chat template.",
-            where=f"model.id: {spec.id}",
-            fix="Use an instruction-tuned checkpoint, or add chat_template.jinja to a local copy.",
-        )
+    _check_template(processor, spec.id)
+    _finish(model, anatomy, spec)
+    return model, processor, anatomy
+
+
+def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:
+    """Frozen, every weight in its place, and checked."""
     model.requires_grad_(False)
     model.config.use_cache = True
-    if isinstance(quantization, PlacedConfig):
+    if isinstance(getattr(model.config, "quantization_config", None), PlacedConfig):
         as_plain(model)
     if has_levers(spec):
         arrange(model, anatomy, spec, _device())
@@ -84,7 +86,15 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
     if spec.quantization == "nf4":
         check_quantized(model, anatomy)
     check_cpu_rows(model, spec.id)
-    return model, processor, anatomy
+
+
+def _check_template(processor: ProcessorMixin, where: str) -> None:
+    if getattr(processor, "chat_template", None) is None:
+        raise UserError(
+            "The model's processor has no chat template.",
+            where=f"model.id: {where}",
+            fix="Use an instruction-tuned checkpoint, or add chat_template.jinja to a local copy.",
+        )
 
 
 def _device() -> torch.device:
