@@ -22,7 +22,10 @@ def plan(
     card: Annotated[str | None, typer.Option(help="A card by name, such as rtx3060-12gb.")] = None,
     vram: Annotated[float | None, typer.Option(min=0.1, help="The memory of a card in GB (of 2^30 bytes).")] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length of a sample, its picture included (default: data.max_length).")
+        int | None,
+        typer.Option(
+            min=1, help="Length of a sample, its picture included (default: the data at hand, or data.max_length)."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
 ) -> None:
@@ -53,7 +56,10 @@ def plan(
 
 
 def _show(found: dict[str, Any], console: Console) -> None:
-    table = Table(title=f"One training step of {found['tokens']} tokens per sample", box=box.SIMPLE_HEAD)
+    batch = found["batch"]
+    size = f"{batch['samples']} x {batch['tokens']} tokens, at most {batch['image_tokens']} of a sample from pictures"
+    console.print(f"One training step on {size}: {batch['source']}.", highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("part")
     table.add_column("GiB", justify="right")
     for name, size in found["parts"].items():
@@ -61,7 +67,11 @@ def _show(found: dict[str, Any], console: Console) -> None:
     table.add_section()
     table.add_row("[bold]peak", f"[bold]{found['peak_gib']:.2f}")
     console.print(table)
-    console.print(f"Reached in {found['place']}.", highlight=False)
+    console.print(f"Reached in: {found['place']}.", highlight=False, soft_wrap=True)
+    for name, where in (("host", "Meanwhile in host memory"), ("loading", "While loading")):
+        sizes = ", ".join(f"{part} {size:.2f}" for part, size in found[name].items() if size >= 0.005)
+        if sizes:
+            console.print(f"{where}: {sizes} GiB.", highlight=False, soft_wrap=True)
     if found["card_gib"] is not None:
         verdict = "[green]fits[/green]" if found["fits"] else "[bold red]does not fit[/bold red]"
         console.print(
@@ -69,5 +79,9 @@ def _show(found: dict[str, Any], console: Console) -> None:
             f"{found['needed_margin_gib']:.2f} wanted.",
             highlight=False,
         )
+        samples, tokens = found["largest"]["micro_batch_size"], found["largest"]["tokens"]
+        if samples and tokens:
+            console.print(f"Largest that fits: micro-batch {samples}, or samples of {tokens} tokens.", highlight=False)
     for edit in found["advice"]:
-        console.print(f"  {edit['edit']:55} saves {edit['saves_gib']:.2f} GiB", highlight=False)
+        enough = "" if found["fits"] or not edit.get("fits") else ", and then it fits"
+        console.print(f"  {edit['edit']}  saves {edit['saves_gib']:.2f} GiB{enough}", highlight=False, soft_wrap=True)

@@ -87,11 +87,9 @@ class FeatureCollator(Collator):
     store: FeatureStore = field(kw_only=True)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = {name: value for name, value in super().__call__(rows).items() if not name.startswith("pixel_")}
+        batch = super().__call__(rows)
         images = [image for row in rows for image in row["images"]]
-        if images:
-            batch["mm_encoder_outputs"] = {"image": self.store.read(images)}
-        return batch
+        return in_place_of_pictures(batch, self.store.read(images)) if images else batch
 
 
 def with_cached_features(session: Session, splits: Sequence[Any], folder: Path, console: Console) -> Session:
@@ -153,15 +151,28 @@ def compute(session: Session, store: FeatureStore, images: Sequence[Mapping[str,
     base = session.model.get_base_model()
     turns = [{"role": "user", "text": f"{IMAGE}\n?"}, {"role": "assistant", "text": ""}]
     inputs = session.collator.prompts([{"turns": turns, "images": [image], "task": ""} for image in images])
-    taken = {name for part in (base, base.base_model) for name in inspect.signature(part.get_image_features).parameters}
-    inputs = on_device({name: value for name, value in inputs.items() if name in taken}, session.model.device)
-    output = base.get_image_features(**inputs)
-    pooled, deep = getattr(output, POOLED, None), getattr(output, DEEP, None) or []
+    pooled, deep = image_features(base, on_device(inputs, session.device))
     if pooled is None or {len(images)} != {len(part) for part in (pooled, *deep)}:
         raise _unfit(session.recipe, "The model gives other than one entry of features per picture.")
     for index, image in enumerate(images):
         layers = {f"{DEEP}.{number}": part[index] for number, part in enumerate(deep)}
         store.write(image, {POOLED: pooled[index], **layers}, stacked=isinstance(pooled, Tensor))
+
+
+def image_features(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(pooled, deep) features of a batch's pictures, as the backbone (without PEFT around it) gives them: one entry for
+    each picture, and such a list for every layer that gets features of its own.
+    """
+    parts = (model, model.base_model)
+    taken = {name for part in parts for name in inspect.signature(part.get_image_features).parameters}
+    output = model.get_image_features(**{name: value for name, value in inputs.items() if name in taken})
+    return getattr(output, POOLED, None), getattr(output, DEEP, None) or []
+
+
+def in_place_of_pictures(inputs: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with features where its pixels were."""
+    batch = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
+    return {**batch, "mm_encoder_outputs": {"image": features}}
 
 
 def _decided_by(session: Session) -> str:

@@ -5,7 +5,7 @@ Shapes: B batch, S sequence, N supervised tokens of the batch, C tokens of a chu
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -46,7 +46,7 @@ def supervised_loss(
     else:
         chunks = zip(states_ND.split(chunk), targets_N.split(chunk), strict=True)
         loss = sum(checkpoint(total, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks)
-    return cast(Tensor, loss / (count if num_items is None else num_items))
+    return loss / (count if num_items is None else num_items)
 
 
 def _supervised_states(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Head]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
@@ -154,13 +155,29 @@ def enable_checkpointing(session: Session) -> None:
     if not checkpointing.enabled:
         return
     session.model.activation_checkpointing_enable(
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        every_n_layers=checkpointing.every_n_layers,
-        offload=checkpointing.offload,
+        activation_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=checkpointing.every_n_layers
     )
+    if checkpointing.offload:
+        decoder = session.model.get_base_model().get_submodule(session.anatomy.language)
+        for module in decoder.modules():  # the vision tower is not differentiated and computes nothing again
+            if getattr(module, "gradient_checkpointing", False):
+                module._gradient_checkpointing_func = _offloaded(module._gradient_checkpointing_func)
     # Only reentrant checkpointing needs inputs with a gradient; with them the frozen vision tower would be
     # differentiated as well, since transformers marks its patch embeddings too.
     session.model.disable_input_require_grads()
+
+
+def _offloaded(checkpoint: Callable[..., Any]) -> Any:
+    """Checkpointing that keeps a layer's input in host memory: pinned where there is a GPU.
+
+    (transformers 5.23 has this as `offload=True`, and asks for pinned memory even where there is no GPU, which fails.)
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:  # as torch.utils.checkpoint.checkpoint
+        with save_on_cpu(pin_memory=torch.cuda.is_available()):
+            return checkpoint(*args, **kwargs)
+
+    return run
 
 
 class SupervisedTrainer(Trainer):

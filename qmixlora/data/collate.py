@@ -77,6 +77,11 @@ class Collator:
         """Inputs for `generate`: each conversation up to its last answer, padded on the left."""
         return self._encode([self._render(row["turns"][:-1], prompt=True) for row in rows], rows, "left")
 
+    def tokens(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
+        """The tokens of a conversation, each picture still one mark (or as many as the template writes)."""
+        text = self._render(turns)
+        return self._tokens(text, text)
+
     def _render(self, turns: Sequence[Mapping[str, str]], prompt: bool = False) -> str:
         text: str = self.processor.apply_chat_template(to_messages(turns), add_generation_prompt=prompt)
         return text

@@ -10,15 +10,15 @@ from .allocator import Allocator
 class Account:
     """Bytes taken and given back, in blocks of torch's CUDA allocator.
 
-    `peaks` holds the most that was alive in every stretch of the step, `places` the operation that took it, `saved` what
-    was alive between the forward and the backward pass.
+    `peaks` holds the most that was alive in every stretch of the step, `places` the operation that took it, `saved`
+    what was alive between the forward and the backward pass, `offloaded` what went to host memory.
     """
 
     def __init__(self) -> None:
         self.allocator = Allocator()
         self.peaks: dict[str, int] = {}
         self.places: dict[str, str] = {}
-        self.live = self.saved = 0
+        self.live = self.saved = self.offloaded = 0
         self.begin("before the decoder")
 
     @property

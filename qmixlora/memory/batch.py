@@ -22,6 +22,17 @@ class Batch:
 
     inputs: dict[str, Any]
     tokens: int
+    image_tokens: int = 0  # of the largest picture
+    source: str = "one picture per sample, half of the text supervised"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a plan says of it."""
+        return {
+            "samples": len(self.inputs["input_ids"]),
+            "tokens": self.tokens,
+            "image_tokens": self.image_tokens,
+            "source": self.source,
+        }
 
 
 def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Batch:
@@ -43,4 +54,4 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
         "tasks": ["plan"] * rows,
         **pictures,
     }
-    return Batch(inputs, tokens)
+    return Batch(inputs, tokens, int((ids_BS[0] == config.image_token_id).sum()))

@@ -27,7 +27,7 @@ def check_fit(name: str, text: str, recipe: Recipe) -> Plan:
     card = card_of(name)
     assert card is not None
     found = plan(recipe, card=card_bytes(card))
-    peak = found.peak / GIB
+    peak = max(found.peak, found.loading["card"]) / GIB
     if not found.fits:
         raise CheckError(
             f"The planned peak, {peak:.1f} GiB, leaves less than {MARGIN:.0%} of the {CARDS[card]} GiB free.",

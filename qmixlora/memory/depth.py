@@ -23,7 +23,7 @@ def shallow_depths(config: PretrainedConfig, period: int) -> list[int]:
     `period` is the distance at which layers are treated alike (checkpointing of every n-th).
     """
     full = int(config.get_text_config().num_hidden_layers)
-    least = first_layers(config, period) + max(2, period)
+    least = first_layers(config, period) + period
     one = least + (full - least) % period
     return [one, one + period] if one + period < full else [full]
 
@@ -31,7 +31,7 @@ def shallow_depths(config: PretrainedConfig, period: int) -> list[int]:
 def first_layers(config: PretrainedConfig, period: int) -> int:
     """How many layers at the beginning are told apart: those that get features of the vision tower, and one period."""
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
-    return max(2, period, len(deep) + 1)
+    return max(period, len(deep) + 1)
 
 
 def at_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
@@ -56,12 +56,13 @@ def are_alike(layers: Sequence[nn.Module]) -> bool:
 def name_stretches(layers: Sequence[nn.Module], account: Account, first: int) -> None:
     """Let the account begin a stretch where the forward pass enters a layer and where its gradient comes in.
 
-    The `first` layers are counted from the beginning, all but the last two of the others are "between".
+    The `first` layers are counted from the beginning, the last one from the end. The others are "between": what they
+    take grows or falls evenly from the one end to the other, so that the most is at one of the two.
     """
     count = len(layers)
     for index, layer in enumerate(layers):
         name = f"decoder layer {index}" if index < first else f"decoder layer {index - count}"
-        if first <= index < count - 2:
+        if first <= index < count - 1:
             name = "a decoder layer between"
         layer.register_forward_pre_hook(lambda *_, name=name: account.begin(f"forward, {name}"))
         after = "forward, after the last layer" if index == count - 1 else f"forward, after {name}"

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from qmixlora.callbacks import memory_gib
 from qmixlora.errors import UserError
-from qmixlora.recipe import Recipe, validate
+from qmixlora.recipe import Recipe, edited
 from qmixlora.recovery import Moment, OutOfMemoryError
 from qmixlora.training import run, starting_point
 
@@ -48,9 +48,7 @@ def train_within_memory(recipe: Recipe, *, resume: bool = False, console: Consol
         edit = next((edit for edit in _levers(recipe, ended) if _edited(recipe, edit) not in [None, *tried]), None)
         if edit is None or recipe.train.on_oom == "stop":
             raise UserError(str(ended), where=recipe.train.output, fix=_advice(recipe, ended, edit, changed))
-        edited = _edited(recipe, edit)
-        assert edited is not None
-        recipe, checkpoint = edited, ended.checkpoint
+        recipe, checkpoint = edited(recipe, edit.split()), ended.checkpoint
         tried.append(recipe)
         changed |= _values(edit)
         goes_on = f"Going on from step {ended.step}" if checkpoint else "Starting again"
@@ -128,18 +126,8 @@ def _sections(values: dict[str, Any]) -> dict[str, Any]:
 
 def _edited(recipe: Recipe, edit: str) -> Recipe | None:
     """The recipe with an edit put in; None where the two do not go together."""
-
-    def put(target: dict[str, Any], values: dict[str, Any]) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                put(target[key], value)
-            else:
-                target[key] = value
-
-    values = recipe.model_dump()
-    put(values, _sections(_values(edit)))
     try:
-        return validate(values, edit)
+        return edited(recipe, edit.split())
     except UserError:
         return None
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,10 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from qmixlora.backbone.streaming import host_like
+
 from .account import Account
 
 VALUED = 2**25  # elements up to which tensors of integers keep their values
 VALUED_FLOATS = 2**14  # and those of floating-point numbers: sizes are computed from them, activations are not
+VALUE = "planned_value"  # the attribute of a tensor on meta that holds it
 aten = torch.ops.aten
 ASSUMED = {aten.ne.Scalar: True, aten.eq.Scalar: False}  # an unknown number is not the one it is compared with
 
@@ -60,28 +64,30 @@ class LiveStorages(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         inputs = [*_tensors(args), *_tensors(kwargs.values())]
-        if inputs and not any(_has_value(tensor) for tensor in inputs):
-            if func is aten.copy_.default and args[0].device.type == "cpu":  # activations on their way to the host
-                return args[0]
-            if func is not aten._local_scalar_dense.default and not _to_host(func, kwargs):
-                return self._without_values(func, args, kwargs)
-        return self._with_values(func, args, kwargs)
+        if _to_host(func, kwargs) and _is_activation(args[0]):  # checkpointing keeps it in host memory
+            self.account.offloaded += args[0].nbytes
+            return host_like(args[0])
+        for_python = func is aten._local_scalar_dense.default or _to_host(func, kwargs)
+        if for_python or not inputs or any(_has_value(tensor) for tensor in inputs):
+            return self._with_values(func, args, kwargs)
+        return self._without_values(func, args, kwargs)
 
     def _without_values(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The usual case. What an operation makes of the same shapes is remembered: kernels on meta are slow."""
-        key = None if _aliases(func) else (func, *_signature(args), *kwargs, *_signature(kwargs.values()))
-        if key in _MADE:
-            made = _MADE[key]
+        if _aliases(func):
+            return func(*args, **kwargs)
+        key = (func, *_signature(args), *kwargs, *_signature(kwargs.values()))
+        if (made := _MADE.get(key)) is not None:
             out = made.again() if isinstance(made, _Made) else tree_map_only(_Made, _Made.again, made)
         else:
             out = func(*args, **kwargs)
             given = {_key(tensor) for tensor in _tensors((*args, *kwargs.values()))}
-            if key is not None and not any(_key(tensor) in given for tensor in _tensors((out,))):
+            if not any(_key(tensor) in given for tensor in _tensors((out,))):
                 _MADE[key] = tree_map_only(Tensor, _Made.of, out)
         for tensor in _tensors((out,)):
             self._enter(tensor, func)
         if func in ASSUMED:
-            out.planned_value = torch.full(out.shape, ASSUMED[func])
+            setattr(out, VALUE, torch.full(out.shape, ASSUMED[func]))
         return out
 
     def _with_values(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -101,7 +107,7 @@ class LiveStorages(TorchDispatchMode):
             if isinstance(tensor, Tensor) and tensor.device.type == "meta":
                 self._enter(tensor, func)
                 if index < len(values) and isinstance(values[index], Tensor) and _keeps(values[index]):
-                    tensor.planned_value = values[index]  # type: ignore[attr-defined]
+                    setattr(tensor, VALUE, values[index])
         return out
 
     def _compute(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -145,6 +151,13 @@ class _LiteralsKeepValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@contextmanager
+def simulated(held: Iterable[Tensor], account: Account) -> Iterator[None]:
+    """What happens in here on the meta device is entered into the account, beyond the tensors in `held`."""
+    with LiveStorages(held, account), _LiteralsKeepValues():
+        yield
+
+
 def simulate_step(
     loss: Callable[[dict[str, Any]], Tensor], inputs: Mapping[str, Any], held: Iterable[Tensor], account: Account
 ) -> None:
@@ -152,16 +165,20 @@ def simulate_step(
 
     Gradients of trainable parameters are part of it. `loss` is told the batch on the meta device.
     """
-    with LiveStorages(held, account):
-        with _LiteralsKeepValues():
-            value = loss(on_meta(inputs))
+    with simulated(held, account):
+        value = loss(on_meta(inputs))
         account.forward_is_over()
         value.backward()
 
 
 def on_meta(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch without storage; inside the mode, its index tensors keep their values."""
-    return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    """A batch without storage; inside the mode, it is entered, and its index tensors keep their values."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor) if tensor.device.type == "meta" else tensor.to("meta")
+
+    moved: dict[str, Any] = tree_map_only(Tensor, move, dict(inputs))
+    return moved
 
 
 def _key(tensor: Tensor) -> int:
@@ -188,6 +205,7 @@ def _signature(values: Iterable[Any]) -> Iterator[Any]:
             yield value
 
 
+@cache
 def _aliases(func: Any) -> bool:
     """Whether an operation says that it returns or changes what it was given (some do without saying it)."""
     schema = func._schema
@@ -198,8 +216,12 @@ def _to_host(func: Any, kwargs: Mapping[str, Any]) -> bool:
     return func is aten._to_copy.default and torch.device(kwargs.get("device") or "meta").type == "cpu"
 
 
+def _is_activation(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dim() >= 3 and not _has_value(tensor)
+
+
 def _has_value(tensor: Tensor) -> bool:
-    return tensor.device.type != "meta" or hasattr(tensor, "planned_value")
+    return tensor.device.type != "meta" or hasattr(tensor, VALUE)
 
 
 def _keeps(tensor: Tensor) -> bool:
@@ -209,7 +231,7 @@ def _keeps(tensor: Tensor) -> bool:
 def _value(tensor: Tensor) -> Tensor:
     if tensor.device.type != "meta":
         return tensor
-    value: Tensor | None = getattr(tensor, "planned_value", None)
+    value: Tensor | None = getattr(tensor, VALUE, None)
     if value is None:
         raise RuntimeError("The step asks for a number that depends on weights or pixels; it cannot be planned.")
     return value

@@ -1,6 +1,6 @@
 """The recipe: everything a run depends on, typed and strict. No torch here, so that the command line stays fast."""
 
-from .reading import json_schema, load_recipe, read_recipe, shipped_recipes, validate
+from .reading import edited, json_schema, load_recipe, read_recipe, shipped_recipes, validate
 from .schema import EMBEDDED, Adapter, Checkpointing, Data, Export, Model, Recipe, Train
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Model",
     "Recipe",
     "Train",
+    "edited",
     "json_schema",
     "load_recipe",
     "read_recipe",

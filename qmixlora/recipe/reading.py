@@ -45,6 +45,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     return validate(values, where)
 
 
+def edited(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with overrides put in. Raises UserError if one is wrong, or they do not go together."""
+    values = recipe.model_dump()
+    for override in overrides:
+        _override(values, override)
+    return validate(values, " ".join(overrides))
+
+
 def read_recipe(name_or_path: str) -> tuple[str, str]:
     """(text, where it came from) of a recipe file, or of a shipped recipe by its name."""
     path = Path(name_or_path)
