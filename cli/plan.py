@@ -27,6 +27,9 @@ def plan(
             min=1, help="Length of a sample, its picture included (default: the data at hand, or data.max_length)."
         ),
     ] = None,
+    probing: Annotated[
+        bool, typer.Option("--probe", help="Two real steps on this machine with random weights, against the plan.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
 ) -> None:
     """What a recipe's training step will take of a GPU, and what to change; no GPU, weights or data needed."""
@@ -48,7 +51,7 @@ def plan(
 
     parsed = resolve(parsed, None, Console(stderr=True))
     size = card_bytes(card) if card else None if vram is None else int(vram * GIB)
-    found = plan_with_advice(parsed, card=size, tokens=tokens)
+    found = plan_with_advice(parsed, card=size, tokens=tokens, probing=probing)
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -82,6 +85,12 @@ def _show(found: dict[str, Any], console: Console) -> None:
         samples, tokens = found["largest"]["micro_batch_size"], found["largest"]["tokens"]
         if samples and tokens:
             console.print(f"Largest that fits: micro-batch {samples}, or samples of {tokens} tokens.", highlight=False)
+    if probed := found.get("probe"):
+        console.print(
+            f"Probe on {probed['device']}, tensors: planned {probed['planned_gib']:.3f} GiB, "
+            f"measured {probed['measured_gib']:.3f} GiB ({probed['residual_gib'] / probed['measured_gib']:+.1%}).",
+            highlight=False,
+        )
     for edit in found["advice"]:
         enough = "" if found["fits"] or not edit.get("fits") else ", and then it fits"
         console.print(f"  {edit['edit']}  saves {edit['saves_gib']:.2f} GiB{enough}", highlight=False, soft_wrap=True)

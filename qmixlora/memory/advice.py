@@ -17,21 +17,25 @@ from .cards import GIB
 from .data import at_hand, batches_of
 from .parallel import side_by_side
 from .planner import MARGIN, Plan, plan
+from .probe import probe
 
 WORTH = GIB // 100  # an edit that saves less is not mentioned
 MOST_SAMPLES, MOST_TOKENS = 64, 32768  # nobody asks for more
 
 
-def plan_with_advice(recipe: Recipe, *, card: int | None = None, tokens: int | None = None) -> dict[str, Any]:
+def plan_with_advice(
+    recipe: Recipe, *, card: int | None = None, tokens: int | None = None, probing: bool = False
+) -> dict[str, Any]:
     """`Plan.to_dict` of the worst batch, with `advice`: a list of `edit` (overrides as on the command line),
     `saves_gib` and, with a card, `fits`, what saves most first; and with a card `largest`: the micro-batch and the
-    tokens of a sample that still fit.
+    tokens of a sample that still fit. With `probing` also `probe`: the plan against two real steps on this machine.
 
-    Raises UserError as `plan` and `batches_of`.
+    Raises UserError as `plan`, `batches_of` and `probe`.
     """
     config = config_of(recipe.model)
     batches = batches_of(recipe, config, tokens)
     found = _worst(recipe, card, batches)
+    probed = {"probe": probe(recipe, found).to_dict()} if probing else {}
     edits = list(_edits(recipe, found.batch, int(config.get_text_config().num_hidden_layers)))
 
     def saved(edit: list[str]) -> tuple[int, bool | None]:
@@ -50,6 +54,7 @@ def plan_with_advice(recipe: Recipe, *, card: int | None = None, tokens: int | N
     ]
     return {
         **found.to_dict(),
+        **probed,
         "needed_margin_gib": None if card is None else MARGIN * card / GIB,
         "advice": advice,
         "largest": None if card is None else _largest(recipe, found, card),

@@ -10,12 +10,14 @@ from qmixlora.recipe import Recipe
 from .architectures import config_of
 from .batch import Batch, synthetic_batch
 from .cards import GIB
+from .residuals import residual_of
 from .step import Step, simulate
 
 CONTEXT = GIB // 2  # what a CUDA process holds beside its tensors; assumed, not measured
 WORKSPACES = int(2 * 8.125 * 2**20)  # cuBLAS: one of ":4096:2:16:8" KiB for the forward and for the backward thread
 BESIDE = "CUDA context and workspaces (assumed)"
 GAPS = "allocator's gaps"
+MISSED = "missed by plans before (probe)"
 MARGIN = 0.08  # of the card: what a plan leaves free
 
 
@@ -41,7 +43,7 @@ class Plan:
     @property
     def tensors(self) -> int:
         """The peak of tensors alone."""
-        return self.peak - self.parts[BESIDE] - self.parts[GAPS]
+        return self.peak - sum(self.parts.get(name, 0) for name in (BESIDE, GAPS, MISSED))
 
     @property
     def fits(self) -> bool | None:
@@ -91,6 +93,8 @@ def plan(recipe: Recipe, *, card: int | None = None, tokens: int | None = None, 
         GAPS: step.sizes[GAPS],
         BESIDE: CONTEXT + WORKSPACES,
     }
+    if residual := residual_of(recipe.model.id):
+        parts[MISSED] = residual
     loading = {"card": step.sizes["loading, card"] + CONTEXT, "host": step.sizes["loading, host"]}
     return Plan(parts, place, {name: size for name, size in step.host.items() if size}, loading, batch, card)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from transformers import PretrainedConfig
 
 from qmixlora.backbone import host_tensors
 from qmixlora.backbone.peak import loading_peak
-from qmixlora.features import DEEP, POOLED, image_features, in_place_of_pictures, use_features
+from qmixlora.features import without_vision
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, adapter_config, assemble
@@ -53,13 +51,13 @@ def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch) -> Step:
     depths = shallow_depths(config, period)
     streamed = recipe.model.stream_layers
     if len(depths) == 1 or streamed > full:  # too many are refused where they are streamed
-        return _step(recipe, config, batch, first)
+        return _counted_from_the_first(_step(recipe, config, batch, first), full)
     few = min(streamed, 2)  # as many as there are buffers
     model = recipe.model.model_copy(update={"stream_layers": few})
     shallow = recipe.model_copy(update={"model": model})
     one, two = (_step(shallow, at_depth(config, depth), batch, first) for depth in depths)
     if not two.alike:
-        return _step(recipe, config, batch, first)
+        return _counted_from_the_first(_step(recipe, config, batch, first), full)
     grow = partial(extrapolated, at=(depths[0], depths[1]), depth=full)
     held, host, sizes = grow(one.held, two.held), grow(one.host, two.host), grow(one.sizes, two.sizes)
     sizes["allocator's gaps"] = max(one.sizes["allocator's gaps"], two.sizes["allocator's gaps"])
@@ -69,19 +67,22 @@ def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch) -> Step:
         sizes["loading, card"] -= more * two.sizes["a streamed layer"]
         host[STREAMED] += more * two.host[STREAMED] // few
         sizes["loading, host"] += more * two.host[STREAMED] // few
-    named = {name: _at(name, full) for name in two.peaks}
-    peaks = {named[name]: size for name, size in grow(one.peaks, two.peaks).items()}
-    return Step(held, host, sizes, peaks, {named[name]: place for name, place in two.places.items()})
+    return _counted_from_the_first(Step(held, host, sizes, grow(one.peaks, two.peaks), two.places), full)
 
 
-def _at(stretch: str, depth: int) -> str:
-    """Layers that are counted from the end, counted from the beginning."""
-    return re.sub(r"-(\d+)", lambda found: str(depth - int(found[1])), stretch)
+def _counted_from_the_first(step: Step, depth: int) -> Step:
+    """The step with the number of its last layer in the names of stretches, which count it from the end."""
+    last = f"layer {depth - 1}"
+    peaks = {name.replace("layer -1", last): size for name, size in step.peaks.items()}
+    return replace(step, peaks=peaks, places={name.replace("layer -1", last): at for name, at in step.places.items()})
 
 
 def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int) -> Step:
     session, loading = _session(recipe, config)
-    inputs = _with_features(session, batch.inputs) if recipe.train.cache_features else batch.inputs
+    inputs = batch.inputs
+    if recipe.train.cache_features:
+        with simulated([], Account()):
+            inputs = without_vision(session, on_meta(inputs))
     account = Account()
     decoder = session.model.get_base_model().get_submodule(session.anatomy.language)
     layers = list(next(child for child in decoder.children() if isinstance(child, nn.ModuleList)))
@@ -126,15 +127,6 @@ def _session(recipe: Recipe, config: PretrainedConfig) -> tuple[Session, dict[st
     enable_checkpointing(session)
     session.model.train()
     return session, {"loading, card": loading.device, "loading, host": loading.host}
-
-
-def _with_features(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the vision tower out, after it has told what features look like; a batch that has them."""
-    base = session.model.get_base_model()
-    with torch.no_grad(), simulated([], Account()):
-        pooled, deep = image_features(base, on_meta(inputs))
-    use_features(base, session.anatomy)
-    return in_place_of_pictures(inputs, {POOLED: pooled, **({DEEP: deep} if deep else {})})
 
 
 def _weights(model: nn.Module) -> dict[str, int]:

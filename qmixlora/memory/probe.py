@@ -1,0 +1,188 @@
+"""The probe: two real steps of a recipe on the device at hand, with random weights of the right shapes."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+
+from qmixlora.backbone import Anatomy, arrange, find_anatomy, nf4_linear
+from qmixlora.backbone.streaming import decoder_layers
+from qmixlora.callbacks import ProgressDisplay
+from qmixlora.data import Collator
+from qmixlora.errors import UserError
+from qmixlora.evaluation import on_device
+from qmixlora.features import without_vision
+from qmixlora.recipe import Model, Recipe, edited
+from qmixlora.recovery import is_out_of_memory
+from qmixlora.session import Session, adapter_config, assemble
+from qmixlora.training import make_trainer
+
+from .architectures import config_of
+from .cards import GIB
+from .planner import CONTEXT, MISSED, Plan
+from .residuals import remember
+from .skeleton import tensors_of
+
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Bytes of tensors at the peak of two real steps, as planned and as measured, on a device by its name.
+
+    On a GPU, what torch's allocator reserved (`torch.cuda.max_memory_reserved`); on a CPU, what it handed out. `built`
+    is the same while the random weights were made, on a GPU.
+    """
+
+    device: str
+    model: str
+    planned: int
+    measured: int
+    built: int | None
+
+    @property
+    def residual(self) -> int:
+        """What the plan missed; negative where it was above."""
+        return self.measured - self.planned
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `qmixlora plan --probe --json` adds, sizes in GiB."""
+        built = None if self.built is None else self.built / GIB
+        sizes = {"planned_gib": self.planned / GIB, "measured_gib": self.measured / GIB, "built_gib": built}
+        return {"device": self.device, **sizes, "residual_gib": self.residual / GIB}
+
+
+def probe(recipe: Recipe, found: Plan) -> Probe:
+    """Two steps of the planned batch through the run's own Trainer. The residual is kept (see `residuals`).
+
+    Raises UserError if the device runs out of memory.
+    """
+    try:
+        result = _probe(recipe, config_of(recipe.model), found)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"The probe ran out of memory; planned were {found.peak / GIB:.1f} GiB.",
+            where=f"model.id: {recipe.model.id}",
+            fix="Pull a lever of the plan's, or close what else uses the GPU.",
+        ) from None
+    remember(result.device, result.model, result.residual)
+    return result
+
+
+def _probe(recipe: Recipe, config: PretrainedConfig, found: Plan) -> Probe:
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    recipe = edited(
+        recipe,
+        [
+            f"train.max_steps={STEPS}", "train.save_every=", "train.eval_every=", "data.validation=",
+            f"train.gradient_accumulation={min(2, recipe.train.gradient_accumulation)}", "data.num_workers=0",
+        ],
+    )  # fmt: skip
+    backbone, anatomy = random_backbone(config, recipe.model, device)
+    built = int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else None
+    session = assemble(recipe, backbone, None, anatomy, adapter_config(recipe.adapter, anatomy, ["plan", "other"]))
+    inputs = found.batch.inputs
+    if recipe.train.cache_features:
+        inputs = without_vision(session, on_device(inputs, session.device))
+    session = replace(session, collator=cast(Collator, lambda _: dict(inputs)))
+    measured = peak_of(lambda: _train(session), session.model, device)
+    if device.type == "cuda":
+        name, planned = torch.cuda.get_device_name(device), found.peak - CONTEXT - found.parts.get(MISSED, 0)
+    else:
+        name, planned = "cpu", found.tensors
+    return Probe(name, recipe.model.id, planned, measured, built)
+
+
+def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device) -> tuple[PreTrainedModel, Anatomy]:
+    """What `load_backbone` gives, with random weights. Tensor by tensor: a 16-bit weight is quantised before the next
+    one is made, and what is to lie in host memory is made there.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(
+            config,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attention,
+            trust_remote_code=spec.trust_remote_code,
+        )
+    anatomy = find_anatomy(model)
+    on_host = {path for layer in list(decoder_layers(anatomy).values())[: spec.stream_layers] for path in layer}
+    for path in anatomy.targets if spec.quantization == "nf4" else ():
+        linear = cast(nn.Linear, model.get_submodule(path))
+        place = torch.device("cpu") if path in on_host else device
+        bias = None if linear.bias is None else _random(linear.bias, place)
+        model.set_submodule(path, nf4_linear(_random(linear.weight, place), bias, place))
+    embedding = model.get_input_embeddings()
+    for module in model.modules():
+        place = torch.device("cpu") if module is embedding and spec.offload_embeddings else device
+        _materialize(module, place)
+    model.tie_weights()
+    model.initialize_weights()
+    arrange(model, anatomy, spec, device)
+    return model, anatomy
+
+
+def peak_of(work: Callable[[], None], model: nn.Module, device: torch.device) -> int:
+    """Bytes of tensors at the peak of some work, the model's among them (see `Probe`)."""
+    gc.collect()  # what others left must not be freed in between
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return int(torch.cuda.max_memory_reserved(device))
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _all_tensors(model)}
+    gc.disable()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    gc.enable()
+    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return sum(storages.values()) + peak
+
+
+def _train(session: Session) -> None:
+    rows = datasets.Dataset.from_dict({"row": range(STEPS * 2 * session.recipe.train.micro_batch_size)})
+    with tempfile.TemporaryDirectory() as folder:
+        display = ProgressDisplay(Console(quiet=True))
+        try:
+            make_trainer(session, rows, None, Path(folder), display).train()
+        finally:
+            display.close()
+
+
+def _materialize(module: nn.Module, place: torch.device) -> None:
+    """Give a module's own tensors storage: random weights, and buffers that the model then fills itself (the
+    frequencies of rotary embeddings are no weights). transformers initialises what is not marked as initialised.
+    """
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.device.type == "meta":
+            made = nn.Parameter(_random(parameter, place), requires_grad=False)
+            made._is_hf_initialized = True  # type: ignore[attr-defined]
+            module.register_parameter(name, made)
+    buffers = dict(module.named_buffers(recurse=False))
+    for name, buffer in buffers.items():
+        module._buffers[name] = torch.zeros_like(buffer, device=place)
+    module._is_hf_initialized = not buffers  # type: ignore[assignment]
+
+
+def _random(tensor: Tensor, place: torch.device) -> Tensor:
+    return torch.empty_like(tensor, device=place, requires_grad=False).normal_(std=0.02)
+
+
+def _all_tensors(model: nn.Module) -> list[Tensor]:
+    return [tensor for _, tensor in tensors_of(model)]

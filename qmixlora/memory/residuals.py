@@ -1,0 +1,42 @@
+"""What probes on this machine found that plans had missed, kept beside the cached backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from qmixlora.files import write_json
+
+
+def residual_of(model: str) -> int:
+    """Bytes that the last probe of this model on the GPU at hand found missing in its plan; 0 where there was none, or
+    nothing was missing.
+    """
+    if not torch.cuda.is_available():
+        return 0
+    return max(0, remembered().get(torch.cuda.get_device_name(0), {}).get(model, 0))
+
+
+def remember(device: str, model: str, residual: int) -> None:
+    """Keep a residual (bytes; negative where the plan was above)."""
+    known = remembered()
+    known.setdefault(device, {})[model] = residual
+    _file().parent.mkdir(parents=True, exist_ok=True)
+    write_json(_file(), known)
+
+
+def remembered() -> dict[str, dict[str, int]]:
+    """Residuals by device and model, in bytes."""
+    try:
+        found: dict[str, dict[str, int]] = json.loads(_file().read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return {}
+
+
+def _file() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "qmixlora" / "probes.json"
