@@ -169,13 +169,13 @@ def image_features(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     return getattr(output, POOLED, None), getattr(output, DEEP, None) or []
 
 
-def without_vision(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch with features in place of its pixels, for a session whose vision tower is taken out after it made them."""
+def take_out_vision(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The features of a batch's pictures, the last that the session's vision tower makes: it is taken out."""
     base = session.model.get_base_model()
     with torch.no_grad():
         pooled, deep = image_features(base, inputs)
     use_features(base, session.anatomy)
-    return in_place_of_pictures(inputs, {POOLED: pooled, **({DEEP: deep} if deep else {})})
+    return {POOLED: pooled, **({DEEP: deep} if deep else {})}
 
 
 def in_place_of_pictures(inputs: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .data import at_hand, batches_of
 from .parallel import side_by_side
 from .planner import MARGIN, Plan, plan
 from .probe import probe
+from .residuals import residual_of
 
 WORTH = GIB // 100  # an edit that saves less is not mentioned
 MOST_SAMPLES, MOST_TOKENS = 64, 32768  # nobody asks for more
@@ -62,7 +63,9 @@ def plan_with_advice(
 
 
 def _worst(recipe: Recipe, card: int | None, batches: Sequence[Batch]) -> Plan:
-    return max((plan(recipe, card=card, batch=batch) for batch in batches), key=lambda found: found.peak)
+    residual = residual_of(recipe.model.id)
+    plans = (plan(recipe, card=card, batch=batch, residual=residual) for batch in batches)
+    return max(plans, key=lambda found: found.peak)
 
 
 def _rebatched(
@@ -108,6 +111,7 @@ def _edits(recipe: Recipe, batch: Batch, layers: int) -> Iterator[list[str]]:
 def _largest(recipe: Recipe, found: Plan, card: int) -> dict[str, int]:
     """The most samples of the planned length, and the longest samples of the planned number, that leave the margin."""
     config, tokens = config_of(recipe.model), found.batch.tokens
+    residual = residual_of(recipe.model.id)
 
     def peak_of_samples(count: int) -> int:
         changed = edited(recipe, [f"train.micro_batch_size={count}"])
@@ -116,7 +120,7 @@ def _largest(recipe: Recipe, found: Plan, card: int) -> dict[str, int]:
     def peak_of_tokens(count: int) -> int:
         return plan(recipe, batch=synthetic_batch(config, recipe, count)).peak
 
-    room = int((1 - MARGIN) * card)
+    room = int((1 - MARGIN) * card) - residual
     searches = [
         partial(_most, peak_of_samples, recipe.train.micro_batch_size, room, MOST_SAMPLES, 1),
         partial(_most, peak_of_tokens, tokens, room, MOST_TOKENS, 64),

@@ -10,7 +10,6 @@ from qmixlora.recipe import Recipe
 from .architectures import config_of
 from .batch import Batch, synthetic_batch
 from .cards import GIB
-from .residuals import residual_of
 from .step import Step, simulate
 
 CONTEXT = GIB // 2  # what a CUDA process holds beside its tensors; assumed, not measured
@@ -66,11 +65,18 @@ class Plan:
         }
 
 
-def plan(recipe: Recipe, *, card: int | None = None, tokens: int | None = None, batch: Batch | None = None) -> Plan:
+def plan(
+    recipe: Recipe,
+    *,
+    card: int | None = None,
+    tokens: int | None = None,
+    batch: Batch | None = None,
+    residual: int = 0,
+) -> Plan:
     """Plan a recipe without weights and without a GPU, by its own training step.
 
     The batch is `batch`, or one of samples of `tokens` (default `data.max_length`), pictures included. `card` is in
-    bytes.
+    bytes, as `residual`: what plans of this model are known to miss.
 
     Raises:
         UserError: the model's configuration cannot be read, its pictures cannot be planned, or do not fit in `tokens`;
@@ -93,7 +99,7 @@ def plan(recipe: Recipe, *, card: int | None = None, tokens: int | None = None, 
         GAPS: step.sizes[GAPS],
         BESIDE: CONTEXT + WORKSPACES,
     }
-    if residual := residual_of(recipe.model.id):
+    if residual:
         parts[MISSED] = residual
     loading = {"card": step.sizes["loading, card"] + CONTEXT, "host": step.sizes["loading, host"]}
     return Plan(parts, place, {name: size for name, size in step.host.items() if size}, loading, batch, card)

@@ -22,7 +22,7 @@ from qmixlora.callbacks import ProgressDisplay
 from qmixlora.data import Collator
 from qmixlora.errors import UserError
 from qmixlora.evaluation import on_device
-from qmixlora.features import without_vision
+from qmixlora.features import in_place_of_pictures, take_out_vision
 from qmixlora.recipe import Model, Recipe, edited
 from qmixlora.recovery import is_out_of_memory
 from qmixlora.session import Session, adapter_config, assemble
@@ -96,7 +96,7 @@ def _probe(recipe: Recipe, config: PretrainedConfig, found: Plan) -> Probe:
     session = assemble(recipe, backbone, None, anatomy, adapter_config(recipe.adapter, anatomy, ["plan", "other"]))
     inputs = found.batch.inputs
     if recipe.train.cache_features:
-        inputs = without_vision(session, on_device(inputs, session.device))
+        inputs = in_place_of_pictures(inputs, take_out_vision(session, on_device(inputs, session.device)))
     session = replace(session, collator=cast(Collator, lambda _: dict(inputs)))
     measured = peak_of(lambda: _train(session), session.model, device)
     if device.type == "cuda":

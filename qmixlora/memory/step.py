@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from qmixlora.backbone import host_tensors
 from qmixlora.backbone.peak import loading_peak
-from qmixlora.features import without_vision
+from qmixlora.features import in_place_of_pictures, take_out_vision
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, adapter_config, assemble
@@ -82,7 +82,8 @@ def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int) ->
     inputs = batch.inputs
     if recipe.train.cache_features:
         with simulated([], Account()):
-            inputs = without_vision(session, on_meta(inputs))
+            features = take_out_vision(session, on_meta(inputs))
+        inputs = in_place_of_pictures(inputs, features)
     account = Account()
     decoder = session.model.get_base_model().get_submodule(session.anatomy.language)
     layers = list(next(child for child in decoder.children() if isinstance(child, nn.ModuleList)))

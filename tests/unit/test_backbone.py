@@ -117,13 +117,17 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, backbone: Path) -> None:
 
 
 def test_rows_that_the_cpu_kernel_gets_wrong_are_refused(tmp_path: Path, processor: Any) -> None:
-    """And what is refused is wrong: the day bitsandbytes gets it right, this test says so."""
+    """And what is refused is wrong, with AVX-512: the day bitsandbytes gets it right, this test says so."""
+    torch.manual_seed(0)
     weight = torch.randn(64, 160)
     packed, state = bnb.functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
     by_rows = bnb.functional.dequantize_4bit(packed, state)
     state.shape = torch.Size((weight.numel(),))
     as_one = bnb.functional.dequantize_4bit(packed, state).view_as(weight)
-    assert (as_one - weight).abs().max() < 0.7 < (by_rows - weight).abs().max()
+    error = (as_one - weight).abs().max()
+    assert error < 0.7
+    if "512" in torch.backends.cpu.get_cpu_capability():
+        assert (by_rows - weight).abs().max() > 2 * error
 
     config = make_config(processor.tokenizer, layers=1, width=64)
     config.text_config.intermediate_size = 160

@@ -105,14 +105,7 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
 
 def test_every_shipped_recipe_is_valid() -> None:
     shipped = shipped_recipes()
-    assert set(shipped) == {
-        "tiny-cpu",
-        "llava-1.5-7b-rtx4060-8gb",
-        "llava-1.5-7b-rtx3060-12gb",
-        "llava-1.5-7b-rtx4090-24gb",
-        "llava-1.5-13b-rtx3060-12gb",
-        "llava-1.5-13b-rtx4060ti-16gb",
-    }
+    assert len(shipped) == 26 and {"tiny-cpu", "llava-1.5-7b-rtx4060-8gb"} <= set(shipped)
     for name, text in shipped.items():
         assert isinstance(load_recipe(name), Recipe)
         assert text.startswith("# ")
