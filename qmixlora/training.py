@@ -188,6 +188,8 @@ class SupervisedTrainer(Trainer):
         self.loss_chunk = loss_chunk
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
+        # Trainer collects the micro-batches of a whole step; each goes to the card when its turn comes, not before
+        self.accelerator.device_placement = False
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

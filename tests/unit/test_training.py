@@ -83,6 +83,14 @@ def test_a_loss_in_chunks_is_the_same_and_never_has_all_logits(make_recipe: Call
             torch.testing.assert_close(parameter.grad, whole[name])
 
 
+def test_batches_wait_for_their_turn_in_host_memory(
+    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
+) -> None:
+    session = open_session(make_recipe(), [])
+    trainer = make_trainer(session, rows_of(data, 2), None, tmp_path / "x", ProgressDisplay(QUIET))
+    assert trainer.get_train_dataloader().device is None  # accelerate's own loaders send every batch to theirs
+
+
 @pytest.mark.parametrize("family", ["gemma3", "gemma4"])
 def test_what_a_family_adds_to_its_head_is_kept(family: str) -> None:
     """Gemma caps its logits softly, after lm_head."""
