@@ -88,7 +88,7 @@ def _planned(recipe: Recipe) -> list[str] | None:
     """The planner's edits, what saves most first; None where it cannot plan the model."""
     try:
         return [str(entry["edit"]) for entry in plan_with_advice(recipe)["advice"]]
-    except (UserError, RuntimeError):  # a model that it does not know must not end the run
+    except Exception:  # whatever a model that the planner does not know makes of it must not end the run
         return None
 
 

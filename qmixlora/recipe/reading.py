@@ -129,6 +129,8 @@ def _conflicts(recipe: Recipe) -> list[str]:
 def _memory_conflicts(recipe: Recipe) -> list[str]:
     """Memory levers that exclude each other."""
     model, train, problems = recipe.model, recipe.train, []
+    if model.stream_layers in (1, 2):
+        problems.append("model.stream_layers: its two buffers take as much as two layers; stream 3 or more, or none")
     if model.stream_layers:
         if model.quantization != "nf4":
             problems.append("model.stream_layers: only 4-bit layers are streamed; set model.quantization: nf4")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from qmixlora.errors import UserError
-from qmixlora.recipe import Recipe, json_schema, load_recipe, shipped_recipes, validate
+from qmixlora.recipe import Recipe, edited, json_schema, load_recipe, shipped_recipes, validate
 
 MINIMAL = {"model": {"id": "m"}, "data": {"train": "d.json"}}
 
@@ -82,10 +82,21 @@ def test_overrides(tmp_path: Path) -> None:
         ("adapter", {"method": "lora", "task_mix": 0.5}, "no gates to replace"),
         ("train", {"checkpointing": {"enabled": False, "offload": True}}, "nothing to offload"),
         ("train", {"eval_every": 5}, "set data.validation"),
+        ("model", {"id": "x", "stream_layers": 2}, "stream 3 or more"),
+        ("model", {"id": "x", "stream_layers": 4, "quantization": "none"}, "only 4-bit layers are streamed"),
+        ("model", {"id": "x", "offload_embeddings": True, "quantize_embeddings": "nf4"}, "choose one of the two"),
+        ("train", {"cache_features": True}, "set adapter.train_projector: false"),
     ],
 )
 def test_values_that_do_not_go_together(section: str, values: dict[str, Any], message: str) -> None:
     assert message in mistakes({**MINIMAL, section: values})
+
+
+def test_streamed_layers_need_checkpointing() -> None:
+    values = {**MINIMAL, "model": {"id": "x", "stream_layers": 4}}
+    for checkpointing in ({"enabled": False}, {"every_n_layers": 2}):
+        assert "gone when the backward pass" in mistakes({**values, "train": {"checkpointing": checkpointing}})
+    assert edited(validate(values, "x"), ["model.stream_layers=8"]).model.stream_layers == 8
 
 
 def test_what_is_no_recipe(tmp_path: Path) -> None:
