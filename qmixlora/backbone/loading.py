@@ -62,7 +62,13 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
         processor = AutoProcessor.from_pretrained(spec.id, **source)
     except UserError:
         raise
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except ImportError as error:
+        raise UserError(
+            f"The model needs a library that is not installed: {str(error).strip().splitlines()[0]}",
+            where=f"model.id: {spec.id}",
+            fix="pip install 'qmixlora[vision]' brings torchvision and num2words, which most processors need.",
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"Cannot load the model: {error}",
             where=f"model.id: {spec.id}",

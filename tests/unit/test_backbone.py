@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,26 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, backbone: Path) -> None:
     torch.save(load_file(weights), tmp_path / "pickle" / "pytorch_model.bin")
     weights.unlink()
     fails(tmp_path / "pickle", "safetensors")
+
+
+def test_a_library_that_a_processor_lacks_is_named(tmp_path: Path, processor: Any) -> None:
+    if importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is here")
+    config = CONFIG_MAPPING["qwen2_5_vl"](
+        text_config={
+            "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "vocab_size": 500, "bos_token_id": 1, "eos_token_id": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+        },
+        vision_config={"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64},
+        image_token_id=499, video_token_id=498, vision_start_token_id=497, vision_end_token_id=496,
+    )  # fmt: skip
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    kinds = {"processor_class": "Qwen2_5_VLProcessor", "image_processor_type": "Qwen2VLImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(kinds), encoding="utf-8")
+    with pytest.raises(UserError, match=r"requires the Torchvision library.*\n.*\n.*qmixlora\[vision\]"):
+        load_backbone(Model(id=str(tmp_path), dtype="float32", quantization="none"))
 
 
 def test_rows_that_the_cpu_kernel_gets_wrong_are_refused(tmp_path: Path, processor: Any) -> None:
