@@ -83,6 +83,14 @@ def test_a_bfloat16_step_is_planned_too(wide: Path, monkeypatch: pytest.MonkeyPa
     assert result.planned == pytest.approx(result.measured, rel=0.01)
 
 
+def test_what_a_probe_found_missing_is_planned_with() -> None:
+    recipe = recipe_of(LLAVA_7B)
+    found, more = plan(recipe, tokens=700), plan(recipe, tokens=700, residual=GIB)
+    assert more.peak - found.peak == GIB and more.tensors == found.tensors
+    card = int((found.peak + GIB // 2) / (1 - planner.MARGIN))
+    assert plan(recipe, card=card, tokens=700).fits and not plan(recipe, card=card, tokens=700, residual=GIB).fits
+
+
 def test_pictures_of_any_size_are_planned_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small Qwen2.5-VL, whose positions and windows are worked out from the picture's size while it runs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -121,15 +121,15 @@ def test_a_batch_without_supervision_is_refused(make_recipe: Callable[..., Recip
         supervised_loss(session.model, batch)
 
 
-@pytest.mark.parametrize("every_n_layers", [1, 2])
+@pytest.mark.parametrize(("every_n_layers", "offload"), [(1, False), (2, False), (1, True)])
 def test_gradients_are_the_same_with_and_without_checkpointing(
-    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path, every_n_layers: int
+    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path, every_n_layers: int, offload: bool
 ) -> None:
     tasks = ["color", "count", "digit", "entailment"]
     recipes = [
         make_recipe(
             adapter={"pairing": "conditional", "task_mix": 0.5, "dropout": 0.1, "num_factors": 5, "r": 2},
-            train={"checkpointing": {"enabled": on, "every_n_layers": every_n_layers}},
+            train={"checkpointing": {"enabled": on, "every_n_layers": every_n_layers, "offload": on and offload}},
         )
         for on in (True, False)
     ]
@@ -248,16 +248,17 @@ def test_resuming_equals_a_straight_run(
     assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_paged_8_bit_adam_keeps_its_state_in_8_bits(
-    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
+def test_8_bit_adam_keeps_its_state_in_8_bits(
+    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path, name: str
 ) -> None:
-    recipe = make_recipe(adapter={"num_factors": 32, "pairing": "conditional"}, train={"optimizer": "paged_adamw_8bit"})
+    recipe = make_recipe(adapter={"num_factors": 32, "pairing": "conditional"}, train={"optimizer": name})
     session = open_session(recipe, [])
     rows = load_conversations(str(data / "train.json"))
     trainer = make_trainer(session, rows, None, tmp_path, ProgressDisplay(QUIET))
     trainer.train()
     optimizer = trainer.optimizer.optimizer  # under accelerate's wrapper
-    assert isinstance(optimizer, bnb.optim.AdamW) and optimizer.is_paged
+    assert isinstance(optimizer, bnb.optim.AdamW) and optimizer.is_paged is name.startswith("paged")
     moments = [(p, state["state1"]) for p, state in optimizer.state.items()]
     large = [m for p, m in moments if p.numel() >= 4096]
     assert large and all(m.dtype == torch.uint8 for m in large)
