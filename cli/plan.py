@@ -33,16 +33,18 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
 ) -> None:
     """What a recipe's training step will take of a GPU, and what to change; no GPU, weights or data needed."""
+    if model is not None and recipe is not None and "=" in recipe:  # the default recipe has overrides too
+        overrides, recipe = [recipe, *(overrides or [])], None
     if (recipe is None) == (model is None):
         raise UserError("Name a recipe, or a model with --model.", where="command line")
     if card is not None and vram is not None:
         raise UserError("--card and --vram say the same thing: give one of them.", where="command line")
-    from qmixlora.recipe import load_recipe, validate
+    from qmixlora.recipe import edited, load_recipe, validate
 
     if recipe is not None:
         parsed = load_recipe(recipe, overrides or [])
     else:
-        parsed = validate({"model": {"id": model}, "data": {"train": "-"}}, f"--model {model}")
+        parsed = edited(validate({"model": {"id": model}, "data": {"train": "-"}}, f"--model {model}"), overrides or [])
     from .quiet import quiet
 
     quiet()

@@ -119,17 +119,22 @@ def test_exports_are_made_evaluated_and_talked_to(
     assert code == 1 and "does not compute what its adapter computes" in text
 
 
-def test_plan(recipe_file: Path) -> None:
-    done = qmixlora("plan", recipe_file, "--card", "rtx3060-12gb", "--json")
+def test_plan(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where a probe keeps what it found
+    done = qmixlora("plan", recipe_file, "train.max_steps=1", "--card", "rtx3060-12gb", "--probe", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert "worst of the training data" in found["batch"]["source"]
+    assert (tmp_path / "cache" / "qmixlora" / "probes.json").is_file()
+    assert found["probe"]["device"] == "cpu" and 0 < found["probe"]["measured_gib"] < 0.1
     assert found["fits"] and found["card_gib"] == 12
     assert found["peak_gib"] == pytest.approx(sum(found["parts"].values()))
     assert found["margin_gib"] == pytest.approx(12 - found["peak_gib"])
     assert found["advice"] == []  # there is nothing to save on megabytes
-    done = qmixlora("plan", "--model", "llava-hf/llava-1.5-7b-hf", "--vram", 4, "--tokens", 700)
+    named = ["--model", "llava-hf/llava-1.5-7b-hf", "--vram", 4, "--tokens", 700]
+    done = qmixlora("plan", "train.micro_batch_size=2", *named)
     assert done.returncode == 0 and "does not fit" in done.stdout and "NF4 weights" in done.stdout, done.stderr
-    assert "train.optimizer=paged_adamw_8bit" in done.stdout
+    assert "train.optimizer=paged_adamw_8bit" in done.stdout and "2 x 700 tokens" in done.stdout
     done = qmixlora("plan", recipe_file, "--card", "rtx9999")
     assert done.returncode == 2 and "no card 'rtx9999'" in done.stderr
 
