@@ -27,13 +27,11 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from qmixlora.cli.quiet import quiet
-
-quiet()
 import bitsandbytes
 import tables
 import torch
 import transformers
+from qmixlora.cli.quiet import quiet
 
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
@@ -89,20 +87,29 @@ GPU = {
     "qwen2.5-vl-7b-lora-r16": Configuration(QWEN25_7B, (*LORA, EIGHT_BIT), 1024),
     **{name: Configuration(name, (EIGHT_BIT,)) for name in RECIPES},
 }
-ON_CPU = ("model.dtype=float32", "adapter.dropout=0")
+ON_CPU = ("model.dtype=float32", "adapter.dropout=0", "train.gradient_accumulation=1")
+SMALL = (*ON_CPU, "data.max_image_tokens=100")
 CPU = {
-    **{f"llava-1.5-7b-{name}": Configuration(LLAVA_7B, (*ON_CPU, *edits), 768, 2) for name, edits in LEVERS.items()},
-    "llava-1.5-7b-streamed": Configuration(LLAVA_7B, (*ON_CPU, "model.stream_layers=4"), 640, 5),
-    "qwen2.5-vl-7b": Configuration(QWEN25_7B, (*ON_CPU, "data.max_image_tokens=256"), 512, 2),
-    "qwen2.5-vl-7b-lora-r16": Configuration(QWEN25_7B, (*ON_CPU, *LORA, "data.max_image_tokens=256"), 512, 2),
-    "qwen3-vl-8b": Configuration(QWEN3_8B, (*ON_CPU, "data.max_image_tokens=256"), 512, 2),
-    "gemma-3-4b": Configuration("google/gemma-3-4b-it", ON_CPU, 512, 2, vision_layers=2),
-    "internvl3-8b": Configuration("OpenGVLab/InternVL3-8B-hf", (*ON_CPU, "data.max_image_tokens=256"), 512, 2),
-    "smolvlm2-2.2b": Configuration(
-        "HuggingFaceTB/SmolVLM2-2.2B-Instruct", (*ON_CPU, "data.max_image_tokens=405"), 640, 4
+    "llava-1.5-7b-default": Configuration(LLAVA_7B, ON_CPU[:2], 640, 2, vision_layers=4),
+    **{
+        f"llava-1.5-7b-{name}": Configuration(LLAVA_7B, (*ON_CPU, *LEVERS[name]), 640, 2, vision_layers=4)
+        for name in ("conditional", "lora-r16")
+    },
+    "qwen2.5-vl-7b": Configuration(QWEN25_7B, SMALL, 384, 2),
+    "internvl3-8b": Configuration(
+        "OpenGVLab/InternVL3-8B-hf", (*ON_CPU, "data.max_image_tokens=256"), 448, 2, vision_layers=4
     ),
-    "llava-onevision-7b": Configuration(
-        "llava-hf/llava-onevision-qwen2-7b-ov-hf", (*ON_CPU, "data.max_image_tokens=1600"), 1664, 2, vision_layers=4
+    "gemma-3-4b": Configuration("google/gemma-3-4b-it", ON_CPU, 448, 2, vision_layers=2),
+    "qwen3-vl-8b": Configuration(QWEN3_8B, SMALL, 384, 2),
+    **{
+        f"llava-1.5-7b-{name}": Configuration(LLAVA_7B, (*ON_CPU, *LEVERS[name]), 640, 2, vision_layers=4)
+        for name in ("no-checkpointing", "offloaded-activations")
+    },
+    "llava-1.5-7b-streamed": Configuration(
+        LLAVA_7B, (*ON_CPU, *LEVERS["offloaded-embeddings"], "model.stream_layers=3"), 640, 4, vision_layers=4
+    ),
+    "smolvlm2-2.2b": Configuration(
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct", (*ON_CPU[:2], "data.max_image_tokens=405"), 640, 4
     ),
 }
 
@@ -196,6 +203,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--to", type=Path, help="the file that `execute` writes")
     arguments = parser.parse_args()
+    quiet()  # sets up torch's CUDA allocator too: processes that are started from here inherit it
     warnings.simplefilter("ignore")
     if arguments.command == "run":
         run(arguments.names)

@@ -12,6 +12,7 @@ from typing import Any
 
 SPLITS = ("validation", "test", "paraphrased", "held_out")
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+GIB = 2**30
 
 
 def read(folder: Path) -> dict[str, dict[float, list[dict[str, Any]]]]:
@@ -140,6 +141,34 @@ def write_export(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
         head = f"| {name} | {start:g} | {len(mine)} | {live} | "
         lines.append(head + " | ".join(mean_and_error(cell) if cell else "" for cell in cells) + " |")
     fill(PAGE.with_name("export.md"), {"frontier": "\n".join(lines)})
+
+
+def write_memory(folder: Path, names: dict[str, list[str]]) -> None:
+    """Fill the probes of docs/memory.md: what was planned and measured, by kind of device ("gpu", "cpu") and name."""
+    lines = [
+        "| configuration | device | planned, GiB | measured, GiB | difference | of the step's own |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, configurations in names.items():
+        for name in configurations:
+            file = folder / f"{kind}-{name}.json"
+            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            lines.append(f"| {name} | {_probe(kind, found)} |")
+    fill(PAGE.with_name("memory.md"), {"probes": "\n".join(lines)})
+
+
+def _probe(kind: str, found: dict[str, Any] | None) -> str:
+    """The cells of a line. "Of the step's own": the difference as a share of what lies there for a moment only."""
+    if found is None:
+        return f"{kind.upper()} | | not measured | | "
+    layers = f", {found['layers']} layers" if found["layers"] else ""
+    card = f" held to {found['card'] / GIB:g} GiB" if found["card"] else ""
+    device = f"{found['hardware']}{card}{layers}"
+    if "measured" not in found:
+        return f"{device} | | out of memory | | "
+    planned, measured = found["planned"], found["measured"]
+    share = f"{(planned - measured) / measured:+.2%} | {(planned - measured) / found['of_the_step']:+.2%}"
+    return f"{device} | {planned / GIB:.3f} | {measured / GIB:.3f} | {share}"
 
 
 def fill(page: Path, blocks: dict[str, str]) -> None:
