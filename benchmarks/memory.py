@@ -100,7 +100,8 @@ CPU = {
         "OpenGVLab/InternVL3-8B-hf", (*ON_CPU, "data.max_image_tokens=256"), 448, 2, vision_layers=4
     ),
     "gemma-3-4b": Configuration("google/gemma-3-4b-it", ON_CPU, 448, 2, vision_layers=2),
-    "qwen3-vl-8b": Configuration(QWEN3_8B, SMALL, 384, 2),
+    "qwen3-vl-8b": Configuration(QWEN3_8B, (*SMALL, EIGHT_BIT), 384, 3),  # pictures' features go to three layers
+    "qwen3-vl-8b-two-layers": Configuration(QWEN3_8B, SMALL, 384, 2),  # one of three mergers idle, AdamW at the peak
     **{
         f"llava-1.5-7b-{name}": Configuration(LLAVA_7B, (*ON_CPU, *LEVERS[name]), 640, 2, vision_layers=4)
         for name in ("no-checkpointing", "offloaded-activations")
