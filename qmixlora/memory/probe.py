@@ -100,10 +100,18 @@ def _probe(recipe: Recipe, config: PretrainedConfig, found: Plan) -> Probe:
     session = replace(session, collator=cast(Collator, lambda _: dict(inputs)))
     measured = peak_of(lambda: _train(session), session.model, device)
     if device.type == "cuda":
-        name, planned = torch.cuda.get_device_name(device), found.peak - CONTEXT - found.parts.get(MISSED, 0)
+        name, planned = torch.cuda.get_device_name(device), reserved(found, recipe)
     else:
         name, planned = "cpu", found.tensors
     return Probe(name, recipe.model.id, planned, measured, built)
+
+
+def reserved(found: Plan, recipe: Recipe) -> int:
+    """The part of a plan that torch's CUDA allocator reserves: neither the context nor paged states, which bitsandbytes
+    takes from the driver.
+    """
+    paged = found.parts["optimizer"] if recipe.train.optimizer.startswith("paged") else 0
+    return found.peak - CONTEXT - paged - found.parts.get(MISSED, 0)
 
 
 def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device) -> tuple[PreTrainedModel, Anatomy]:

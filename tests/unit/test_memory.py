@@ -19,7 +19,7 @@ from qmixlora.errors import CheckError, UserError
 from qmixlora.memory import GIB, card_bytes, card_of, check_fit, plan, plan_with_advice, planner, step
 from qmixlora.memory.batch import synthetic_batch
 from qmixlora.memory.data import batches_of
-from qmixlora.memory.probe import probe
+from qmixlora.memory.probe import probe, reserved
 from qmixlora.memory.residuals import remembered
 from qmixlora.memory.skeleton import meta_backbone, tensors_of
 from qmixlora.recipe import Recipe, edited, load_recipe, shipped_recipes
@@ -87,6 +87,9 @@ def test_what_a_probe_found_missing_is_planned_with() -> None:
     recipe = recipe_of(LLAVA_7B)
     found, more = plan(recipe, tokens=700), plan(recipe, tokens=700, residual=GIB)
     assert more.peak - found.peak == GIB and more.tensors == found.tensors
+    paged = edited(recipe, ["train.optimizer=paged_adamw_8bit"])
+    assert reserved(more, recipe) == reserved(found, recipe) == found.peak - planner.CONTEXT
+    assert reserved(found, paged) == found.peak - planner.CONTEXT - found.parts["optimizer"]
     card = int((found.peak + GIB // 2) / (1 - planner.MARGIN))
     assert plan(recipe, card=card, tokens=700).fits and not plan(recipe, card=card, tokens=700, residual=GIB).fits
 
