@@ -37,7 +37,7 @@ from qmixlora.training import enable_checkpointing, load_data, train
 CPU, META = torch.device("cpu"), torch.device("meta")
 ALL = {"stream_layers": 3, "offload_embeddings": True, "quantize_lm_head": "nf4"}
 LEVERS: list[dict[str, Any]] = [
-    {"stream_layers": 1},
+    {"stream_layers": 4},
     {"stream_layers": 3},
     {"offload_embeddings": True},
     {"quantize_lm_head": "nf4"},
