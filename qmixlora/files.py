@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where what is made once on a machine is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmixlora"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -32,6 +32,8 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from qmixlora.files import cache_folder
+
 from .dataset import SCANS
 from .scenes import CELL, GRID, IMAGE_SIZE, digit_scans, draw_scene, sample_scene
 from .tasks import HELD_OUT, TASKS, caption, caption_cell
@@ -54,8 +56,7 @@ IMAGE_TOKENS = GRID * GRID
 
 def backbone_folder() -> Path:
     """Where the embedded backbone is cached."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "qmixlora" / f"embedded-backbone-v{VERSION}"
+    return cache_folder() / f"embedded-backbone-v{VERSION}"
 
 
 def make_backbone(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Path:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 
-from qmixlora.files import write_json
+from qmixlora.files import cache_folder, write_json
 
 
 def residual_of(model: str) -> int:
@@ -38,5 +37,4 @@ def remembered() -> dict[str, dict[str, int]]:
 
 
 def _file() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "qmixlora" / "probes.json"
+    return cache_folder() / "probes.json"

@@ -26,6 +26,7 @@ from .skeleton import meta_backbone, tensors_of
 
 SMALL = 4096  # parameters of fewer elements keep 32-bit states under an 8-bit optimiser (bitsandbytes)
 STREAMED = "streamed layers"
+GAPS = "allocator's gaps"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch) -> Step:
         return _counted_from_the_first(_step(recipe, config, batch, first), full)
     grow = partial(extrapolated, at=(depths[0], depths[1]), depth=full)
     held, host, sizes = grow(one.held, two.held), grow(one.host, two.host), grow(one.sizes, two.sizes)
-    sizes["allocator's gaps"] = max(one.sizes["allocator's gaps"], two.sizes["allocator's gaps"])
+    sizes[GAPS] = max(one.sizes[GAPS], two.sizes[GAPS])
     if streamed > few:
         more = streamed - few
         held["NF4 weights"] -= more * two.sizes["a streamed layer"]
@@ -104,7 +105,7 @@ def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int) ->
         host={**_on_host(session.model), "activations": account.offloaded},
         sizes={
             "activations saved": account.saved,
-            "allocator's gaps": account.gaps,
+            GAPS: account.gaps,
             "gradients to come": sum(p.nbytes for p in trainable) - sum(grad.nbytes for grad in waiting),
             "trainable": sum(p.nbytes for p in trainable),
             "32-bit states": sum(8 * p.numel() for p in trainable),
