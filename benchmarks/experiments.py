@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from qmixlora.data import IGNORED
 from qmixlora.mixlora import layer as layer_module
+from qmixlora.mixlora import model as tuner_module
 from qmixlora.mixlora import selection
-from qmixlora.mixlora import tuner as tuner_module
-from qmixlora.mixlora.statistics import Center
+from qmixlora.mixlora.running_means import Center
 
 ADAPTER = "default"
 

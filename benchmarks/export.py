@@ -28,12 +28,12 @@ from method import PreparedCollator, Run, data_folder, prepared, recipe_of, trai
 from methods import METHODS
 
 from qmixlora.data import load_conversations
-from qmixlora.evaluation import evaluate, indices_by_task, only_tasks
+from qmixlora.evaluation.answers import evaluate, indices_by_task, only_tasks
 from qmixlora.export.polish import START, polish
 from qmixlora.export.static import Learned, StaticAdapter, learned, lora_session, put
 from qmixlora.files import write_json
+from qmixlora.mixlora.routing_record import calibrate
 from qmixlora.session import Session, open_run
-from qmixlora.statistics import calibrate
 
 RESULTS = Path(__file__).parent / "results" / "export"
 RUNS = Path(tempfile.gettempdir()) / "qmixlora-benchmark-runs"

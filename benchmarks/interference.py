@@ -16,7 +16,7 @@ from methods import METHODS
 
 from qmixlora.data import Collator, load_conversations
 from qmixlora.files import write_json
-from qmixlora.interference import POOLS, Interference, measure_interference
+from qmixlora.inspection.interference import POOLS, Interference, measure_interference
 from qmixlora.report.figures import draw_interference
 
 FOLDER = RESULTS.with_name("interference")

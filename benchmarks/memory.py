@@ -37,10 +37,10 @@ from qmixlora.errors import UserError
 from qmixlora.files import write_json
 from qmixlora.memory import GIB, card_bytes, card_of, plan
 from qmixlora.memory.architectures import ARCHITECTURES, config_of
-from qmixlora.memory.depth import at_depth
 from qmixlora.memory.planner import CONTEXT
-from qmixlora.memory.probe import probe
+from qmixlora.memory.simulation.depth import at_depth
 from qmixlora.recipe import Recipe, edited, load_recipe, validate
+from qmixlora.training.probe import probe
 
 RESULTS = Path(__file__).parent / "results" / "memory"
 SUMMED = ("activations saved", "gradients and transients")  # what a step takes beyond what lies there all along

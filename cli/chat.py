@@ -21,7 +21,7 @@ def chat(
     from .quiet import quiet
 
     quiet()
-    from qmixlora.evaluation import answer_question
+    from qmixlora.evaluation.answers import answer_question
     from qmixlora.session import open_run
 
     console = Console()

@@ -13,7 +13,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and
     from .quiet import quiet
 
     quiet()
-    from qmixlora.machine import examine
+    from qmixlora.doctor import examine
 
     findings = examine()
     if as_json:

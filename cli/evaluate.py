@@ -26,12 +26,12 @@ def evaluate(
     from .quiet import quiet
 
     quiet()
-    from qmixlora.evaluation import evaluate as measure
-    from qmixlora.evaluation import only_tasks
+    from qmixlora.evaluation.answers import evaluate as measure
+    from qmixlora.evaluation.answers import only_tasks
     from qmixlora.export import exported_tasks
     from qmixlora.files import write_json
     from qmixlora.session import open_run
-    from qmixlora.training import load_data
+    from qmixlora.training.run import load_data
 
     console = Console(stderr=as_json)
     session = open_run(run)

@@ -51,7 +51,7 @@ def inspect(
 
 def _samples(subject: str, overrides: list[str], split: str, count: int, console: Console, as_json: bool) -> None:
     from qmixlora.demo import resolve
-    from qmixlora.inspection import decode_samples
+    from qmixlora.inspection.samples import decode_samples
     from qmixlora.recipe import load_recipe
 
     run = Path(subject) / "recipe.yaml"
@@ -93,10 +93,10 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
 
 def _interference(run: Path, split: str | None, batches: int, console: Console, as_json: bool) -> None:
     from qmixlora.files import write_json
-    from qmixlora.interference import POOLS, measure_interference
+    from qmixlora.inspection.interference import POOLS, measure_interference
     from qmixlora.report.figures import draw_interference
     from qmixlora.session import open_run
-    from qmixlora.training import load_data
+    from qmixlora.training.run import load_data
 
     session = open_run(run)
     rows = load_data(session.recipe.data, split or ("validation" if session.recipe.data.validation else "train"))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from .backbone.hidden_states import Head, run_body
 from .data import IGNORED
 from .errors import UserError
-from .head import Head, run_body
 
 
 def supervised_logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .backbone import Anatomy, load_backbone, without_levers
-from .backbone.pictures import limit_pictures
+from .backbone.image_tokens.limits import limit_pictures
 from .data import Collator
 from .errors import UserError
 from .mixlora import MixLoraConfig, device_of

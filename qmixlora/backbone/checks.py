@@ -10,9 +10,9 @@ from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
 from .anatomy import Anatomy
-from .lm_head import PiecewiseLinear
+from .levers.quantized_head import PiecewiseLinear
+from .levers.streaming import decoder_layers
 from .nf4 import BLOCK
-from .streaming import decoder_layers
 
 
 def check_levers(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:

@@ -20,9 +20,9 @@ from qmixlora.recipe import Model
 
 from .anatomy import Anatomy, find_anatomy
 from .checks import check_cpu_rows, check_levers, check_quantized, keep_cpu_weights_unpacked
-from .placement import arrange, has_levers
+from .levers.apply import arrange, has_levers
+from .levers.streaming import decoder_layers
 from .quantizer import PlacedConfig, as_plain
-from .streaming import decoder_layers
 
 
 def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy]:

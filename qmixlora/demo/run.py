@@ -14,13 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qmixlora.data import load_conversations
-from qmixlora.evaluation import blind_baseline, evaluate
+from qmixlora.evaluation.answers import blind_baseline, evaluate
 from qmixlora.export import Request, export
 from qmixlora.files import clear_disk_errors, write_json
-from qmixlora.memory.ladder import train_within_memory
 from qmixlora.recipe import load_recipe
 from qmixlora.session import open_run
-from qmixlora.training import FULL_DISK, load_data
+from qmixlora.training.adapt import train_within_memory
+from qmixlora.training.run import FULL_DISK, load_data
 
 from .backbone import backbone_folder, make_backbone
 

@@ -1,6 +1,6 @@
 """The exporter: a run to one ordinary adapter or merged checkpoint per task, with a report of what that loses."""
 
 from .exporter import export
-from .plan import Request, exported_tasks
+from .targets import Request, exported_tasks
 
 __all__ = ["Request", "export", "exported_tasks"]

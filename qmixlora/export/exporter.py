@@ -22,17 +22,17 @@ from torch import Tensor
 
 from qmixlora.backbone import without_levers
 from qmixlora.errors import CheckError, UserError
-from qmixlora.evaluation import indices_by_task
+from qmixlora.evaluation.answers import indices_by_task
 from qmixlora.files import clear_disk_errors, put_in_place, write_json
 from qmixlora.session import Session, open_model, open_run
-from qmixlora.training import load_data
+from qmixlora.training.run import load_data
 
-from .fidelity import LiveUpdates, Reading, Rows, measure, measure_live, supervised_outputs
+from .fidelity import FIDELITY, TOLERATED, WHOLE_MODULES, by_layer, report, write_card
+from .measurement import LiveUpdates, Reading, Rows, measure, measure_live, supervised_outputs
 from .merge import Merge
-from .plan import Plan, Request, make_plans, mixes_by_task, tasks_of
 from .polish import START, polish
-from .report import FIDELITY, TOLERATED, WHOLE_MODULES, by_layer, report, write_card
 from .static import StaticAdapter, learned, lora_session, projector_as_low_rank, put, read, taken_off
+from .targets import Plan, Request, make_plans, mixes_by_task, tasks_of
 
 FOLDER = "exports"
 CHECKED = 128  # training rows on which it is decided whether a mean lost something

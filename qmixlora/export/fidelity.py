@@ -1,106 +1,90 @@
-"""What an export loses: answers, loss and updates, compared with the live model on samples that it was not trained on.
-
-Shapes: B batch, L layers, E = F factors in a pool, N supervised tokens, V vocabulary.
-"""
+"""`fidelity.json`: what an export is, and what it loses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from .measurement import Reading
 
-from qmixlora.data import IGNORED
-from qmixlora.evaluation import answer_rows, evaluating, on_device, score
-from qmixlora.loss import supervised_logits, supervised_loss
-from qmixlora.session import Session
-from qmixlora.statistics import RoutingStatistics
-
-from .low_rank import mixed, squared_norms
-from .static import Learned, StaticAdapter
-
-Rows = Sequence[Mapping[str, Any]]
+FIDELITY = "fidelity.json"
+TOLERATED = 0.95  # of the live score; a mean below it is polished, and an export below it is warned of
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+WHOLE_MODULES = (
+    "The projector is in the adapter as a whole (modules_to_save). Servers that refuse that, such as vLLM, take "
+    "--projector-rank K, or a run trained with adapter.train_projector=false."
+)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How one model does on some rows: mean exact match over their tasks, loss per supervised token, every answer."""
+def report(facts: Mapping[str, Any], form: str, folder: Path, live: Reading, **others: Reading) -> dict[str, Any]:
+    """The contents of `fidelity.json`: the facts of an export, `form` (`lora` or `merged`), and for the live model and
+    each of the others `exact_match` and `loss`, with the share of answers that `agree` with the live model's.
 
-    exact_match: float
-    loss: float
-    answers: list[str]
-
-    def agreement(self, other: Reading) -> float:
-        """The share of rows that both answer with the same words, greedily."""
-        same = [a == b for a, b in zip(self.answers, other.answers, strict=True)]
-        return sum(same) / len(same)
-
-
-@dataclass(frozen=True)
-class LiveUpdates:
-    """The live model's updates over some rows: their mean mixing matrices and, by layer, `E ||dW(x)||^2`."""
-
-    mix_LEF: Tensor
-    squares: dict[str, float]
-
-    def errors(self, run: Learned, adapter: StaticAdapter) -> dict[str, float]:
-        """`E ||dW(x) - M||^2 / E ||dW(x)||^2` of every layer, where M is the adapter's update.
-
-        dW is linear in the mixing matrix, so that `E ||dW - M||^2 = E ||dW||^2 - 2 <E dW, M> + ||M||^2`, all of it in
-        E x E. 0 is exact, 1 as good as no update; more than 1 is possible.
-        """
-        found = {}
-        for mix_EF, (layer, pools) in zip(self.mix_LEF, run.pools.items(), strict=True):
-            update = adapter.updates[layer]
-            mean = mixed(*pools, run.scaling, mix_EF)
-            difference = self.squares[layer] - 2 * float(mean.inner(update)) + float(update.inner(update))
-            found[layer] = max(difference, 0.0) / self.squares[layer] if self.squares[layer] > 0 else 0.0
-        return found
+    The last of the others is what lies in the folder; `warnings` are about it.
+    """
+    readings = {"live": live, **others}
+    found = {
+        "form": form,
+        "folder": str(folder),
+        **facts,
+        "exact_match": {name: reading.exact_match for name, reading in readings.items()},
+        "loss": {name: reading.loss for name, reading in readings.items()},
+        "agreement": {name: reading.agreement(live) for name, reading in others.items()},
+    }
+    found["warnings"] = _warnings(found)
+    found["versions"] = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return found
 
 
-def measure(session: Session, rows: Rows) -> Reading:
-    """Answers by real generation, and the loss, of any session (a run, an exported LoRA, a merged checkpoint)."""
-    spec = session.recipe.train
-    answers = answer_rows(
-        session.model, session.collator, rows, batch_size=spec.eval_batch_size, max_new_tokens=spec.max_new_tokens
-    )
-    totals, counts, _ = zip(*_losses(session, rows), strict=True)
-    loss = sum(totals) / sum(counts)
-    return Reading(score(rows, answers, "held out")["mean_exact_match"], loss, answers)
+def write_card(folder: Path, made: Mapping[str, Any]) -> None:
+    """Put into `README.md`, under the metadata that PEFT wrote, what this adapter is in place of PEFT's empty form."""
+    _, metadata, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", maxsplit=2)
+    shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in made["tasks"].items())
+    scores, losses = made["exact_match"], made["loss"]
+    text = f"""---{metadata}---
+
+# LoRA for {shares}
+
+Exported by qmixlora from a run that was tuned on several tasks: rank {made["rank"]}, polished for \
+{made["polish_steps"]} steps. It needs `peft` and `transformers` alone:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE), THIS_FOLDER)
+```
+
+On {made["samples"]} samples (split {made["split"]}), over the NF4 base that it was trained on:
+
+| | exact match | loss |
+|---|---|---|
+| the run itself | {scores["live"]:.3f} | {losses["live"]:.3f} |
+| this adapter | {scores["lora"]:.3f} | {losses["lora"]:.3f} |
+
+`{FIDELITY}` has the rest.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def measure_live(session: Session, run: Learned, rows: Rows) -> tuple[Reading, LiveUpdates]:
-    """The same of the live model, with its updates over these rows."""
-    reading = measure(session, rows)
-    if not run.is_mixture:  # one update for all inputs
-        mix_LEF = run.identity()
-        updates = run.adapter(mix_LEF).updates
-        return reading, LiveUpdates(mix_LEF, {layer: float(u.inner(u)) for layer, u in updates.items()})
-    statistics = RoutingStatistics(session.model, ["rows"])
-    squares = dict.fromkeys(run.pools, 0.0)
-    for _, _, count in _losses(session, rows):
-        statistics.add(["rows"] * count)
-        for (layer, pools), mix_BEF in zip(run.pools.items(), statistics.mixes().cpu(), strict=True):
-            squares[layer] += float(squared_norms(*pools, run.scaling, mix_BEF).sum()) / len(rows)
-    means, _ = statistics.take()
-    return reading, LiveUpdates(torch.cat(list(means.values())), squares)
+def by_layer(values: Mapping[str, float]) -> dict[str, Any]:
+    """A number per layer, with the mean over layers."""
+    return {"mean": sum(values.values()) / max(len(values), 1), "layers": dict(values)}
 
 
-def supervised_outputs(session: Session, rows: Rows) -> Tensor:
-    """The logits of supervised tokens (N x V, fp32, on the CPU), to hold two models against each other."""
-    with torch.no_grad(), evaluating(session.model):
-        logits_NV = supervised_logits(session.model, on_device(session.collator(rows), session.device))
-    return logits_NV.float().cpu()
-
-
-def _losses(session: Session, rows: Rows) -> Any:
-    """(summed loss, supervised tokens, rows) of every batch, in evaluation mode."""
-    size = session.recipe.train.eval_batch_size
-    with torch.no_grad(), evaluating(session.model):
-        for start in range(0, len(rows), size):
-            batch = [rows[index] for index in range(start, min(start + size, len(rows)))]
-            inputs = on_device(session.collator(batch), session.device)
-            supervised = int((inputs["labels"][:, 1:] != IGNORED).sum())
-            yield float(supervised_loss(session.model, inputs, 1)), supervised, len(batch)
+def _warnings(found: Mapping[str, Any]) -> list[str]:
+    """A large loss, with its numbers and what to do about it."""
+    scores = found["exact_match"]
+    live, score = scores["live"], list(scores.values())[-1]
+    if score >= TOLERATED * live:
+        return []
+    if found["form"] == "merged" and found["base"] == "original" and scores["lora"] >= TOLERATED * live:
+        advice = "merge into the weights that training saw (--base nf4)."
+    else:
+        steps = found["polish_steps"]
+        more = f"polish it longer (--polish {2 * steps})" if steps else "polish it (--polish 200)"
+        advice = f"{more}, or train with adapter.task_mix=0.3 or adapter.route_on=task."
+    name = Path(found["folder"]).name
+    return [f"{name} scores {score:.3f}, the live model {live:.3f} (split {found['split']}): {advice}"]

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from qmixlora.callbacks import ProgressDisplay
 from qmixlora.session import Session
-from qmixlora.training import make_trainer
+from qmixlora.training.callbacks import ProgressDisplay
+from qmixlora.training.run import make_trainer
 
 from .static import StaticAdapter, put
 

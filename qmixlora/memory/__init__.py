@@ -4,6 +4,5 @@ from .advice import plan_with_advice
 from .cards import CARDS, GIB, card_bytes
 from .check import card_of, check_fit
 from .planner import Plan, plan
-from .probe import Probe, probe
 
-__all__ = ["CARDS", "GIB", "Plan", "Probe", "card_bytes", "card_of", "check_fit", "plan", "plan_with_advice", "probe"]
+__all__ = ["CARDS", "GIB", "Plan", "card_bytes", "card_of", "check_fit", "plan", "plan_with_advice"]

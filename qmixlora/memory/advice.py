@@ -8,17 +8,17 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from qmixlora.data.survey import at_hand, batches_of
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe, edited
+from qmixlora.training.probe import probe
 
 from .architectures import config_of
-from .batch import Batch, synthetic_batch
 from .cards import GIB
-from .data import at_hand, batches_of
 from .parallel import side_by_side
 from .planner import MARGIN, Plan, plan
-from .probe import probe
 from .residuals import residual_of
+from .simulation.batch import Batch, synthetic_batch
 
 WORTH = GIB // 100  # an edit that saves less is not mentioned
 MOST_SAMPLES, MOST_TOKENS = 64, 32768  # nobody asks for more

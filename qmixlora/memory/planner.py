@@ -8,9 +8,9 @@ from typing import Any
 from qmixlora.recipe import Recipe
 
 from .architectures import config_of
-from .batch import Batch, synthetic_batch
 from .cards import GIB
-from .step import GAPS, Step, simulate
+from .simulation.batch import Batch, synthetic_batch
+from .simulation.step import GAPS, Step, simulate
 
 CONTEXT = GIB // 2  # what a CUDA process holds beside its tensors; assumed, not measured
 WORKSPACES = int(2 * 8.125 * 2**20)  # cuBLAS: one of ":4096:2:16:8" KiB for the forward and for the backward thread

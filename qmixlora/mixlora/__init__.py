@@ -4,8 +4,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 
 from .config import PEFT_TYPE, MixLoraConfig
 from .layer import MixLoraLayer
+from .model import MixLoraModel
 from .routing import device_of, routed_as
-from .tuner import MixLoraModel
 
 # `peft.utils.register_peft_method` refuses names outside PEFT's enum; the enum is a str, so a plain string is a key.
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = MixLoraConfig

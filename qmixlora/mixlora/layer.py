@@ -18,8 +18,8 @@ from torch.nn.functional import dropout, linear
 
 from .config import MixLoraConfig
 from .routing import RoutingContext, no_autocast
+from .running_means import Center, update_means
 from .selection import conditional_scores, released_conditional_scores, select
-from .statistics import Center, update_means
 
 ROUTERS = ("mixlora_route_A", "mixlora_route_B", "mixlora_route_AB")
 MERGE_REFUSED = (

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qmixlora.errors import UserError
-from qmixlora.statistics import FILE
+from qmixlora.mixlora.routing_record import FILE
 
 DEAD = 0.1  # a factor is dead if no task gives it a tenth of an even share of its gates
 

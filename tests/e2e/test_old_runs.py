@@ -13,13 +13,13 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForImageTextToText
 
-from qmixlora.evaluation import answer_rows, score
+from qmixlora.evaluation.answers import answer_rows, score
 from qmixlora.export import Request, export
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import edited, load_recipe
 from qmixlora.report.routing import read_routing
 from qmixlora.session import Session, open_run
-from qmixlora.training import load_data, train
+from qmixlora.training.run import load_data, train
 
 RELEASE = Path(__file__).parents[1] / "fixtures" / "release_0_1"
 RUNS = ("default", "conditional", "task", "lora")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from qmixlora.backbone import keep_cpu_weights_unpacked
 from qmixlora.mixlora import MixLoraConfig
+from qmixlora.mixlora.running_means import Center
 from qmixlora.mixlora.selection import conditional_scores, released_conditional_scores
-from qmixlora.mixlora.statistics import Center
 from tests.parity.reference import update
 
 PAIRINGS, GATES = ("conditional", "released", "independent", "tied"), ("hard", "straight_through", "weighted", "dense")

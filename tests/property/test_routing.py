@@ -13,8 +13,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from qmixlora.mixlora import MixLoraConfig
+from qmixlora.mixlora.running_means import update_means
 from qmixlora.mixlora.selection import conditional_scores, select
-from qmixlora.mixlora.statistics import update_means
 
 PAIRINGS, GATES = ("conditional", "independent", "tied"), ("hard", "straight_through", "weighted")
 ROUTES = ("prompt", "instruction", "embedding")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qmixlora.errors import UserError
-from qmixlora.evaluation import blind_baseline, normalize, summarize
+from qmixlora.evaluation.answers import blind_baseline, normalize, summarize
 from qmixlora.files import write_json
 
 

@@ -23,16 +23,16 @@ from torch import Tensor
 import qmixlora.export.exporter as exporter_module
 import qmixlora.export.merge as merge_module
 from qmixlora.errors import CheckError, UserError
-from qmixlora.evaluation import indices_by_task, on_device
+from qmixlora.evaluation.answers import indices_by_task, on_device
 from qmixlora.export import Request, export, exported_tasks
-from qmixlora.export.fidelity import measure, measure_live
+from qmixlora.export.measurement import measure, measure_live
 from qmixlora.export.merge import Merge, nf4_round_trip
-from qmixlora.export.plan import make_plans, safe_name
 from qmixlora.export.polish import START, polish
 from qmixlora.export.static import learned, lora_session, read, taken_off
+from qmixlora.export.targets import make_plans, safe_name
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import open_model, open_run
-from qmixlora.training import load_data, train
+from qmixlora.training.run import load_data, train
 
 QUIET = Console(quiet=True)
 TASKS = ("color", "count")

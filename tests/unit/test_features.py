@@ -18,17 +18,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from qmixlora import training
 from qmixlora.backbone import find_anatomy
 from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
-from qmixlora.evaluation import generate_answers
-from qmixlora.features import FeatureStore, compute, use_features, with_cached_features
+from qmixlora.evaluation.answers import generate_answers
 from qmixlora.loss import supervised_loss
-from qmixlora.memory.ladder import train_within_memory
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import Session, open_run, open_session
-from qmixlora.training import train
+from qmixlora.training import run as training
+from qmixlora.training.adapt import train_within_memory
+from qmixlora.training.features import FeatureStore, compute, use_features, with_cached_features
+from qmixlora.training.run import train
 
 from .test_pictures import MAKERS, draw
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from qmixlora.errors import UserError
-from qmixlora.evaluation import only_tasks
-from qmixlora.interference import interference_matrix, measure_interference
+from qmixlora.evaluation.answers import only_tasks
+from qmixlora.inspection.interference import interference_matrix, measure_interference
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
-from qmixlora.training import load_data
+from qmixlora.training.run import load_data
 
 
 def test_matrix_by_hand() -> None:

@@ -21,13 +21,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qmixlora import training
 from qmixlora.errors import UserError
-from qmixlora.memory.ladder import train_within_memory
 from qmixlora.recipe import Recipe, load_recipe
-from qmixlora.recovery import is_out_of_memory
 from qmixlora.session import Session
-from qmixlora.training import train
+from qmixlora.training import run as training
+from qmixlora.training.adapt import train_within_memory
+from qmixlora.training.recovery import is_out_of_memory
+from qmixlora.training.run import train
 
 QUIET = Console(file=io.StringIO())
 SECOND = 0  # a seed with which sample 0 of 32 comes in the second half
@@ -213,7 +213,7 @@ def test_an_optimizer_that_ran_out_of_memory_is_not_trusted(
 
 def test_levers_after_the_batch(make_recipe: Callable[..., Recipe], tmp_path: Path, card: Card) -> None:
     """The planner's order where it has one; where nothing is left, one message."""
-    from qmixlora.memory import ladder
+    from qmixlora.training import adapt as ladder
 
     card.fails = lambda step, rows, training: step == 2
     off = {"micro_batch_size": 1, "checkpointing": {"enabled": False}}

@@ -14,16 +14,17 @@ import torch
 from PIL import Image
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaForConditionalGeneration
 
+from qmixlora.data.survey import batches_of
 from qmixlora.demo.backbone import make_config
 from qmixlora.errors import CheckError, UserError
-from qmixlora.memory import GIB, card_bytes, card_of, check_fit, plan, plan_with_advice, planner, step
-from qmixlora.memory.batch import synthetic_batch
-from qmixlora.memory.data import batches_of
-from qmixlora.memory.probe import probe, reserved
+from qmixlora.memory import GIB, card_bytes, card_of, check_fit, plan, plan_with_advice, planner
 from qmixlora.memory.residuals import remembered
-from qmixlora.memory.skeleton import meta_backbone, tensors_of
+from qmixlora.memory.simulation import step
+from qmixlora.memory.simulation.batch import synthetic_batch
+from qmixlora.memory.simulation.skeleton import meta_backbone, tensors_of
 from qmixlora.recipe import Recipe, edited, load_recipe, shipped_recipes
 from qmixlora.session import open_session
+from qmixlora.training.probe import probe, reserved
 
 SHIPPED = 25  # recipes that are named after a card
 LLAVA_7B, LLAVA_13B = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf"

@@ -18,7 +18,7 @@ from torch import Tensor
 from qmixlora.backbone import load_backbone
 from qmixlora.data import load_conversations
 from qmixlora.mixlora import MixLoraConfig, MixLoraLayer, routed_as
-from qmixlora.mixlora.statistics import Center
+from qmixlora.mixlora.running_means import Center
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 

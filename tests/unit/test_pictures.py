@@ -35,8 +35,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from qmixlora.backbone import find_anatomy
-from qmixlora.backbone.families import FAMILIES
-from qmixlora.backbone.pictures import limit_pictures, picture_batch
+from qmixlora.backbone.image_tokens.families import FAMILIES
+from qmixlora.backbone.image_tokens.limits import limit_pictures, picture_batch
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_model, open_session

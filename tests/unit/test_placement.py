@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from qmixlora.backbone import arrange, check_quantized, find_anatomy, host_tensors, load_backbone, nf4_linear
-from qmixlora.backbone.lm_head import Int8Linear, PiecewiseLinear, quantize_head
-from qmixlora.backbone.peak import loading_peak
+from qmixlora.backbone.levers.quantized_embedding import quantize_embedding
+from qmixlora.backbone.levers.quantized_head import Int8Linear, PiecewiseLinear, quantize_head
+from qmixlora.backbone.levers.streaming import Copies, Ring, _fill, _powers_of_two, decoder_layers
 from qmixlora.backbone.quantizer import _to_host
-from qmixlora.backbone.rows import quantize_embedding
-from qmixlora.backbone.streaming import Copies, Ring, _fill, _powers_of_two, decoder_layers
 from qmixlora.data import load_conversations
 from qmixlora.demo.backbone import make_config
 from qmixlora.errors import UserError
-from qmixlora.evaluation import answer_rows
+from qmixlora.evaluation.answers import answer_rows
 from qmixlora.export import Request, export
 from qmixlora.loss import supervised_loss
-from qmixlora.memory.simulation import LiveStorages, _LiteralsKeepValues, on_meta
+from qmixlora.memory.simulation.loading import loading_peak
+from qmixlora.memory.simulation.simulation import LiveStorages, _LiteralsKeepValues, on_meta
 from qmixlora.mixlora import device_of
 from qmixlora.recipe import Model, Recipe
 from qmixlora.session import Session, adapter_config, assemble, open_run, open_session
-from qmixlora.training import enable_checkpointing, load_data, train
+from qmixlora.training.run import enable_checkpointing, load_data, train
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 ALL = {"stream_layers": 3, "offload_embeddings": True, "quantize_lm_head": "nf4"}

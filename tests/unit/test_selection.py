@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qmixlora.callbacks import ProgressDisplay
 from qmixlora.data import load_conversations
 from qmixlora.loss import supervised_loss
 from qmixlora.mixlora import MixLoraConfig, MixLoraLayer
 from qmixlora.mixlora import routing as routing_module
+from qmixlora.mixlora.running_means import WINDOW, Center
 from qmixlora.mixlora.selection import mean_over, select
-from qmixlora.mixlora.statistics import WINDOW, Center
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
-from qmixlora.training import make_trainer
+from qmixlora.training.callbacks import ProgressDisplay
+from qmixlora.training.run import make_trainer
 
 
 def open_with(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qmixlora.backbone import nf4_linear
-from qmixlora.memory.allocator import PAGES, Allocator
-from qmixlora.memory.attention import fused_attention
-from qmixlora.memory.simulation import LiveStorages
+from qmixlora.memory.simulation.allocator import PAGES, Allocator
+from qmixlora.memory.simulation.attention import fused_attention
+from qmixlora.memory.simulation.simulation import LiveStorages
 
 
 def test_attention_never_holds_the_square() -> None:

@@ -15,15 +15,15 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from qmixlora.callbacks import ProgressDisplay, RoutingLog
 from qmixlora.errors import UserError
-from qmixlora.evaluation import indices_by_task, only_tasks
+from qmixlora.evaluation.answers import indices_by_task, only_tasks
+from qmixlora.mixlora.routing_record import FILE, RoutingRecord, RoutingStatistics, calibrate
 from qmixlora.recipe import Recipe
 from qmixlora.report.figures import draw_interference, draw_routing
 from qmixlora.report.routing import read_routing
 from qmixlora.session import open_session
-from qmixlora.statistics import FILE, RoutingRecord, RoutingStatistics, calibrate
-from qmixlora.training import load_data, make_trainer, train
+from qmixlora.training.callbacks import ProgressDisplay, RoutingLog
+from qmixlora.training.run import load_data, make_trainer, train
 
 LAYER = "model.language_model.layers.1.mlp.gate_proj"
 

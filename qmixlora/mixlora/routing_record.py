@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .evaluation import evaluating, on_device
-from .head import run_body
-from .mixlora import MixLoraLayer, device_of
-from .session import Session
+from qmixlora.backbone.hidden_states import run_body
+from qmixlora.evaluation.answers import evaluating, on_device
+from qmixlora.session import Session
+
+from . import MixLoraLayer, device_of
 
 FILE = "routing.safetensors"
 SUMS = "routing_sums.safetensors"  # in a checkpoint: what is counted since the last look

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
-from qmixlora.evaluation import indices_by_task
+from qmixlora.evaluation.answers import indices_by_task
+from qmixlora.mixlora.routing_record import FILE, calibrate
 from qmixlora.session import Session
-from qmixlora.statistics import FILE, calibrate
 
+from .fidelity import FIDELITY
 from .merge import Base
-from .report import FIDELITY
 from .static import Learned
 
 Form = Literal["lora", "merged"]

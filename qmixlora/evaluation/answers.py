@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from .data import Collator
-from .errors import UserError
-from .mixlora import device_of, routed_as
+from qmixlora.data import Collator
+from qmixlora.errors import UserError
+from qmixlora.mixlora import device_of, routed_as
 
 
 def normalize(answer: str) -> str:

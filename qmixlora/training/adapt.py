@@ -16,13 +16,13 @@ import yaml
 from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
-from qmixlora.callbacks import memory_gib
 from qmixlora.errors import UserError
+from qmixlora.memory.advice import plan_with_advice
 from qmixlora.recipe import Recipe, edited
-from qmixlora.recovery import Moment, OutOfMemoryError
-from qmixlora.training import run, starting_point
 
-from .advice import plan_with_advice
+from .callbacks import memory_gib
+from .recovery import Moment, OutOfMemoryError
+from .run import run, starting_point
 
 WEIGHTS = {"model.offload_embeddings", "model.stream_layers"}
 FORWARD = {*WEIGHTS, "train.loss_chunk"}

@@ -13,7 +13,7 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
-from .nf4 import BLOCK
+from ..nf4 import BLOCK
 
 ROWS = 8192  # rows at a time on their way from 16 bits
 

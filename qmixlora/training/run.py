@@ -15,15 +15,16 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+from qmixlora.data import load_conversations
+from qmixlora.errors import UserError
+from qmixlora.files import clear_disk_errors, put_in_place
+from qmixlora.loss import supervised_loss
+from qmixlora.recipe import Data, Recipe
+from qmixlora.session import Session, open_session
+
 from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay, RoutingLog
-from .data import load_conversations
-from .errors import UserError
 from .features import with_cached_features
-from .files import clear_disk_errors, put_in_place
-from .loss import supervised_loss
-from .recipe import Data, Recipe
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
-from .session import Session, open_session
 
 STATE = "trainer_state.json"  # of a checkpoint
 FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .anatomy import Anatomy
-from .nf4 import with_bytes
+from ..anatomy import Anatomy
+from ..nf4 import with_bytes
 
 ALIGN = 512  # bytes: where a weight may start in a buffer, as in torch's CUDA allocator
 LEAST = 2**20  # bytes: the smallest piece of pinned memory, of which torch hands out powers of two only

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .nf4 import nf4_linear
-from .rows import quantize_rows
+from ..nf4 import nf4_linear
+from .quantized_embedding import quantize_rows
 
 PIECE = 16384  # words in a piece: 134 MB in 16 bits at a width of 4,096, where a whole head can be more than 1 GB
 

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import TrainerCallback
 
-from .backbone import Anatomy, check_quantized
-from .errors import UserError
-from .session import Session
-from .statistics import RoutingRecord, RoutingStatistics
+from qmixlora.backbone import Anatomy, check_quantized
+from qmixlora.errors import UserError
+from qmixlora.mixlora.routing_record import RoutingRecord, RoutingStatistics
+from qmixlora.session import Session
 
 GIB = 2**30
 GUARDED_STEPS = 3  # B starts at zero, so A and the routers see no gradient on the first step

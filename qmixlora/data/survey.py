@@ -16,14 +16,14 @@ from typing import Any
 from PIL import Image
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
-from qmixlora.backbone.pictures import limit_pictures
-from qmixlora.data import Collator
-from qmixlora.data.formats import IMAGE
+from qmixlora.backbone.image_tokens.limits import limit_pictures
+from qmixlora.memory.architectures import config_of
+from qmixlora.memory.simulation.batch import Batch, synthetic_batch
 from qmixlora.recipe import Data, Model, Recipe
-from qmixlora.training import load_data
+from qmixlora.training.run import load_data
 
-from .architectures import config_of
-from .batch import Batch, synthetic_batch
+from . import Collator
+from .formats import IMAGE
 
 LOOKED_AT = 1000  # samples whose length is worked out for the median and the 99th percentile
 CANDIDATES = 256  # samples that are told to be the longest by their characters and picture sizes

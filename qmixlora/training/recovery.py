@@ -15,7 +15,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from .errors import UserError
+from qmixlora.errors import UserError
 
 T = TypeVar("T")
 # what accelerate does not count: CUDA's own words (the context, bitsandbytes), handles of cuBLAS and cuDNN, C++

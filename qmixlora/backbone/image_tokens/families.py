@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
-from . import anyres
+from . import llava_onevision as anyres
 
 TEXT = 1  # a token that stands for any text
 

@@ -25,13 +25,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .backbone import Anatomy
-from .data import Collator
-from .data.formats import IMAGE
-from .errors import UserError
-from .evaluation import evaluating, on_device
-from .recipe import Recipe
-from .session import Session
+from qmixlora.backbone import Anatomy
+from qmixlora.data import Collator
+from qmixlora.data.formats import IMAGE
+from qmixlora.errors import UserError
+from qmixlora.evaluation.answers import evaluating, on_device
+from qmixlora.recipe import Recipe
+from qmixlora.session import Session
 
 FOLDER = "features"
 POOLED, DEEP = "pooler_output", "deepstack_features"

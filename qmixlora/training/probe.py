@@ -17,22 +17,22 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from qmixlora.backbone import Anatomy, arrange, find_anatomy, nf4_linear
-from qmixlora.backbone.streaming import decoder_layers
-from qmixlora.callbacks import ProgressDisplay
+from qmixlora.backbone.levers.streaming import decoder_layers
 from qmixlora.data import Collator
 from qmixlora.errors import UserError
-from qmixlora.evaluation import on_device
-from qmixlora.features import in_place_of_pictures, take_out_vision
+from qmixlora.evaluation.answers import on_device
+from qmixlora.memory.architectures import config_of
+from qmixlora.memory.cards import GIB
+from qmixlora.memory.planner import CONTEXT, MISSED, Plan
+from qmixlora.memory.residuals import remember
+from qmixlora.memory.simulation.skeleton import tensors_of
 from qmixlora.recipe import Model, Recipe, edited
-from qmixlora.recovery import is_out_of_memory
 from qmixlora.session import Session, adapter_config, assemble
-from qmixlora.training import make_trainer
 
-from .architectures import config_of
-from .cards import GIB
-from .planner import CONTEXT, MISSED, Plan
-from .residuals import remember
-from .skeleton import tensors_of
+from .callbacks import ProgressDisplay
+from .features import in_place_of_pictures, take_out_vision
+from .recovery import is_out_of_memory
+from .run import make_trainer
 
 STEPS = 2
 

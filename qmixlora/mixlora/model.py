@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .config import MixLoraConfig
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
 from .routing import Routing, RoutingContext, device_of, image_token_ids, is_decoding, no_autocast, routing_masks
+from .running_means import Center
 from .selection import mean_over, select
-from .statistics import Center
 
 
 class MixLoraModel(BaseTuner):

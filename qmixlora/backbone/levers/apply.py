@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from qmixlora.recipe import Model
 
-from .anatomy import Anatomy
-from .checks import check_levers
-from .lm_head import quantize_head
-from .rows import quantize_embedding
+from ..anatomy import Anatomy
+from ..checks import check_levers
+from .quantized_embedding import quantize_embedding
+from .quantized_head import quantize_head
 from .streaming import Ring, host_like, stream_layers
 
 

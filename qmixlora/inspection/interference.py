@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
-from .evaluation import evaluating, indices_by_task, on_device
-from .loss import supervised_loss
-from .session import Session
+from qmixlora.errors import UserError
+from qmixlora.evaluation.answers import evaluating, indices_by_task, on_device
+from qmixlora.loss import supervised_loss
+from qmixlora.session import Session
 
 POOLS = ("A", "B")
 POOL = re.compile(r"^(?:base_model\.model\.)?(?P<layer>.+)\.(?:mix)?lora_(?P<pool>[AB])\.")

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from transformers import AutoProcessor
 
-from .data import IGNORED, Collator
-from .recipe import Recipe
-from .training import load_data
+from qmixlora.data import IGNORED, Collator
+from qmixlora.recipe import Recipe
+from qmixlora.training.run import load_data
 
 
 class DecodedSample(NamedTuple):

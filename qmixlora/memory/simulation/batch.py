@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from qmixlora.backbone.pictures import picture_batch
+from qmixlora.backbone.image_tokens.limits import picture_batch
 from qmixlora.data import IGNORED
 from qmixlora.recipe import Recipe
 

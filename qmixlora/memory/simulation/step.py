@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from qmixlora.backbone import host_tensors
-from qmixlora.backbone.peak import loading_peak
-from qmixlora.features import in_place_of_pictures, take_out_vision
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, adapter_config, assemble
-from qmixlora.training import enable_checkpointing
+from qmixlora.training.features import in_place_of_pictures, take_out_vision
+from qmixlora.training.run import enable_checkpointing
 
 from .account import Account
 from .batch import Batch
 from .depth import are_alike, at_depth, extrapolated, first_layers, name_stretches, shallow_depths
+from .loading import loading_peak
 from .simulation import on_meta, simulate_step, simulated
 from .skeleton import meta_backbone, tensors_of
 

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qmixlora.backbone.levers.apply import has_levers, host_tensors
+from qmixlora.backbone.levers.quantized_embedding import ROWS, Int8Embedding, NF4Embedding
+from qmixlora.backbone.levers.quantized_head import Int8Linear, PiecewiseLinear
+from qmixlora.backbone.levers.streaming import Ring
 from qmixlora.recipe import Model
-
-from .lm_head import Int8Linear, PiecewiseLinear
-from .placement import has_levers, host_tensors
-from .rows import ROWS, Int8Embedding, NF4Embedding
-from .streaming import Ring
 
 THREADS = 4  # tensors in flight without quantisation (transformers' GLOBAL_WORKERS)
 SCALE = 4 / 64  # bytes per weight: fp32 scales of NF4 before they are quantised too
