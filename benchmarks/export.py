@@ -27,12 +27,12 @@ import tables
 from method import PreparedCollator, Run, data_folder, prepared, recipe_of, trained
 from methods import METHODS
 
-from qmixlora.data import load_conversations
-from qmixlora.evaluation.answers import evaluate, indices_by_task, only_tasks
+from qmixlora.data import indices_by_task, load_conversations, only_tasks
+from qmixlora.evaluation import evaluate
+from qmixlora.export.calibration import calibrate
 from qmixlora.export.polish import START, polish
-from qmixlora.export.static import Learned, StaticAdapter, learned, lora_session, put
+from qmixlora.export.static import Learned, StaticAdapter, learned_by, lora_session, put
 from qmixlora.files import write_json
-from qmixlora.mixlora.routing_record import calibrate
 from qmixlora.session import Session, open_run
 
 RESULTS = Path(__file__).parent / "results" / "export"
@@ -82,7 +82,7 @@ def execute(name: str, seed: int) -> dict[str, Any]:
     session = open_run(run_folder("mixlora" if is_fresh else name, seed))
     test = load_conversations(str(data_folder() / "test.json"))
     tasks = list(indices_by_task(test))
-    run = learned(session.model)
+    run = learned_by(session.model)
     result: dict[str, Any] = {"name": name, "seed": seed, "date": time.strftime("%Y-%m-%d"), "start": START}
     result["exported"] = {}
     if not is_fresh:

@@ -33,9 +33,10 @@ import torch
 import transformers
 from qmixlora.cli.quiet import quiet
 
+from qmixlora.device import GIB
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
-from qmixlora.memory import GIB, card_bytes, card_of, plan
+from qmixlora.memory import card_bytes, card_of, plan
 from qmixlora.memory.architectures import ARCHITECTURES, config_of
 from qmixlora.memory.planner import CONTEXT
 from qmixlora.memory.simulation.depth import at_depth

@@ -34,12 +34,12 @@ from torch.nn.utils.rnn import pad_sequence
 from qmixlora.data import IGNORED, Collator, load_conversations
 from qmixlora.demo import resolve
 from qmixlora.demo.dataset import make_dataset
-from qmixlora.evaluation.answers import evaluate
+from qmixlora.evaluation import evaluate
 from qmixlora.files import write_json
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import Session, open_session
+from qmixlora.training import make_trainer
 from qmixlora.training.callbacks import ProgressDisplay
-from qmixlora.training.run import make_trainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import experiments

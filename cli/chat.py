@@ -11,25 +11,24 @@ from rich.console import Console
 
 def chat(
     run: Annotated[Path, typer.Argument(help="The folder of a run, an export, or any model.")],
-    image: Annotated[Path | None, typer.Option(help="A picture to talk about.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to talk about.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Answer this once and stop (default: ask until an empty line).")
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task, for adapters that route on it.")] = None,
 ) -> None:
-    """Ask a run about a picture. Each question starts a new conversation."""
+    """Ask a run about an image. Each question starts a new conversation."""
     from .quiet import quiet
 
     quiet()
-    from qmixlora.evaluation.answers import answer_question
+    from qmixlora.evaluation import answer_question
     from qmixlora.session import open_run
 
     console = Console()
     session = open_run(run)
-    tokens = session.recipe.train.max_new_tokens
     questions = iter([prompt]) if prompt else iter(lambda: _ask(console), "")
     for question in questions:
-        console.print(answer_question(session.model, session.collator, question, image, task, tokens), markup=False)
+        console.print(answer_question(session, question, image, task), markup=False)
 
 
 def _ask(console: Console) -> str:

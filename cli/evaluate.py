@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -26,42 +27,35 @@ def evaluate(
     from .quiet import quiet
 
     quiet()
-    from qmixlora.evaluation.answers import evaluate as measure
-    from qmixlora.evaluation.answers import only_tasks
+    from qmixlora.data import load_split, only_tasks
+    from qmixlora.evaluation import evaluate as score
     from qmixlora.export import exported_tasks
     from qmixlora.files import write_json
-    from qmixlora.session import open_run
-    from qmixlora.training.run import load_data
+    from qmixlora.session import TunedSession, open_run
 
     console = Console(stderr=as_json)
     session = open_run(run)
-    rows = load_data(session.recipe.data, split)
+    rows = load_split(session.recipe.data, split)
     if tasks := [task] if task is not None else exported_tasks(run):
         rows = only_tasks(rows, tasks, where=f"split {split}")
-    if backbone and not hasattr(session.model, "disable_adapter"):
-        raise UserError("A merged checkpoint has no adapter to leave out.", where=f"{run}, --backbone")
-    bare = session.model.disable_adapter() if backbone else contextlib.nullcontext()
+    bare: AbstractContextManager[None] = contextlib.nullcontext()
+    if backbone:
+        if not isinstance(session, TunedSession):
+            raise UserError("A merged checkpoint has no adapter to leave out.", where=f"{run}, --backbone")
+        bare = session.model.disable_adapter()
     with bare, Progress(console=console, transient=True) as bar:
         shown = bar.add_task("evaluating", total=len(rows))
-        result = measure(
-            session.model,
-            session.collator,
-            rows,
-            split=split,
-            batch_size=session.recipe.train.eval_batch_size,
-            max_new_tokens=session.recipe.train.max_new_tokens,
-            on_progress=lambda done: bar.update(shown, completed=done),
-        )
+        scores = score(session, rows, split, on_progress=lambda done: bar.update(shown, completed=done))
     if task is None and not backbone:
-        write_json(run / "evaluation.json", result)
+        write_json(run / "evaluation.json", scores.to_dict())
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(scores.to_dict(), indent=2))
         return
     table = Table(title=f"Exact match, {'backbone of ' if backbone else ''}{run}, split {split}")
     for column in ("task", "exact match", "count"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for name, values in result["tasks"].items():
-        table.add_row(name, f"{values['exact_match']:.3f}", str(values["count"]))
+    for name, own in scores.tasks.items():
+        table.add_row(name, f"{own.exact_match:.3f}", str(own.count))
     table.add_section()
-    table.add_row("mean over tasks", f"{result['mean_exact_match']:.3f}", str(len(rows)))
+    table.add_row("mean over tasks", f"{scores.mean_exact_match:.3f}", str(len(rows)))
     console.print(table)

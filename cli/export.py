@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich import box
@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qmixlora.errors import UserError
+
+if TYPE_CHECKING:
+    from qmixlora.export import Fidelity
 
 
 class Form(StrEnum):
@@ -75,47 +78,45 @@ def export(
         projector_rank=projector_rank,
         samples=samples,
     )
-    reports = run_export(run, request, console)
+    exports = run_export(run, request, console)
     if as_json:
-        print(json.dumps(reports, indent=2))
+        print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
         return
-    _show(reports, run, console)
+    _show(exports, run, console)
 
 
-def _show(reports: list[dict[str, Any]], run: Path, console: Console) -> None:
-    console.print(_table(reports))
-    for report in reports:
-        for line in report["warnings"]:
-            console.print(f"[bold red]warning[/bold red] {line}", highlight=False, soft_wrap=True)
+def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
+    console.print(_table(exports))
+    for line in (line for fidelity in exports for line in fidelity.warnings):
+        console.print(f"[bold red]warning[/bold red] {line}", highlight=False, soft_wrap=True)
     console.print(f"Written to {run / 'exports'}, each with its fidelity.json.", highlight=False, soft_wrap=True)
-    for line in dict.fromkeys(note for report in reports for note in report["notes"]):
+    for line in dict.fromkeys(note for fidelity in exports for note in fidelity.notes):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _table(reports: list[dict[str, Any]]) -> Table:
-    """One line per export: what the live model scores, and what its adapter and merged checkpoint do."""
-    first = reports[0]
-    names = [form for form in ("lora", "merged") if any(form in report["exact_match"] for report in reports)]
-    title = f"Exact match, split {first['split']}" + ("" if first["held_out"] else " (not held out: trained on)")
+def _table(exports: list[Fidelity]) -> Table:
+    """One line per export: the scores of the live model, of its adapter and of its merged checkpoint."""
+    first = exports[0]
+    forms = [form for form in ("lora", "merged") if any(form in fidelity.measurements for fidelity in exports)]
+    title = f"Exact match, split {first.split}" + (" (not held out: trained on)" if first.split == "train" else "")
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("export", no_wrap=True)
-    for column in ("polished", "live", *names, "same words", "loss", "update error"):
+    for column in ("polished", "live", *forms, "same words", "loss", "update error"):
         table.add_column(column, justify="right")
-    last = {
-        "+".join(report["tasks"]): report for report in reports
-    }  # of an adapter and its merged checkpoint, the latter
-    for name, report in last.items():
-        scores, name_of_last = report["exact_match"], names[-1]
+    last = {"+".join(fidelity.tasks): fidelity for fidelity in exports}  # the merged one, where there are both
+    for name, fidelity in last.items():
+        own = fidelity.measurements[forms[-1]]
         table.add_row(
             name,
-            f"{report['polish_steps']} steps" if report["polish_steps"] else "-",
-            *(f"{scores[form]:.3f}" for form in ("live", *names)),
-            f"{report['agreement'][name_of_last]:.2f}",
-            f"{report['loss'][name_of_last] - report['loss']['live']:+.3f}",
-            f"{report['update_error']['mean']:.2f}",
+            f"{fidelity.polish_steps} steps" if fidelity.polish_steps else "-",
+            f"{fidelity.live.exact_match:.3f}",
+            *(f"{fidelity.measurements[form].exact_match:.3f}" for form in forms),
+            f"{own.agreement(fidelity.live):.2f}",
+            f"{own.loss - fidelity.live.loss:+.3f}",
+            f"{fidelity.update_error.mean:.2f}",
         )
     if len(last) > 1:
-        means = (sum(r["exact_match"][form] for r in last.values()) / len(last) for form in ("live", *names))
+        scores = [[f.live.exact_match, *(f.measurements[form].exact_match for form in forms)] for f in last.values()]
         table.add_section()
-        table.add_row("mean", "", *(f"{mean:.3f}" for mean in means))
+        table.add_row("mean", "", *(f"{sum(column) / len(column):.3f}" for column in zip(*scores, strict=True)))
     return table

@@ -24,16 +24,16 @@ def inspect(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for train.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to show.")] = 3,
     split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
-    routing: Annotated[bool, typer.Option("--routing", help="How a run routes its tasks, with pictures.")] = False,
+    routing: Annotated[bool, typer.Option("--routing", help="How a run routes its tasks, with figures.")] = False,
     interference: Annotated[
-        bool, typer.Option("--interference", help="How much the tasks of a run disturb each other, with a picture.")
+        bool, typer.Option("--interference", help="How much the tasks of a run disturb each other, with a figure.")
     ] = False,
     batches: Annotated[int, typer.Option(min=1, help="Batches per task for --interference.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """Decoded samples as the model gets them: supervised tokens green, routing tokens blue, image tokens counted.
 
-    Of a run also: which factors its tasks use (--routing), and whose gradients oppose each other (--interference).
+    Of a run also: the factors that its tasks use (--routing), and whose gradients oppose each other (--interference).
     """
     from .quiet import quiet
 
@@ -51,7 +51,7 @@ def inspect(
 
 def _samples(subject: str, overrides: list[str], split: str, count: int, console: Console, as_json: bool) -> None:
     from qmixlora.demo import resolve
-    from qmixlora.inspection.samples import decode_samples
+    from qmixlora.inspection import decode_samples
     from qmixlora.recipe import load_recipe
 
     run = Path(subject) / "recipe.yaml"
@@ -71,55 +71,55 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
     from qmixlora.report.routing import read_routing
 
     summary = read_routing(run)
-    found, pictures = summary.to_dict(), draw_routing(summary, run / FIGURES)
+    shown, figures = summary.to_dict(), draw_routing(summary, run / FIGURES)
     if as_json:
-        print(json.dumps(found, indent=2))
-    table = Table(title=f"Routing of {run}: {found['layers']} layers, {found['factors']} factors in a pool")
+        print(json.dumps(shown, indent=2))
+    table = Table(title=f"Routing of {run}: {shown['layers']} layers, {shown['factors']} factors in a pool")
     for column in ("task", "entropy of usage", "most like", "similarity"):
         table.add_column(column, justify="left" if column in {"task", "most like"} else "right")
-    for task, values in found["tasks"].items():
+    for task, values in shown["tasks"].items():
         others = {other: value for other, value in values["similarity"].items() if other != task}
         nearest = max(others, key=lambda other: others[other], default="-")
         table.add_row(task, f"{values['entropy']:.2f}", nearest, f"{others.get(nearest, 0):.2f}")
     console.print(table)
-    dead = found["dead_factors"]
+    dead = shown["dead_factors"]
     console.print(
         f"Dead factors (under a tenth of an even share for every task): A {dead['A']}, B {dead['B']} of {dead['of']}"
     )
-    moved = ", ".join(f"{look['step']}: {look['moved']:.3f}" for look in found["drift"])
-    console.print(f"Share of usage that moved since the look before, by step: {moved}")
-    console.print("Pictures: " + ", ".join(str(path) for path in pictures), soft_wrap=True)
+    moved = ", ".join(f"{one['step']}: {one['moved']:.3f}" for one in shown["drift"])
+    console.print(f"Share of usage that moved since the snapshot before, by step: {moved}")
+    console.print("Figures: " + ", ".join(str(path) for path in figures), soft_wrap=True)
 
 
 def _interference(run: Path, split: str | None, batches: int, console: Console, as_json: bool) -> None:
+    from qmixlora.data import load_split
     from qmixlora.files import write_json
     from qmixlora.inspection.interference import POOLS, measure_interference
     from qmixlora.report.figures import draw_interference
     from qmixlora.session import open_run
-    from qmixlora.training.run import load_data
 
     session = open_run(run)
-    rows = load_data(session.recipe.data, split or ("validation" if session.recipe.data.validation else "train"))
+    rows = load_split(session.recipe.data, split or ("validation" if session.recipe.data.validation else "train"))
     with Progress(console=console, transient=True) as bar:
         shown = bar.add_task("gradients")
-        found = measure_interference(
+        measured = measure_interference(
             session,
             rows,
             batches=batches,
             on_progress=lambda done, total: bar.update(shown, completed=done, total=total),
         )
-    write_json(run / "interference.json", found.to_dict())
-    means = {pool: found.mean(pool) for pool in POOLS}
+    write_json(run / "interference.json", measured.to_dict())
+    means = {pool: measured.mean(pool) for pool in POOLS}
     titled = {f"Factors {pool}": mean_TT for pool, mean_TT in means.items()}
-    picture = draw_interference(found.tasks, titled, run / FIGURES / "interference.png")
+    figure = draw_interference(measured.tasks, titled, run / FIGURES / "interference.png")
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
-    if len(found.tasks) <= SHOWN:
+        print(json.dumps(measured.to_dict(), indent=2))
+    if len(measured.tasks) <= SHOWN:
         for pool, mean_TT in means.items():
-            console.print(_interference_table(pool, found.tasks, mean_TT.tolist()))
-    for pool, cause, harmed, value in found.conflicts(5):
+            console.print(_interference_table(pool, measured.tasks, mean_TT.tolist()))
+    for pool, cause, harmed, value in measured.conflicts(5):
         console.print(f"Conflict in {pool}: a step for {cause} changes {harmed} by {value:.2f} of its own step")
-    console.print(f"Picture: {picture}; per layer: {run / 'interference.json'}", soft_wrap=True)
+    console.print(f"Figure: {figure}; per layer: {run / 'interference.json'}", soft_wrap=True)
 
 
 def _interference_table(pool: str, tasks: list[str], rows: list[list[float]]) -> Table:

@@ -49,50 +49,53 @@ def plan(
 
     quiet()
     from qmixlora.demo import resolve
-    from qmixlora.memory import GIB, card_bytes, plan_with_advice
+    from qmixlora.device import GIB
+    from qmixlora.memory import card_bytes, plan_with_advice
+    from qmixlora.training.probe import probe
 
     parsed = resolve(parsed, None, Console(stderr=True))
     size = card_bytes(card) if card else None if vram is None else int(vram * GIB)
-    found = plan_with_advice(parsed, card=size, tokens=tokens, probing=probing)
+    advice = plan_with_advice(parsed, card=size, tokens=tokens)
+    shown = advice.to_dict() | ({"probe": probe(parsed, advice.plan).to_dict()} if probing else {})
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(shown, indent=2))
         return
-    _show(found, Console())
+    _show(shown, Console())
 
 
-def _show(found: dict[str, Any], console: Console) -> None:
-    batch = found["batch"]
-    size = f"{batch['samples']} x {batch['tokens']} tokens, at most {batch['image_tokens']} of a sample from pictures"
+def _show(plan: dict[str, Any], console: Console) -> None:
+    batch = plan["batch"]
+    size = f"{batch['samples']} x {batch['tokens']} tokens, at most {batch['image_tokens']} of a sample from images"
     console.print(f"One training step on {size}: {batch['source']}.", highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("part")
     table.add_column("GiB", justify="right")
-    for name, size in found["parts"].items():
+    for name, size in plan["parts"].items():
         table.add_row(name, f"{size:.2f}")
     table.add_section()
-    table.add_row("[bold]peak", f"[bold]{found['peak_gib']:.2f}")
+    table.add_row("[bold]peak", f"[bold]{plan['peak_gib']:.2f}")
     console.print(table)
-    console.print(f"Reached in: {found['place']}.", highlight=False, soft_wrap=True)
+    console.print(f"Reached in: {plan['place']}.", highlight=False, soft_wrap=True)
     for name, where in (("host", "Meanwhile in host memory"), ("loading", "While loading")):
-        sizes = ", ".join(f"{part} {size:.2f}" for part, size in found[name].items() if size >= 0.005)
+        sizes = ", ".join(f"{part} {size:.2f}" for part, size in plan[name].items() if size >= 0.005)
         if sizes:
             console.print(f"{where}: {sizes} GiB.", highlight=False, soft_wrap=True)
-    if found["card_gib"] is not None:
-        verdict = "[green]fits[/green]" if found["fits"] else "[bold red]does not fit[/bold red]"
+    if plan["card_gib"] is not None:
+        verdict = "[green]fits[/green]" if plan["fits"] else "[bold red]does not fit[/bold red]"
         console.print(
-            f"It {verdict} a card of {found['card_gib']:g} GiB: {found['margin_gib']:.2f} GiB left, "
-            f"{found['needed_margin_gib']:.2f} wanted.",
+            f"It {verdict} a card of {plan['card_gib']:g} GiB: {plan['margin_gib']:.2f} GiB left, "
+            f"{plan['needed_margin_gib']:.2f} wanted.",
             highlight=False,
         )
-        samples, tokens = found["largest"]["micro_batch_size"], found["largest"]["tokens"]
+        samples, tokens = plan["largest"]["micro_batch_size"], plan["largest"]["tokens"]
         if samples and tokens:
             console.print(f"Largest that fits: micro-batch {samples}, or samples of {tokens} tokens.", highlight=False)
-    if probed := found.get("probe"):
+    if probed := plan.get("probe"):
         console.print(
             f"Probe on {probed['device']}, tensors: planned {probed['planned_gib']:.3f} GiB, "
             f"measured {probed['measured_gib']:.3f} GiB ({probed['residual_gib'] / probed['measured_gib']:+.1%}).",
             highlight=False,
         )
-    for edit in found["advice"]:
-        enough = "" if found["fits"] or not edit.get("fits") else ", and then it fits"
+    for edit in plan["advice"]:
+        enough = "" if plan["fits"] or not edit.get("fits") else ", and then it fits"
         console.print(f"  {edit['edit']}  saves {edit['saves_gib']:.2f} GiB{enough}", highlight=False, soft_wrap=True)

@@ -62,7 +62,8 @@ def check(
     from .quiet import quiet
 
     quiet()
-    from qmixlora.memory import GIB, card_of, check_fit
+    from qmixlora.device import GIB
+    from qmixlora.memory import card_of, check_fit
 
     failed = False
     for name in names or shipped_recipes():
@@ -71,8 +72,8 @@ def check(
             if card_of(stem) is None:
                 print(f"ok      {name}")
                 continue
-            found = check_fit(stem, read_recipe(name)[0], recipe)
-            print(f"ok      {name}  {found.peak / GIB:.1f} GiB")
+            plan = check_fit(stem, read_recipe(name)[0], recipe)
+            print(f"ok      {name}  {plan.peak / GIB:.1f} GiB")
         except UserError as error:
             failed = True
             print(f"wrong   {name}\n{error}")

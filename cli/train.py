@@ -27,7 +27,7 @@ def train(
 
     quiet()
     from qmixlora.demo import resolve
-    from qmixlora.training.adapt import train_within_memory
+    from qmixlora.training import train_within_memory
 
     console = Console()
     folder = train_within_memory(resolve(parsed, None, console), resume=resume, console=console)

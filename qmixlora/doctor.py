@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""The doctor: what this machine has, and what to do about what it lacks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import torch
 
-GIB = 2**30
+from .device import GIB, default_device
+
 PACKAGES = ("torch", "bitsandbytes", "transformers", "accelerate", "peft", "datasets")
 
 
 class Finding(NamedTuple):
-    """One thing looked at; `advice` says what to do where it is not `ok`."""
+    """One thing that was examined; `advice` says what to do where it is not `ok`."""
 
     what: str
     found: str
@@ -24,7 +25,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Python, packages, GPU, NF4, memory and disk of this machine (sizes in GiB)."""
+    """Examine Python, packages, GPU, NF4, memory and disk of this machine (sizes in GiB)."""
     findings = [Finding("python", sys.version.split()[0], sys.version_info >= (3, 11), "Use Python 3.11 or newer.")]
     findings += [Finding(name, importlib.metadata.version(name), True) for name in PACKAGES]
     findings += [_gpu(), _nf4()]
@@ -45,13 +46,13 @@ def _gpu() -> Finding:
 
 
 def _nf4() -> Finding:
-    """Whether bitsandbytes really quantises and computes here."""
+    """Find out whether bitsandbytes really quantises and computes here."""
     advice = "Reinstall bitsandbytes for this platform; `python -m bitsandbytes` says more."
     try:
-        import bitsandbytes as bnb
+        from bitsandbytes.nn.modules import Linear4bit
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        layer = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32).to(device)
+        device = default_device()
+        layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32).to(device)
         finite = bool(layer(torch.ones(1, 64, device=device)).isfinite().all())
     except Exception as error:  # whatever the library, the driver or the loader raises is the finding
         return Finding("NF4 (bitsandbytes)", f"{type(error).__name__}: {error}", False, advice)

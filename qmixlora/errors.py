@@ -1,10 +1,10 @@
-"""What the user can mend. One class, one message: what is wrong, where, and how to fix it."""
+"""Errors that the user can fix. One class, one message: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the command line prints it without a traceback and exits with 2.
+    """A mistake that the user can fix; the command line prints it without a traceback and exits with 2.
 
     `what` is one sentence; `where` a file, line, key or flag; `fix` what to do about it.
     """
@@ -19,6 +19,6 @@ class UserError(Exception):
 
 
 class CheckError(UserError):
-    """Something that was to be checked does not hold, with input that is right; the command line exits with 1."""
+    """A check that the user asked for failed, with input that is right; the command line exits with 1."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there: written beside their place and renamed into it."""
+"""Files and folders that are whole or not there: written beside their place and renamed into it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +17,56 @@ from .errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where what is made once on a machine is kept."""
+    """The folder of what is made once on a machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmixlora"
+
+
+@contextmanager
+def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path` to make a file or a folder at; rename it into place when the block ends well, remove
+    it when it does not.
+
+    What a crash leaves beside `path` has a name that starts with a dot, and is removed by the next attempt. With
+    `unless_there` a folder that another process has put in place meanwhile stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if unless_there and path.exists():
+            _remove(temporary)
+            return
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except BaseException:
+        _remove(temporary)
+        raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, so that nobody ever reads half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def put_in_place(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` when the block ends well and vanishes when it does not.
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The objects in a JSON Lines file; lines that a crash cut short are left out, as is a missing file."""
+    records = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                record = json.loads(line)
+                records += [record] if isinstance(record, dict) else []
+    return records
 
-    After a crash it lies beside `folder` under a name that starts with a dot, until the next attempt removes it.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+
+def append_to_log(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to a JSON Lines file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 @contextmanager
@@ -57,3 +80,28 @@ def clear_disk_errors(folder: Path, fix: str) -> Iterator[None]:
         if full or "no space left" in text or "os error 28" in text or "file write failed" in text:
             raise UserError("The disk is full.", where=str(folder.resolve()), fix=fix) from error
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that are gone have left beside a path."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
+        if process.isdigit() and not _runs(int(process)):
+            _remove(leftover)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return process != os.getpid()  # our own number: a process before us had it
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -2,63 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
-from .backbone import Anatomy, load_backbone, without_levers
-from .backbone.image_tokens.limits import limit_pictures
-from .data import Collator
+from .backbone import Anatomy, load_backbone
+from .backbone.image_tokens import limit_image_tokens
+from .backbone.levers import without_levers
+from .data import BatchCollator, Collator, Conversation
 from .errors import UserError
-from .mixlora import MixLoraConfig, device_of
+from .mixlora import MixLoraConfig, device_of, is_adapter_parameter
 from .recipe import Adapter, Data, Model, Recipe, load_recipe
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."  # of a module's path in the backbone, inside a PEFT model and its files
 NO_DATA = Data(train="none: this model has no recipe")
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a run is made of. `model` is the backbone with the adapter of the recipe on it, or a whole model without."""
+    """A model, and what it takes to feed it. The model is whole: a base, or a merged checkpoint."""
 
     recipe: Recipe
-    model: PeftModel | PreTrainedModel
-    processor: ProcessorMixin
+    model: PreTrainedModel | PeftModel
     anatomy: Anatomy
-    collator: Collator
+    collator: BatchCollator
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The model without PEFT around it."""
+        return backbone_of(self.model)
 
     @property
     def device(self) -> torch.device:
-        """Where batches belong. (`model.device` is where the first parameter lies, which may be the host.)"""
+        """The device that batches go to. (`model.device` is the first parameter's, which may be the host.)"""
         return device_of(self.model)
 
+    def on_device(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A collated batch with its tensors on the device."""
+        device = self.device
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
-def open_session(recipe: Recipe, tasks: Sequence[str]) -> Session:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the model in evaluation mode for a block, and back into the mode that it was in."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+    def batches(self, rows: Sequence[Conversation]) -> Iterator[list[Conversation]]:
+        """The rows in their order, `train.eval_batch_size` at a time."""
+        size = self.recipe.train.eval_batch_size
+        for start in range(0, len(rows), size):
+            yield [rows[index] for index in range(start, min(start + size, len(rows)))]
+
+
+@dataclass(frozen=True)
+class TunedSession(Session):
+    """A session whose model is a backbone with the recipe's adapter on it."""
+
+    model: PeftModel
+
+
+def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """A model without PEFT around it."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
     """Load the backbone and put a fresh adapter on it; only the adapter (and projector) is trainable, in fp32.
 
     `tasks` are the labels in the training data, for adapters that route on them.
 
     Raises:
-        UserError: as `load_backbone`; or no layer of the model matches `adapter.target_modules`.
+        UserError: as `load_backbone`; no layer of the model matches `adapter.target_modules`; or images cannot keep to
+            `data.max_image_tokens`.
     """
     backbone, processor, anatomy = load_backbone(recipe.model)
+    limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
     torch.manual_seed(recipe.train.seed)
-    return assemble(recipe, backbone, processor, anatomy, adapter_config(recipe.adapter, anatomy, tasks))
+    model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, tasks))
+    return TunedSession(recipe, model, anatomy, Collator(processor, recipe.data.max_length))
 
 
 def open_run(folder: Path) -> Session:
     """Load what a run or an export left in a folder, for inference: its backbone, and its adapter exactly as it is.
 
-    The folder is a run's (`recipe.yaml` and `adapter/`), an exported adapter's (`adapter_config.json`), or a model's
-    (`config.json`): a merged checkpoint, which has the recipe of its run, or any other, whose recipe then has no data.
+    The folder is a run's (`recipe.yaml` and `adapter/`) or an exported adapter's (`adapter_config.json`), which give a
+    `TunedSession`; or a model's (`config.json`): a merged checkpoint, which has the recipe of its run, or any other,
+    whose recipe then has no data.
 
     Raises:
         UserError: the folder is none of these, or its adapter does not fit the backbone key for key.
@@ -80,31 +124,44 @@ def open_run(folder: Path) -> Session:
         as_it_is = {"id": str(folder), "revision": None, "quantization": "none"}
         spec = without_levers(recipe.model).model_copy(update=as_it_is)
         return open_model(recipe.model_copy(update={"model": spec}))
-    backbone, processor, anatomy = load_backbone(recipe.model)
-    session = assemble(recipe, backbone, processor, anatomy, PeftConfig.from_pretrained(str(adapter)))
-    weights = adapter / ADAPTER_WEIGHTS
-    load_adapter(session.model, load_file(weights), where=str(weights))
-    session.model.eval()
+    return _open_adapter(recipe, adapter)
+
+
+def open_tuned_run(folder: Path) -> TunedSession:
+    """`open_run` for what needs an adapter. Raises UserError as it does, and for the folder of a whole model."""
+    session = open_run(folder)
+    if not isinstance(session, TunedSession):
+        raise UserError("This model has no adapter.", where=str(folder), fix="Name the folder of a run.")
     return session
+
+
+def _open_adapter(recipe: Recipe, folder: Path) -> TunedSession:
+    backbone, processor, anatomy = load_backbone(recipe.model)
+    limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
+    model = with_fresh_adapter(recipe, backbone, PeftConfig.from_pretrained(str(folder)))
+    weights = folder / ADAPTER_WEIGHTS
+    load_adapter(model, load_file(weights), where=str(weights))
+    model.eval()
+    return TunedSession(recipe, model, anatomy, Collator(processor, recipe.data.max_length))
 
 
 def open_model(recipe: Recipe) -> Session:
     """The recipe's model without any adapter, for inference; what does not fit the GPU stays in host memory.
 
-    Raises UserError as `load_backbone`, or if pictures cannot keep to `data.max_image_tokens`.
+    Raises UserError as `load_backbone`, or if images cannot keep to `data.max_image_tokens`.
     """
     model, processor, anatomy = load_backbone(recipe.model, offload=True)
-    limit_pictures(processor, model.config, recipe.data.max_image_tokens)
-    return Session(recipe, model.eval(), processor, anatomy, Collator(processor, recipe.data.max_length))
+    limit_image_tokens(processor, model.config, recipe.data.max_image_tokens)
+    return Session(recipe, model.eval(), anatomy, Collator(processor, recipe.data.max_length))
 
 
-def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> Session:
+def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> TunedSession:
     """The session with a fresh adapter in place of its present one (if any), on the same backbone in memory.
 
     `adapter` is the recipe's section that goes with the `config`.
     """
     originals = {
-        name.removeprefix("base_model.model."): module.original_module
+        name.removeprefix(PEFT_PREFIX): module.original_module
         for name, module in session.model.named_modules()
         if isinstance(module, ModulesToSaveWrapper)
     }
@@ -112,25 +169,21 @@ def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> Sess
     for name, module in originals.items():  # PEFT leaves the trained copy in their place
         backbone.set_submodule(name, module)
     recipe = session.recipe.model_copy(update={"adapter": adapter})
-    return assemble(recipe, backbone, session.processor, session.anatomy, config)
+    return TunedSession(recipe, with_fresh_adapter(recipe, backbone, config), session.anatomy, session.collator)
 
 
-def assemble(
-    recipe: Recipe, backbone: PreTrainedModel, processor: ProcessorMixin, anatomy: Anatomy, config: Any
-) -> Session:
-    """A backbone with a fresh adapter of this config on it, which alone is trainable, with the projector in fp32.
-
-    Raises UserError if pictures cannot keep to `data.max_image_tokens`.
+def with_fresh_adapter(recipe: Recipe, backbone: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """A backbone (which may be on meta) with a fresh adapter of this config on it, which alone is trainable, with the
+    projector in fp32.
     """
-    limit_pictures(processor, backbone.config, recipe.data.max_image_tokens)
     config.inference_mode = False
     config.base_model_name_or_path = recipe.model.id
-    model = get_peft_model(backbone, config)
+    model = cast(PeftModel, get_peft_model(backbone, config))
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for copy in module.modules_to_save.values():
                 _train_in_fp32(copy)
-    return Session(recipe, model, processor, anatomy, Collator(processor, recipe.data.max_length))
+    return model
 
 
 def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:
@@ -150,7 +203,7 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
     if adapter.method == "lora":
         return LoraConfig(
             r=adapter.r,
-            lora_alpha=adapter.alpha,  # type: ignore[arg-type, unused-ignore]  # a float works and is documented
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # a float works and is documented
             lora_dropout=adapter.dropout,
             target_modules=targets,
             modules_to_save=projector,
@@ -173,8 +226,8 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
 
 def load_adapter(model: PeftModel, weights: dict[str, Tensor], where: str) -> None:
     """Load adapter weights key for key. Raises UserError if a key is missing or matches nothing."""
-    result = set_peft_model_state_dict(model, dict(weights))
-    missing = [key for key in result.missing_keys if "lora_" in key or ".modules_to_save." in key]
+    result: Any = set_peft_model_state_dict(model, dict(weights))
+    missing = [key for key in result.missing_keys if is_adapter_parameter(key) or ".modules_to_save." in key]
     if missing or result.unexpected_keys:
         raise UserError(
             f"The adapter does not fit the backbone: {len(missing)} of its tensors are missing, "

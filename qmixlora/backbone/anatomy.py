@@ -1,7 +1,8 @@
-"""Where language model, vision tower and projector sit in a model, found from the model itself."""
+"""The anatomy of a model: its language model, vision tower and projector, found from the model itself."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -23,6 +24,16 @@ class Anatomy:
     projectors: tuple[str, ...]
     targets: tuple[str, ...]
     kept: tuple[str, ...]
+
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """The decoder's layers by their paths, in the order of the model, with the linear layers in each."""
+        layers: dict[str, list[str]] = {}
+        for target in self.targets:
+            match = re.match(re.escape(self.language) + r"\.\w+\.\d+(?=\.)", target)
+            if match:
+                layers.setdefault(match[0], []).append(target)
+        return layers
 
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:

@@ -1,5 +1,5 @@
-"""A model for generation as a body (all up to the last hidden states) and a head (lm_head, and what the family adds to
-it: soft caps, scales), so that logits exist where they are wanted and nowhere else.
+"""A model as a body (everything up to the last hidden states) and a head (lm_head, and the soft caps and scales that a
+family adds to it), so that logits exist where they are wanted and nowhere else.
 
 Shapes: B batch, S sequence, C tokens, D width of the decoder, V vocabulary.
 
@@ -17,11 +17,11 @@ from typing import Any, cast
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 
 class Head:
-    """States to logits (C x D to C x V)."""
+    """Computes logits from states (C x D to C x V)."""
 
     def __init__(self, model: PreTrainedModel, body: nn.Module, outputs: ModelOutput) -> None:
         self.model, self.body, self.outputs = model, body, outputs
@@ -35,7 +35,7 @@ class Head:
 
 
 def run_body(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Head]:
-    """(last hidden states B x S x D, the head) of a batch without labels, through the model and all its hooks."""
+    """Run a batch without labels through the model and all its hooks; return (last hidden states: B x S x D, head)."""
     inner = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     body = inner.base_model if inner.base_model is not inner else inner.get_decoder()
     seen: list[ModelOutput] = []
@@ -63,7 +63,7 @@ def _with_states(outputs: ModelOutput, states: Tensor) -> ModelOutput:
 
 @contextmanager
 def _forward_replaced(module: nn.Module, outputs: ModelOutput) -> Iterator[None]:
-    """A module that gives these outputs, whatever it is asked."""
+    """Have a module give these outputs, whatever it is asked."""
     own = module.__dict__.get("forward")  # set by those that wrap modules, such as accelerate
     module.__dict__["forward"] = lambda *_, **__: outputs
     try:

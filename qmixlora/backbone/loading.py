@@ -15,13 +15,13 @@ from transformers import (
     ProcessorMixin,
 )
 
+from qmixlora.device import default_device
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
 from .anatomy import Anatomy, find_anatomy
-from .checks import check_cpu_rows, check_levers, check_quantized, keep_cpu_weights_unpacked
-from .levers.apply import arrange, has_levers
-from .levers.streaming import decoder_layers
+from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
+from .levers import apply_levers, check_levers, has_levers
 from .quantizer import PlacedConfig, as_plain
 
 
@@ -29,11 +29,11 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
     """The frozen backbone, its processor and its anatomy; on the GPU if there is one, else on the CPU.
 
     With `offload`, for inference alone, what does not fit the GPU stays in host memory or on the disk (accelerate),
-    unless the recipe itself says what lies where (`arrange`).
+    unless the recipe itself says what lies where (`apply_levers`).
 
     With `quantization: nf4` every linear layer of the decoder is a bitsandbytes `Linear4bit` (NF4, double
     quantisation); vision tower, projector, embeddings and lm_head keep `spec.dtype`, unless the recipe says otherwise
-    of the latter two. Nothing is upcast. safetensors files only. What it takes on the way: `loading_peak`.
+    of the latter two. Nothing is upcast. safetensors files only.
 
     Raises:
         UserError: the model cannot be found or read, is of another kind, is not quantised as declared, or does not have
@@ -87,7 +87,7 @@ def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:
     if isinstance(getattr(model.config, "quantization_config", None), PlacedConfig):
         as_plain(model)
     if has_levers(spec):
-        arrange(model, anatomy, spec, _device())
+        apply_levers(model, anatomy, spec, default_device())
     keep_cpu_weights_unpacked(model)
     if spec.quantization == "nf4":
         check_quantized(model, anatomy)
@@ -103,16 +103,12 @@ def _check_template(processor: ProcessorMixin, where: str) -> None:
         )
 
 
-def _device() -> torch.device:
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-
-
 def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Model) -> Any:
     if isinstance(quantization, PlacedConfig):
         return {"": "cpu"}
     if offload and torch.cuda.is_available() and not has_levers(spec):
         return "auto"
-    return {"": str(_device())}
+    return {"": str(default_device())}
 
 
 def _quantization(spec: Model, anatomy: Anatomy) -> BitsAndBytesConfig | None:
@@ -128,5 +124,5 @@ def _quantization(spec: Model, anatomy: Anatomy) -> BitsAndBytesConfig | None:
     )
     if not has_levers(spec):
         return plain
-    streamed = [path for layer in list(decoder_layers(anatomy).values())[: spec.stream_layers] for path in layer]
-    return PlacedConfig(plain, _device(), frozenset(f"{path}.weight" for path in streamed))
+    streamed = [path for layer in list(anatomy.layers.values())[: spec.stream_layers] for path in layer]
+    return PlacedConfig(plain, default_device(), frozenset(f"{path}.weight" for path in streamed))

@@ -5,22 +5,23 @@ Shapes: O out-features, I in-features. A block is 64 weights with one scale; 256
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import Tensor
 
 BLOCK, SCALE_BLOCK = 64, 256
 
 
-def nf4_linear(weight_OI: Tensor, bias_O: Tensor | None, device: torch.device) -> bnb.nn.Linear4bit:
+def nf4_linear(weight_OI: Tensor, bias_O: Tensor | None, device: torch.device) -> Linear4bit:
     """A frozen layer of this weight, quantised on the device that it will lie on.
 
     It computes in the weight's dtype. bitsandbytes' repacking for the CPU is off (`keep_cpu_weights_unpacked`).
     """
     out_features, in_features = weight_OI.shape
-    layer = bnb.nn.Linear4bit(
+    layer = Linear4bit(
         in_features, out_features, bias=bias_O is not None, compute_dtype=weight_OI.dtype, quant_type="nf4",
         device="meta",
     )  # fmt: skip
@@ -28,16 +29,24 @@ def nf4_linear(weight_OI: Tensor, bias_O: Tensor | None, device: torch.device) -
         layer.weight = _meta_weight(weight_OI)
     else:
         # `.to` quantises; a slice of a larger weight must not bring all of it along
-        layer.weight = bnb.nn.Params4bit(
+        weight = Params4bit(
             weight_OI.contiguous(), requires_grad=False, blocksize=BLOCK, quant_type="nf4", module=layer
-        ).to(device)
-    layer.quant_state = layer.weight.quant_state
-    layer.bias = None if bias_O is None else torch.nn.Parameter(bias_O.to(device), requires_grad=False)
+        )
+        layer.weight = weight.to(device)  # type: ignore[misc]  # of its overloads, mypy tries the wrong one
+    layer.quant_state = quant_state_of(layer)
+    if bias_O is not None:
+        layer.bias = torch.nn.Parameter(bias_O.to(device), requires_grad=False)
     layer.support_avx512bf16_for_cpu = False
     return layer
 
 
-def _meta_weight(weight_OI: Tensor) -> bnb.nn.Params4bit:
+def quant_state_of(layer: Linear4bit) -> bnb.functional.QuantState:
+    """The scales of a quantised layer. (bitsandbytes declares the weight as a plain parameter.)"""
+    state: bnb.functional.QuantState = cast(Params4bit, layer.weight).quant_state
+    return state
+
+
+def _meta_weight(weight_OI: Tensor) -> Params4bit:
     """Packed bytes and their scales as bitsandbytes leaves them on a card, without storage."""
     meta: dict[str, Any] = {"device": "meta"}
     count = weight_OI.numel()
@@ -59,15 +68,16 @@ def _meta_weight(weight_OI: Tensor) -> bnb.nn.Params4bit:
         state2=nested,
     )
     packed = torch.empty((-(-count // 2), 1), dtype=torch.uint8, **meta)
-    return bnb.nn.Params4bit(
+    return Params4bit(
         packed, requires_grad=False, quant_state=state, blocksize=BLOCK, compress_statistics=True, quant_type="nf4",
         bnb_quantized=True,
     )  # fmt: skip
 
 
-def with_bytes(weight: bnb.nn.Params4bit, packed: Tensor) -> bnb.nn.Params4bit:
+def with_bytes(weight: Tensor, packed: Tensor) -> Params4bit:
     """The quantised weight with its packed bytes elsewhere; its scales stay where they are."""
-    return bnb.nn.Params4bit(
+    assert isinstance(weight, Params4bit), "only NF4 weights are moved"
+    return Params4bit(
         packed,
         requires_grad=False,
         quant_state=weight.quant_state,

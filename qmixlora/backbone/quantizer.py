@@ -12,7 +12,7 @@ import mmap
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -32,7 +32,7 @@ class PlacedConfig(BitsAndBytesConfig):
 
     def __init__(self, plain: BitsAndBytesConfig, device: torch.device, to_host: frozenset[str]) -> None:
         self.__dict__.update(plain.__dict__)
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # others' methods are no members of the enum
         self.plain, self.device, self.to_host = plain, device, to_host
 
 
@@ -45,11 +45,11 @@ class PlacedQuantizer(Bnb4BitHfQuantizer):
 
 
 class _QuantizeAndPlace(Bnb4bitQuantize):
-    def convert(
+    def convert(  # type: ignore[override]  # as its parent's, which differs from its own parent's
         self,
         input_dict: dict[str, list[Tensor]],
         full_layer_name: str | None = None,
-        model: PreTrainedModel | None = None,
+        model: nn.Module | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         config = self.hf_quantizer.quantization_config
@@ -73,6 +73,7 @@ def _to_host(packed: Tensor) -> Tensor:
 
 def as_plain(model: PreTrainedModel) -> None:
     """Have a model that was loaded with a `PlacedConfig` say that bitsandbytes quantised it, as others ask for."""
+    quantizer: Any = model.hf_quantizer
     plain = model.config.quantization_config.plain
-    model.config.quantization_config = model.hf_quantizer.quantization_config = plain
+    model.config.quantization_config = quantizer.quantization_config = plain
     model.quantization_method = plain.quant_method

@@ -1,6 +1,25 @@
-"""Conversations with pictures: formats, loading, collating."""
+"""Conversations with images: formats, loading, collating, surveys."""
 
-from .collate import IGNORED, Collator, open_images
+from .collate import IGNORED, BatchCollator, Collator
+from .formats import IMAGE, Conversation, ImageFile, Turn, question_about
+from .images import image_size, open_images
 from .loading import load_conversations
+from .splits import load_split
+from .tasks import indices_by_task, only_tasks
 
-__all__ = ["IGNORED", "Collator", "load_conversations", "open_images"]
+__all__ = [
+    "IGNORED",
+    "IMAGE",
+    "BatchCollator",
+    "Collator",
+    "Conversation",
+    "ImageFile",
+    "Turn",
+    "image_size",
+    "indices_by_task",
+    "load_conversations",
+    "load_split",
+    "only_tasks",
+    "open_images",
+    "question_about",
+]

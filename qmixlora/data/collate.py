@@ -5,33 +5,33 @@ Shapes: B batch, S sequence.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
 from qmixlora.errors import UserError
 
-from .formats import IMAGE, to_messages
+from .formats import IMAGE, Conversation, Turn, to_messages
+from .images import open_images
 
 IGNORED = -100  # the label of every token that is not supervised
 
 
-def open_images(conversation: Mapping[str, Any]) -> list[Image.Image]:
-    """The pictures of a conversation, decoded, RGB. Raises UserError for one that cannot be decoded."""
-    images = []
-    for image in conversation["images"]:
-        try:
-            with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-                images.append(opened.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"A picture cannot be read: {error}", where=str(image["path"])) from None
-    return images
+class BatchCollator(Protocol):
+    """Makes model inputs of rows, for training and for generation, and text of generated tokens."""
+
+    @property
+    def pad_token_id(self) -> int | None: ...
+
+    def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]: ...
+
+    def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]: ...
+
+    def decode(self, tokens_BS: Tensor) -> list[str]: ...
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Collator:
     processor: ProcessorMixin
     max_length: int
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         texts = [self._render(row["turns"]) for row in rows]
         batch = self._encode(texts, rows, "right")
         lengths_B = batch["attention_mask"].sum(dim=1)
@@ -64,7 +64,7 @@ class Collator:
                     fix="Raise data.max_length or remove the sample.",
                 )
             for start, end in self._answers(row["turns"], text):
-                # counted from the end, since the processor replaces each picture's mark by many tokens
+                # counted from the end, since the processor replaces each image's mark by many tokens
                 ids_S = batch["input_ids"][index]
                 labels_BS[index, length - start : length - end] = ids_S[length - start : length - end]
         batch["labels"] = labels_BS
@@ -73,21 +73,32 @@ class Collator:
         batch["tasks"] = [row["task"] for row in rows]
         return batch
 
-    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that fills short samples."""
+        token: int | None = self.processor.tokenizer.pad_token_id
+        return token
+
+    def decode(self, tokens_BS: Tensor) -> list[str]:
+        """Generated tokens as text, without special tokens."""
+        texts: list[str] = self.processor.tokenizer.batch_decode(tokens_BS, skip_special_tokens=True)
+        return texts
+
+    def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         """Inputs for `generate`: each conversation up to its last answer, padded on the left."""
         return self._encode([self._render(row["turns"][:-1], prompt=True) for row in rows], rows, "left")
 
-    def tokens(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
-        """The tokens of a conversation, each picture still one mark (or as many as the template writes)."""
+    def tokens(self, turns: Sequence[Turn]) -> list[int]:
+        """The tokens of a conversation, each image still one mark (or as many as the template writes)."""
         text = self._render(turns)
         return self._tokens(text, text)
 
-    def _render(self, turns: Sequence[Mapping[str, str]], prompt: bool = False) -> str:
+    def _render(self, turns: Sequence[Turn], prompt: bool = False) -> str:
         text: str = self.processor.apply_chat_template(to_messages(turns), add_generation_prompt=prompt)
         return text
 
-    def _encode(self, texts: list[str], rows: Sequence[Mapping[str, Any]], side: str) -> dict[str, Any]:
-        images = [open_images(row) for row in rows]
+    def _encode(self, texts: list[str], rows: Sequence[Conversation], side: str) -> dict[str, Any]:
+        images = [open_images(row["images"]) for row in rows]
         encoded = self.processor(
             text=texts,
             images=images if any(images) else None,
@@ -107,7 +118,7 @@ class Collator:
         tokenizer = self.processor.tokenizer
         return list(tokenizer(text, add_special_tokens=self._adds_special_tokens(whole))["input_ids"])
 
-    def _answers(self, turns: Sequence[Mapping[str, str]], text: str) -> list[tuple[int, int]]:
+    def _answers(self, turns: Sequence[Turn], text: str) -> list[tuple[int, int]]:
         """(start, end) of every answer, in tokens from the end of the sample.
 
         An answer starts where the conversation with it and the prompt for it part, and ends where the conversation up
@@ -120,7 +131,7 @@ class Collator:
                 continue
             if any(IMAGE in later["text"] for later in turns[index + 1 :]):
                 raise UserError(
-                    "A picture follows an answer; pictures must come before the first answer.",
+                    "An image follows an answer; images must come before the first answer.",
                     where=f"{turns[0]['text'][:80]!r}",
                     fix="Split the conversation.",
                 )
@@ -131,7 +142,7 @@ class Collator:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common prefix."""
+    """The length of the common prefix."""
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return index

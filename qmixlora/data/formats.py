@@ -1,14 +1,13 @@
-"""The formats people have, to the one form that everything below reads.
+"""The formats that people have, brought into one form, which everything below reads.
 
-A conversation is `{"turns": [{"role", "text"}], "images": [...], "task": str}`; `<image>` in a text marks where a
-picture stands. Understood: LLaVA / Vision-Flan (`image`, `conversations` with `from` / `value`) and chat `messages`
-whose content is a string or a list of `{"type": "text" | "image", ...}` parts.
+Understood: LLaVA / Vision-Flan (`image`, `conversations` with `from` / `value`) and chat `messages` whose content is a
+string or a list of `{"type": "text" | "image", ...}` parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 IMAGE = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -16,17 +15,37 @@ TASK_FIELDS = ("task", "task_name")
 NO_TASK = "all"  # the task of data that names none
 
 
+class Turn(TypedDict):
+    """One message. `role` is user, assistant or system; `<image>` in the text marks where an image stands."""
+
+    role: str
+    text: str
+
+
+class ImageFile(TypedDict):
+    """An image that is not decoded yet: its path, or the file's bytes."""
+
+    path: str | None
+    bytes: bytes | None
+
+
+class Conversation(TypedDict):
+    """One sample. There are as many images as `<image>` marks in all turns, in their order."""
+
+    turns: list[Turn]
+    images: list[ImageFile]
+    task: str
+
+
 class FormatError(ValueError):
-    """One sample is not in a format we know; the message says what is wrong with it."""
+    """One sample is not in a format that is known; the message says what is wrong with it."""
 
 
-def to_conversation(row: Mapping[str, Any], task_field: str | None = None) -> dict[str, Any]:
-    """Bring one sample into the one form.
-
-    Returns `turns`, `images` (file names, or whatever the data set holds) and `task`.
+def to_conversation(row: Mapping[str, Any], task_field: str | None = None) -> tuple[list[Turn], list[Any], str]:
+    """Bring one sample into the one form: (turns, images as the data names or holds them, task).
 
     Raises:
-        FormatError: neither format, an unknown role, no answer, or pictures and `<image>` marks that do not match.
+        FormatError: neither format, an unknown role, no answer, or images and `<image>` marks that do not match.
     """
     if row.get("conversations") is not None:
         turns, images = _from_llava(row["conversations"])
@@ -40,12 +59,33 @@ def to_conversation(row: Mapping[str, Any], task_field: str | None = None) -> di
     if not any(turn["role"] == "assistant" and turn["text"] for turn in turns):
         raise FormatError("has no answer to learn from")
     marks = sum(turn["text"].count(IMAGE) for turn in turns)
-    if images and not marks:  # the picture belongs to the first question
+    if images and not marks:  # the image belongs to the first question
         first = next(turn for turn in turns if turn["role"] == "user")
         first["text"] = IMAGE * len(images) + "\n" + first["text"]
     elif marks != len(images):
         raise FormatError(f"has {marks} {IMAGE} marks and {len(images)} images")
-    return {"turns": turns, "images": images, "task": _task(row, task_field)}
+    return turns, images, _task(row, task_field)
+
+
+def question_about(images: Sequence[ImageFile], question: str, task: str = "") -> Conversation:
+    """A conversation of one question about some images, still without an answer."""
+    text = f"{IMAGE * len(images)}\n{question}" if images else question
+    turns: list[Turn] = [{"role": "user", "text": text}, {"role": "assistant", "text": ""}]
+    return {"turns": turns, "images": list(images), "task": task}
+
+
+def to_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as chat-template messages, with content lists."""
+    messages = []
+    for turn in turns:
+        content: list[dict[str, str]] = []
+        for index, text in enumerate(turn["text"].split(IMAGE)):
+            if index:
+                content.append({"type": "image"})
+            if text.strip():
+                content.append({"type": "text", "text": text.strip()})
+        messages.append({"role": turn["role"], "content": content})
+    return messages
 
 
 def _task(row: Mapping[str, Any], task_field: str | None) -> str:
@@ -61,15 +101,16 @@ def _role(word: Any) -> str:
     return ROLES[word]
 
 
-def _from_llava(conversations: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[Any]]:
+def _from_llava(conversations: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], list[Any]]:
     try:
         return [{"role": _role(turn["from"]), "text": str(turn["value"])} for turn in conversations], []
     except (KeyError, TypeError):
         raise FormatError("has a turn in 'conversations' without 'from' and 'value'") from None
 
 
-def _from_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[Any]]:
-    turns, images = [], []
+def _from_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], list[Any]]:
+    turns: list[Turn] = []
+    images: list[Any] = []
     for message in messages:
         if "role" not in message or "content" not in message:
             raise FormatError("has a message without 'role' and 'content'")
@@ -86,17 +127,3 @@ def _from_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str
                 raise FormatError(f"has a content part of type {part.get('type')!r}; known are text and image")
         turns.append({"role": _role(message["role"]), "text": text})
     return turns, images
-
-
-def to_messages(turns: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Turns as chat-template messages, with content lists."""
-    messages = []
-    for turn in turns:
-        content: list[dict[str, str]] = []
-        for index, text in enumerate(turn["text"].split(IMAGE)):
-            if index:
-                content.append({"type": "image"})
-            if text.strip():
-                content.append({"type": "text", "text": text.strip()})
-        messages.append({"role": turn["role"], "content": content})
-    return messages

@@ -1,4 +1,4 @@
-"""Files and data sets to a `datasets.Dataset` of conversations whose pictures are known to exist."""
+"""Files and data sets to a `datasets.Dataset` of conversations whose images are known to exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from qmixlora.errors import UserError
 
-from .formats import FormatError, to_conversation
+from .formats import Conversation, FormatError, ImageFile, to_conversation
 
 FEATURES = datasets.Features(
     {
@@ -29,11 +29,11 @@ def load_conversations(
     """All conversations of a file (.json, .jsonl, .parquet) or of anything that `datasets.load_dataset` reads.
 
     Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet) and `task`. Image paths are taken
-    from `image_root`, or from the file's own folder. Every picture's header is read now, so that a run does not stop
+    from `image_root`, or from the file's own folder. Every image's header is read now, so that a run does not stop
     over a missing file hours later.
 
     Raises:
-        UserError: the file is missing, broken (with its line), empty, in an unknown format, or names a picture that is
+        UserError: the file is missing, broken (with its line), empty, in an unknown format, or names an image that is
             missing or unreadable.
     """
     path = Path(source)
@@ -73,7 +73,7 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(
-            f"Broken JSON: {error.msg}.", where=f"{path}, line {line}, column {error.colno}", fix="Mend that line."
+            f"Broken JSON: {error.msg}.", where=f"{path}, line {line}, column {error.colno}", fix="Correct that line."
         ) from None
 
 
@@ -102,29 +102,28 @@ def _rows(data: datasets.Dataset) -> Iterator[tuple[str, Any]]:
     return ((f"row {index}", row) for index, row in enumerate(data))
 
 
-def _checked(row: Any, place: str, root: Path, task_field: str | None) -> dict[str, Any]:
+def _checked(row: Any, place: str, root: Path, task_field: str | None) -> Conversation:
     if not isinstance(row, Mapping):
         raise UserError("A sample is a JSON object.", where=place)
     try:
-        conversation = to_conversation(row, task_field)
+        turns, images, task = to_conversation(row, task_field)
     except FormatError as error:
         raise UserError(f"The sample {error}.", where=place) from None
-    conversation["images"] = [_located(image, root, place) for image in conversation["images"]]
-    return conversation
+    return {"turns": turns, "images": [_located(image, root, place) for image in images], "task": task}
 
 
-def _located(image: Any, root: Path, place: str) -> dict[str, Any]:
-    """A picture as `{"path", "bytes"}`, known to have a readable header."""
+def _located(image: Any, root: Path, place: str) -> ImageFile:
+    """An image as `{"path", "bytes"}`, known to have a readable header."""
     if isinstance(image, Mapping):
         if image.get("bytes"):
             return {"path": image.get("path"), "bytes": image["bytes"]}
         image = image.get("path") or image.get("url")
     path = root / str(image).removeprefix("file://")
     if not path.is_file():
-        raise UserError("A picture is missing.", where=f"{path} (named by {place})", fix="Set data.image_root?")
+        raise UserError("An image is missing.", where=f"{path} (named by {place})", fix="Set data.image_root?")
     try:
         with Image.open(path):
             pass
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"A picture cannot be read: {error}", where=f"{path} (named by {place})") from None
+        raise UserError(f"An image cannot be read: {error}", where=f"{path} (named by {place})") from None
     return {"path": str(path.resolve()), "bytes": None}

@@ -6,12 +6,11 @@ the project loads like any other model.
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from qmixlora.files import cache_folder
+from qmixlora.files import cache_folder, replacing
 
 from .dataset import SCANS
 from .scenes import CELL, GRID, IMAGE_SIZE, digit_scans, draw_scene, sample_scene
@@ -59,37 +58,35 @@ def backbone_folder() -> Path:
     return cache_folder() / f"embedded-backbone-v{VERSION}"
 
 
-def make_backbone(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+def make_backbone(
+    folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None, seed: int = SEED
+) -> Path:
     """The checkpoint folder of the embedded backbone, trained now if it is not there yet (about a minute on two cores).
 
     `on_progress` is told (steps done, steps in all). The same seed gives the same weights on the same machine.
     """
     if (folder / "config.json").is_file():
         return folder
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with replacing(folder, unless_there=True) as temporary:
+        _train_and_save(temporary, on_progress, seed)
+    return folder
+
+
+def _train_and_save(folder: Path, on_progress: Callable[[int, int], None], seed: int) -> None:
     processor = make_processor()
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(make_config(processor.tokenizer))
     positions = model.model.vision_tower.embeddings.position_embedding
     torch.nn.init.normal_(positions.weight)  # as large as a patch: places are learned as fast as colours
-    _train_on_captions(model, processor, temporary / "scratch", on_progress)
-    shutil.rmtree(temporary / "scratch", ignore_errors=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        _train_on_captions(model, processor, Path(scratch), on_progress, seed)
     model.generation_config = GenerationConfig(
         bos_token_id=processor.tokenizer.bos_token_id,
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    try:
-        temporary.replace(folder)
-    except OSError:  # another process was faster
-        if not (folder / "config.json").is_file():
-            raise
-        shutil.rmtree(temporary)
-    return folder
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def make_processor() -> LlavaProcessor:
@@ -136,7 +133,7 @@ def make_config(tokenizer: Any, layers: int = 4, width: int = 128) -> LlavaConfi
             pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -160,10 +157,12 @@ def _train_on_captions(
     processor: LlavaProcessor,
     scratch: Path,
     on_progress: Callable[[int, int], None],
+    seed: int,
 ) -> None:
     """Whole-model training in fp32: single things first, then scenes; loss on the caption."""
     total = CELL_STEPS + SCENE_STEPS
-    cells, scenes = _captions(CELL_STEPS * CELL_BATCH, True), _captions(SCENE_STEPS * SCENE_BATCH, False)
+    cells = _captions(CELL_STEPS * CELL_BATCH, single=True, seed=seed)
+    scenes = _captions(SCENE_STEPS * SCENE_BATCH, single=False, seed=seed)
     batches = [cells[i : i + CELL_BATCH] for i in range(0, len(cells), CELL_BATCH)]
     batches += [scenes[i : i + SCENE_BATCH] for i in range(0, len(scenes), SCENE_BATCH)]
 
@@ -175,7 +174,7 @@ def _train_on_captions(
         model=model,
         args=TrainingArguments(
             output_dir=str(scratch), max_steps=total, per_device_train_batch_size=1, learning_rate=1.5e-3,
-            warmup_steps=40, lr_scheduler_type="cosine", weight_decay=0.01, seed=SEED, save_strategy="no",
+            warmup_steps=40, lr_scheduler_type="cosine", weight_decay=0.01, seed=seed, save_strategy="no",
             logging_strategy="no", disable_tqdm=True, report_to="none", remove_unused_columns=False,
         ),
         train_dataset=batches,
@@ -191,12 +190,12 @@ class _InOrderTrainer(Trainer):
     """Trainer on ready-made batches in their order, which is the curriculum."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+        return torch.utils.data.SequentialSampler(cast(Any, self.train_dataset))
 
 
-def _captions(count: int, single: bool) -> list[tuple[Any, str]]:
-    """(picture, caption) pairs; pictures are drawn 8,000 at most and captioned anew each time."""
-    rng = random.Random(SEED + single)
+def _captions(count: int, *, single: bool, seed: int) -> list[tuple[Any, str]]:
+    """(image, caption) pairs; images are drawn 8,000 at most and captioned anew each time."""
+    rng = random.Random(2 * seed + single)
     drawn = []
     for _ in range(min(count, 8000)):
         scene, cell = sample_scene(rng, range(_first_held_out_scan())), rng.randrange(GRID * GRID)

@@ -1,16 +1,15 @@
-"""The embedded data set, on disk as LLaVA JSON with PNG pictures."""
+"""The embedded data set, on disk as LLaVA JSON with PNG images."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qmixlora.errors import UserError
+from qmixlora.files import replacing
 
 from .scenes import digit_scans, draw_scene, sample_scene
 from .tasks import HELD_OUT, TASKS, DemoTask
@@ -19,7 +18,7 @@ SPLITS = {"train": 2500, "validation": 20, "test": 60}  # samples per task
 HELD_OUT_SPLIT = "held_out"  # the tasks that training never sees
 PARAPHRASED_SPLIT = "paraphrased"  # the test split, asked in other words
 SCANS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the handwritten digits
-TASKS_PER_PICTURE = 5  # the same picture, other questions
+TASKS_PER_IMAGE = 5  # the same image, other questions
 
 
 def make_dataset(folder: Path, seed: int = 0, splits: Mapping[str, int] | None = None) -> Path:
@@ -42,14 +41,12 @@ def make_dataset(folder: Path, seed: int = 0, splits: Mapping[str, int] | None =
                 fix="Remove it, and it is made again; or choose another folder.",
             )
         return folder
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "images").mkdir(parents=True)
-    for split, count in splits.items():
-        _write_split(temporary, split, split, TASKS, count, seed)
-    _write_split(temporary, HELD_OUT_SPLIT, "test", HELD_OUT, splits["test"], seed)
-    _write_paraphrases(temporary)
-    temporary.replace(folder)
+    with replacing(folder, unless_there=True) as temporary:
+        (temporary / "images").mkdir(parents=True)
+        for split, count in splits.items():
+            _write_split(temporary, split, split, TASKS, count, seed)
+        _write_split(temporary, HELD_OUT_SPLIT, "test", HELD_OUT, splits["test"], seed)
+        _write_paraphrases(temporary)
     return folder
 
 
@@ -58,7 +55,7 @@ def _write_split(folder: Path, name: str, scans_of: str, tasks: tuple[DemoTask, 
     first, last = (int(share * len(digit_scans()[1])) for share in SCANS[scans_of])
     rows: list[dict[str, Any]] = []
     order = [task for _ in range(per_task) for task in tasks]
-    step = min(TASKS_PER_PICTURE, len(tasks))
+    step = min(TASKS_PER_IMAGE, len(tasks))
     for start in range(0, len(order), step):
         scene = sample_scene(rng, range(first, last))
         image = f"images/{name}-{start // step:05}.png"

@@ -13,22 +13,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qmixlora.data import load_conversations
-from qmixlora.evaluation.answers import blind_baseline, evaluate
+from qmixlora.data import load_conversations, load_split
+from qmixlora.evaluation import Scores, TaskScore, blind_baseline, evaluate
 from qmixlora.export import Request, export
 from qmixlora.files import clear_disk_errors, write_json
 from qmixlora.recipe import load_recipe
-from qmixlora.session import open_run
-from qmixlora.training.adapt import train_within_memory
-from qmixlora.training.run import FULL_DISK, load_data
+from qmixlora.session import open_tuned_run
+from qmixlora.training import train_within_memory
+from qmixlora.training.run import FULL_DISK
 
 from .backbone import backbone_folder, make_backbone
 
 RECIPE = "tiny-cpu"
+Results = dict[str, dict[str, Scores]]  # by column of the table, and by split
 
 
 def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """Everything end to end in `out`: `data/`, `run/` with its `exports/`, `summary.json`; returns the summary.
+    """Run everything end to end in `out`: `data/`, `run/` with its `exports/`, `summary.json`; returns the summary.
 
     The summary holds mean exact match on the test split as `backbone` (before tuning), `blind` (the best answer
     without looking), `tuned`, `exported` (every task through its own plain LoRA) and `merged` (through its own merged
@@ -36,7 +37,7 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
     A run that an earlier demo left in `out` is replaced; backbone and data set are kept.
 
     Raises:
-        UserError: as the verbs it is made of.
+        UserError: as the verbs that it runs.
     """
     from . import resolve
 
@@ -48,14 +49,14 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
         console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {RECIPE}, in {recipe.train.output}")
         folder = train_within_memory(recipe, console=console)
         results = _evaluated(folder, console)
-        write_json(folder / "evaluation.json", results["tuned"]["test"])
+        write_json(folder / "evaluation.json", results["tuned"]["test"].to_dict())
         results |= _exported(folder, console)
         summary = {
-            **{name: result["test"]["mean_exact_match"] for name, result in results.items()},
+            **{name: splits["test"].mean_exact_match for name, splits in results.items()},
             "held_out": {
-                name: result["held_out"]["mean_exact_match"] for name, result in results.items() if "held_out" in result
+                name: splits["held_out"].mean_exact_match for name, splits in results.items() if "held_out" in splits
             },
-            "tasks": {name: result["test"]["tasks"] for name, result in results.items()},
+            "tasks": {name: splits["test"].to_dict()["tasks"] for name, splits in results.items()},
             "seconds": time.monotonic() - start,
         }
         write_json(out / "summary.json", summary)
@@ -68,44 +69,33 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
     return summary
 
 
-def _evaluated(folder: Path, console: Console) -> dict[str, dict[str, Any]]:
-    """`backbone`, `tuned` and `blind`: each the result of every split."""
+def _evaluated(folder: Path, console: Console) -> Results:
+    """The scores of `backbone`, `tuned` and `blind` on every split."""
     console.print("[bold]Evaluating[/bold] by generation, before and after")
-    session = open_run(folder)
-    data, spec = session.recipe.data, session.recipe.train
+    session = open_tuned_run(folder)
+    data = session.recipe.data
     splits = {
-        "test": load_data(data, "test"),
+        "test": load_split(data, "test"),
         "held_out": load_conversations(str(Path(data.train).with_name("held_out.json"))),
     }
-    training_rows = load_data(data, "train")
-    results: dict[str, dict[str, Any]] = {"backbone": {}, "tuned": {}, "blind": {}}
+    training_rows = load_split(data, "train")
+    results: Results = {"backbone": {}, "tuned": {}, "blind": {}}
     for split, rows in splits.items():
         for name in ("backbone", "tuned"):
             with session.model.disable_adapter() if name == "backbone" else contextlib.nullcontext():
-                results[name][split] = evaluate(
-                    session.model,
-                    session.collator,
-                    rows,
-                    split=split,
-                    batch_size=spec.eval_batch_size,
-                    max_new_tokens=spec.max_new_tokens,
-                )
+                results[name][split] = evaluate(session, rows, split)
         results["blind"][split] = blind_baseline(training_rows, rows, split)
     return results
 
 
-def _exported(folder: Path, console: Console) -> dict[str, dict[str, Any]]:
-    """What every task scores through its own export, as the other results: `exported` (LoRA) and `merged`."""
+def _exported(folder: Path, console: Console) -> Results:
+    """The scores of every task through its own export: `exported` (LoRA) and `merged`."""
     console.print("[bold]Exporting[/bold] every task: one LoRA and one merged checkpoint each")
-    tasks: dict[str, dict[str, Any]] = {"lora": {}, "merged": {}}
-    for report in export(folder, Request(forms=("lora", "merged")), console):
-        (task,), form = report["tasks"], report["form"]
-        tasks[form][task] = {"exact_match": report["exact_match"][form], "count": report["samples"]}
-    results = {}
-    for name, found in (("exported", tasks["lora"]), ("merged", tasks["merged"])):
-        mean = sum(task["exact_match"] for task in found.values()) / len(found)
-        results[name] = {"test": {"mean_exact_match": mean, "tasks": found}}
-    return results
+    tasks: dict[str, dict[str, TaskScore]] = {"lora": {}, "merged": {}}
+    for fidelity in export(folder, Request(forms=("lora", "merged")), console):
+        (task,) = fidelity.tasks
+        tasks[fidelity.form][task] = TaskScore(fidelity.score, fidelity.samples)
+    return {"exported": {"test": Scores("test", tasks["lora"])}, "merged": {"test": Scores("test", tasks["merged"])}}
 
 
 def make_backbone_with_progress(console: Console) -> Path:
@@ -126,16 +116,16 @@ def make_backbone_with_progress(console: Console) -> Path:
         return make_backbone(folder, show)
 
 
-def _table(results: dict[str, dict[str, Any]]) -> Table:
+def _table(results: Results) -> Table:
     table = Table(title="Exact match per task")
     table.add_column("task")
     columns = ("backbone", "tuned", "exported", "merged", "blind")
     for column in columns:
         table.add_column(column, justify="right")
     for split, label in (("test", "mean"), ("held_out", "mean, never trained")):
-        splits = [results[name].get(split) for name in columns]  # there is no export of a task that was never trained
-        for task in results["tuned"][split]["tasks"]:
-            table.add_row(task, *(f"{s['tasks'][task]['exact_match']:.2f}" if s else "-" for s in splits))
-        means = (f"[bold]{s['mean_exact_match']:.2f}" if s else "-" for s in splits)
+        scores = [results[name].get(split) for name in columns]  # there is no export of a task that was never trained
+        for task in results["tuned"][split].tasks:
+            table.add_row(task, *(f"{own.tasks[task].exact_match:.2f}" if own else "-" for own in scores))
+        means = (f"[bold]{own.mean_exact_match:.2f}" if own else "-" for own in scores)
         table.add_row(f"[bold]{label}", *means, end_section=True)
     return table

@@ -1,0 +1,17 @@
+"""Evaluation by real generation: answers, metrics, scores per task."""
+
+from .answers import answer_question, answer_rows, generate_answers
+from .metrics import normalize
+from .scores import Scores, TaskScore, blind_baseline, evaluate, score
+
+__all__ = [
+    "Scores",
+    "TaskScore",
+    "answer_question",
+    "answer_rows",
+    "blind_baseline",
+    "evaluate",
+    "generate_answers",
+    "normalize",
+    "score",
+]

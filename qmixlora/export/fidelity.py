@@ -1,16 +1,17 @@
-"""`fidelity.json`: what an export is, and what it loses."""
+"""The fidelity of an export, `fidelity.json`: what it is, and what it loses."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .measurement import Reading
+from .measurement import Measurement
 
 FIDELITY = "fidelity.json"
-TOLERATED = 0.95  # of the live score; a mean below it is polished, and an export below it is warned of
+TOLERATED = 0.95  # of the live score; an export below it is warned of
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 WHOLE_MODULES = (
     "The projector is in the adapter as a whole (modules_to_save). Servers that refuse that, such as vLLM, take "
@@ -18,37 +19,123 @@ WHOLE_MODULES = (
 )
 
 
-def report(facts: Mapping[str, Any], form: str, folder: Path, live: Reading, **others: Reading) -> dict[str, Any]:
-    """The contents of `fidelity.json`: the facts of an export, `form` (`lora` or `merged`), and for the live model and
-    each of the others `exact_match` and `loss`, with the share of answers that `agree` with the live model's.
+@dataclass(frozen=True)
+class ByLayer:
+    """A number per layer."""
 
-    The last of the others is what lies in the folder; `warnings` are about it.
+    layers: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.layers.values()) / max(len(self.layers), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, with their mean over layers."""
+        return {"mean": self.mean, "layers": dict(self.layers)}
+
+
+@dataclass(frozen=True)
+class Merging:
+    """The base of a merged checkpoint (`original` or `nf4`), and how far its logits are from its adapter's, relative
+    to their size.
     """
-    readings = {"live": live, **others}
-    found = {
-        "form": form,
-        "folder": str(folder),
-        **facts,
-        "exact_match": {name: reading.exact_match for name, reading in readings.items()},
-        "loss": {name: reading.loss for name, reading in readings.items()},
-        "agreement": {name: reading.agreement(live) for name, reading in others.items()},
-    }
-    found["warnings"] = _warnings(found)
-    found["versions"] = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return found
+
+    base: str
+    logits_difference: float
 
 
-def write_card(folder: Path, made: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Fidelity:
+    """The fidelity of one export.
+
+    `tasks` are the shares of the tasks in it; `split` names the rows of `live` and `measurements`, which are by form
+    (`lora`, `merged`), the last one being what lies in the folder. `kept` are shares that cuts keep of a squared norm;
+    `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`. `decided_on` names the rows on which it was decided whether to
+    polish (None: nothing was to decide).
+    """
+
+    folder: Path
+    run: Path
+    tasks: Mapping[str, float]
+    split: str
+    samples: int
+    rank: int
+    polish_steps: int
+    decided_on: str | None
+    kept: Mapping[str, ByLayer]
+    update_error: ByLayer
+    live: Measurement
+    measurements: Mapping[str, Measurement]
+    merging: Merging | None = None
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(
+        default_factory=lambda: {name: importlib.metadata.version(name) for name in LIBRARIES}
+    )
+
+    @property
+    def form(self) -> str:
+        """`lora` or `merged`."""
+        return list(self.measurements)[-1]
+
+    @property
+    def score(self) -> float:
+        """The exact match of the export itself."""
+        return self.measurements[self.form].exact_match
+
+    @property
+    def warnings(self) -> list[str]:
+        """A large loss, with its numbers and what to do about it."""
+        live = self.live.exact_match
+        if self.score >= TOLERATED * live:
+            return []
+        from_original = self.merging is not None and self.merging.base == "original"
+        if from_original and self.measurements["lora"].exact_match >= TOLERATED * live:
+            advice = "merge into the weights that training saw (--base nf4)."
+        else:
+            longer = f"polish it longer (--polish {2 * self.polish_steps})"
+            more = longer if self.polish_steps else "polish it (--polish 200)"
+            advice = f"{more}, or train with adapter.task_mix=0.3 or adapter.route_on=task."
+        scores = f"{self.folder.name} scores {self.score:.3f}, the live model {live:.3f} (split {self.split})"
+        return [f"{scores}: {advice}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of `fidelity.json`."""
+        everything = {"live": self.live, **self.measurements}
+        merging = self.merging and {"base": self.merging.base, "logits_difference": self.merging.logits_difference}
+        return {
+            "form": self.form,
+            "folder": str(self.folder),
+            "run": str(self.run),
+            "tasks": dict(self.tasks),
+            "split": self.split,
+            "held_out": self.split != "train",
+            "samples": self.samples,
+            "rank": self.rank,
+            "polish_steps": self.polish_steps,
+            "decided_on": self.decided_on,
+            "kept": {name: by_layer.to_dict() for name, by_layer in self.kept.items()},
+            "update_error": self.update_error.to_dict(),
+            **(merging or {}),
+            "notes": list(self.notes),
+            "exact_match": {name: one.exact_match for name, one in everything.items()},
+            "loss": {name: one.loss for name, one in everything.items()},
+            "agreement": {name: one.agreement(self.live) for name, one in self.measurements.items()},
+            "warnings": self.warnings,
+            "versions": dict(self.versions),
+        }
+
+
+def write_card(folder: Path, fidelity: Fidelity) -> None:
     """Put into `README.md`, under the metadata that PEFT wrote, what this adapter is in place of PEFT's empty form."""
     _, metadata, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", maxsplit=2)
-    shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in made["tasks"].items())
-    scores, losses = made["exact_match"], made["loss"]
+    shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in fidelity.tasks.items())
+    live, own = fidelity.live, fidelity.measurements["lora"]
     text = f"""---{metadata}---
 
 # LoRA for {shares}
 
-Exported by qmixlora from a run that was tuned on several tasks: rank {made["rank"]}, polished for \
-{made["polish_steps"]} steps. It needs `peft` and `transformers` alone:
+Exported by qmixlora from a run that was tuned on several tasks: rank {fidelity.rank}, polished for \
+{fidelity.polish_steps} steps. It needs `peft` and `transformers` alone:
 
 ```python
 from peft import PeftModel
@@ -57,34 +144,13 @@ from transformers import AutoModelForImageTextToText
 model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE), THIS_FOLDER)
 ```
 
-On {made["samples"]} samples (split {made["split"]}), over the NF4 base that it was trained on:
+On {fidelity.samples} samples (split {fidelity.split}), over the NF4 base that it was trained on:
 
 | | exact match | loss |
 |---|---|---|
-| the run itself | {scores["live"]:.3f} | {losses["live"]:.3f} |
-| this adapter | {scores["lora"]:.3f} | {losses["lora"]:.3f} |
+| the run itself | {live.exact_match:.3f} | {live.loss:.3f} |
+| this adapter | {own.exact_match:.3f} | {own.loss:.3f} |
 
 `{FIDELITY}` has the rest.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def by_layer(values: Mapping[str, float]) -> dict[str, Any]:
-    """A number per layer, with the mean over layers."""
-    return {"mean": sum(values.values()) / max(len(values), 1), "layers": dict(values)}
-
-
-def _warnings(found: Mapping[str, Any]) -> list[str]:
-    """A large loss, with its numbers and what to do about it."""
-    scores = found["exact_match"]
-    live, score = scores["live"], list(scores.values())[-1]
-    if score >= TOLERATED * live:
-        return []
-    if found["form"] == "merged" and found["base"] == "original" and scores["lora"] >= TOLERATED * live:
-        advice = "merge into the weights that training saw (--base nf4)."
-    else:
-        steps = found["polish_steps"]
-        more = f"polish it longer (--polish {2 * steps})" if steps else "polish it (--polish 200)"
-        advice = f"{more}, or train with adapter.task_mix=0.3 or adapter.route_on=task."
-    name = Path(found["folder"]).name
-    return [f"{name} scores {score:.3f}, the live model {live:.3f} (split {found['split']}): {advice}"]

@@ -1,4 +1,4 @@
-"""What a run learned as an ordinary adapter: one low-rank update per layer, and the projector as it was trained.
+"""A run as an ordinary adapter: one low-rank update per layer, and the projector as it was trained.
 
 Shapes: E = F factors in a pool, I in-features, O out-features, L layers.
 
@@ -21,11 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qmixlora.mixlora import MixLoraLayer
-from qmixlora.session import ADAPTER_WEIGHTS, Session, with_adapter
+from qmixlora.session import ADAPTER_WEIGHTS, PEFT_PREFIX, Session, TunedSession, with_adapter
 
 from .low_rank import LowRank, mixed
-
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,9 @@ class StaticAdapter:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a run learned, taken off its model: every layer's pools (E x I and E x O), and modules trained whole.
+    """The learned tensors of a run, taken off its model: every layer's pools (E x I, E x O), and modules trained whole.
 
-    `originals` are what those modules were before. A plain LoRA is a pool whose mixing matrix is always the identity.
+    `originals` are those modules before training. A plain LoRA is a pool whose mixing matrix is always the identity.
     """
 
     pools: dict[str, tuple[Tensor, Tensor]]
@@ -74,8 +72,8 @@ class Learned:
         return torch.eye(factors).expand(len(self.pools), -1, -1)
 
 
-def learned(model: PeftModel) -> Learned:
-    """Take what was learned off a MixLoRA or LoRA model, on the CPU."""
+def learned_by(model: PeftModel) -> Learned:
+    """Take what a run learned off its MixLoRA or LoRA model, on the CPU."""
     name = model.active_adapter
     pools, scaling, is_mixture = {}, 1.0, False
     for path, layer in _tuned_layers(model).items():
@@ -95,7 +93,9 @@ def learned(model: PeftModel) -> Learned:
     return Learned(pools, scaling, modules, originals, is_mixture)
 
 
-def projector_as_low_rank(adapter: StaticAdapter, run: Learned, rank: int) -> tuple[StaticAdapter, dict[str, float]]:
+def projector_as_low_rank(
+    adapter: StaticAdapter, learned: Learned, rank: int
+) -> tuple[StaticAdapter, dict[str, float]]:
     """The change of the trained modules as low-rank updates, for servers that refuse whole modules beside a LoRA.
 
     Returns the adapter without whole modules, and the share of each parameter's squared change that is kept: the best
@@ -103,7 +103,7 @@ def projector_as_low_rank(adapter: StaticAdapter, run: Learned, rank: int) -> tu
     """
     updates, kept = dict(adapter.updates), {}
     for name, value in adapter.modules.items():
-        change = value.double() - run.originals[name].double()
+        change = value.double() - learned.originals[name].double()
         if value.dim() == 2 and name.endswith(".weight"):
             eye = torch.eye(value.shape[1], dtype=change.dtype)
             wide = LowRank(eye, change) if value.shape[1] <= value.shape[0] else LowRank(change, torch.eye(len(change)))
@@ -113,7 +113,7 @@ def projector_as_low_rank(adapter: StaticAdapter, run: Learned, rank: int) -> tu
     return StaticAdapter(updates, {}), kept
 
 
-def lora_session(session: Session, adapter: StaticAdapter, trained: Iterable[str] = ()) -> Session:
+def lora_session(session: Session, adapter: StaticAdapter, trained: Iterable[str] = ()) -> TunedSession:
     """The session's backbone with the adapter on it as a stock PEFT LoRA, in place of what the session carried.
 
     Only the low-rank factors of the layers in `trained` are trainable.
@@ -171,7 +171,7 @@ def taken_off(model: PeftModel) -> StaticAdapter:
 
 def read(folder: Path) -> StaticAdapter:
     """The adapter in a folder that was exported as LoRA (its scaling is 1)."""
-    tensors = {key.removeprefix(PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
+    tensors = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
     layers = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
     updates = {
         layer: LowRank(tensors.pop(f"{layer}.lora_A.weight"), tensors.pop(f"{layer}.lora_B.weight")) for layer in layers
@@ -181,7 +181,7 @@ def read(folder: Path) -> StaticAdapter:
 
 def _tuned_layers(model: PeftModel) -> dict[str, Any]:
     return {
-        name.removeprefix(PREFIX): module
+        name.removeprefix(PEFT_PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, MixLoraLayer | LoraLayer)
     }
@@ -189,7 +189,7 @@ def _tuned_layers(model: PeftModel) -> dict[str, Any]:
 
 def _wrappers(model: PeftModel) -> dict[str, ModulesToSaveWrapper]:
     return {
-        name.removeprefix(PREFIX): module
+        name.removeprefix(PEFT_PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, ModulesToSaveWrapper)
     }

@@ -1,4 +1,4 @@
-"""How much tasks disturb each other: the paper's measure, from gradients of a trained run.
+"""Task interference: the paper's measure of how much tasks disturb each other, from gradients of a trained run.
 
 Shapes: T tasks, N batches per task; T x N gradients of one pool in one layer are rows of a matrix.
 
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
+from qmixlora.data import Conversation, indices_by_task
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import evaluating, indices_by_task, on_device
 from qmixlora.loss import supervised_loss
 from qmixlora.session import Session
 
@@ -77,7 +78,7 @@ def interference_matrix(gradients_TNP: Tensor) -> Tensor:
 
 def measure_interference(
     session: Session,
-    rows: Any,
+    rows: Dataset,
     *,
     batches: int = 4,
     batch_size: int = 16,
@@ -101,17 +102,17 @@ def measure_interference(
             f"Too few samples for {batches} batches per task.", where=", ".join(short), fix="Use a larger --split."
         )
     parameters = _factors(session.model)
-    found: dict[tuple[str, str], list[Tensor]] = {key: [] for key in parameters}
-    with evaluating(session.model):
+    gradients: dict[tuple[str, str], list[Tensor]] = {key: [] for key in parameters}
+    with session.evaluating():
         for number, task in enumerate(tasks):
             for index in range(batches):
                 chosen = by_task[task][index::batches][:batch_size]
-                gradients = _gradients(session, [rows[i] for i in chosen], parameters)
-                for key, gradient in gradients.items():
-                    found[key].append(gradient)
+                of_batch = _gradients(session, [rows[i] for i in chosen], parameters)
+                for key, gradient in of_batch.items():
+                    gradients[key].append(gradient)
                 on_progress(number * batches + index + 1, len(tasks) * batches)
     shape = (len(tasks), batches, -1)
-    return Interference(tasks, {key: interference_matrix(torch.stack(g).view(shape)) for key, g in found.items()})
+    return Interference(tasks, {key: interference_matrix(torch.stack(g).view(shape)) for key, g in gradients.items()})
 
 
 def _factors(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
@@ -121,8 +122,8 @@ def _factors(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
 
 
 def _gradients(
-    session: Session, rows: Sequence[Mapping[str, Any]], parameters: Mapping[tuple[str, str], nn.Parameter]
+    session: Session, rows: Sequence[Conversation], parameters: Mapping[tuple[str, str], nn.Parameter]
 ) -> dict[tuple[str, str], Tensor]:
-    loss = supervised_loss(session.model, on_device(session.collator(rows), session.device))
+    loss = supervised_loss(session.model, session.on_device(session.collator(rows)))
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return {key: g.float().flatten().cpu() for key, g in zip(parameters, gradients, strict=True)}

@@ -1,4 +1,4 @@
-"""Look at what a run learns from: samples decoded, with what is supervised and what is routed on."""
+"""Samples as a run learns from them: decoded, with their supervised tokens and their routing tokens marked."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from transformers import AutoProcessor
 
-from qmixlora.data import IGNORED, Collator
+from qmixlora.data import IGNORED, Collator, load_split
 from qmixlora.recipe import Recipe
-from qmixlora.training.run import load_data
 
 
 class DecodedSample(NamedTuple):
@@ -24,7 +23,7 @@ class DecodedSample(NamedTuple):
 
 def decode_samples(recipe: Recipe, split: str, count: int) -> Iterator[DecodedSample]:
     """The first samples of a split as the collator makes them. Raises UserError as loading the data does."""
-    rows = load_data(recipe.data, split)
+    rows = load_split(recipe.data, split)
     processor = AutoProcessor.from_pretrained(recipe.model.id, revision=recipe.model.revision)
     collator = Collator(processor, recipe.data.max_length)
     for index in range(min(count, len(rows))):

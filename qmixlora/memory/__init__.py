@@ -1,8 +1,8 @@
 """The planner: what a run will take of a card, from the run's own training step on tensors without storage."""
 
-from .advice import plan_with_advice
-from .cards import CARDS, GIB, card_bytes
+from .advice import Advice, plan_with_advice
+from .cards import CARDS, card_bytes
 from .check import card_of, check_fit
 from .planner import Plan, plan
 
-__all__ = ["CARDS", "GIB", "Plan", "card_bytes", "card_of", "check_fit", "plan", "plan_with_advice"]
+__all__ = ["CARDS", "Advice", "Plan", "card_bytes", "card_of", "check_fit", "plan", "plan_with_advice"]

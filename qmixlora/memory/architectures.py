@@ -170,9 +170,13 @@ def config_of(spec: Model) -> PretrainedConfig:
     """
     if spec.id in ARCHITECTURES:
         facts = copy.deepcopy(ARCHITECTURES[spec.id])  # configurations keep, and change, the dicts that they are given
-        return CONFIG_MAPPING[facts.pop("model_type")](**facts)
+        config: PretrainedConfig = CONFIG_MAPPING[facts.pop("model_type")](**facts)
+        return config
     try:
-        return AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        read: PretrainedConfig = AutoConfig.from_pretrained(
+            spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+        return read
     except (OSError, ValueError) as error:
         raise UserError(
             f"The model's configuration cannot be read: {error}",

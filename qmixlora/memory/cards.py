@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 
+from qmixlora.device import GIB
 from qmixlora.errors import UserError
 
-GIB = 2**30
 CARDS = {  # GiB
     "rtx3050-8gb": 8,
     "rtx3060-12gb": 12,

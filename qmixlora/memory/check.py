@@ -1,13 +1,14 @@
-"""Whether a recipe that is named after a card fits it, and says so truly."""
+"""Check that a recipe that is named after a card fits it, and that the head of its file says so truly."""
 
 from __future__ import annotations
 
 import re
 
+from qmixlora.device import GIB
 from qmixlora.errors import CheckError
 from qmixlora.recipe import Recipe
 
-from .cards import CARDS, GIB, card_bytes
+from .cards import CARDS, card_bytes
 from .planner import MARGIN, Plan, plan
 
 STATED = re.compile(r"^# .*Predicted peak: ([\d.]+) GiB", re.MULTILINE)
@@ -26,9 +27,9 @@ def check_fit(name: str, text: str, recipe: Recipe) -> Plan:
     """
     card = card_of(name)
     assert card is not None
-    found = plan(recipe, card=card_bytes(card))
-    peak = max(found.peak, found.loading["card"]) / GIB
-    if not found.fits:
+    planned = plan(recipe, card=card_bytes(card))
+    peak = planned.peak_with_loading / GIB
+    if not planned.fits:
         raise CheckError(
             f"The planned peak, {peak:.1f} GiB, leaves less than {MARGIN:.0%} of the {CARDS[card]} GiB free.",
             where=name,
@@ -38,4 +39,4 @@ def check_fit(name: str, text: str, recipe: Recipe) -> Plan:
     if stated is None or abs(float(stated[1]) - peak) > 0.1:
         said = f"{stated[1]} GiB" if stated else "nothing"
         raise CheckError(f"The file predicts {said}, the plan {peak:.1f} GiB.", where=name, fix="Correct its head.")
-    return found
+    return planned

@@ -1,65 +1,118 @@
-"""Will it fit: the peak of a run's training step, where it goes, and what to change."""
+"""The planner: the peak of a run's training step, by part, and whether it fits a card."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from qmixlora.device import GIB
 from qmixlora.recipe import Recipe
 
 from .architectures import config_of
-from .cards import GIB
 from .simulation.batch import Batch, synthetic_batch
-from .simulation.step import GAPS, Step, simulate
+from .simulation.step import Sizes, simulate
 
-CONTEXT = GIB // 2  # what a CUDA process holds beside its tensors; assumed, not measured
+CONTEXT = GIB // 2  # of a CUDA process, beside its tensors; assumed, not measured
 WORKSPACES = int(2 * 8.125 * 2**20)  # cuBLAS: one of ":4096:2:16:8" KiB for the forward and for the backward thread
-BESIDE = "CUDA context and workspaces (assumed)"
-MISSED = "missed by plans before (probe)"
-MARGIN = 0.08  # of the card: what a plan leaves free
+MARGIN = 0.08  # of the card: a plan leaves it free
+
+
+@dataclass(frozen=True)
+class CardParts:
+    """Bytes on the card at the peak of a training step. `gradients` are those of earlier micro-batches; `missed` are
+    the bytes that probes have found missing in plans of this model.
+    """
+
+    nf4_weights: int
+    kept_out_weights: int
+    adapter: int
+    routers: int
+    projector: int
+    gradients: int
+    optimizer: int
+    activations_saved: int
+    transients: int
+    gaps: int
+    context: int
+    missed: int
+
+
+@dataclass(frozen=True)
+class HostParts:
+    """Bytes in host memory during a training step, beside Python's own."""
+
+    streamed_layers: int
+    embeddings: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Bytes at the peak of loading: on the card, the CUDA context included, and in host memory."""
+
+    card: int
+    host: int
+
+
+LABELS = {  # for people, and in JSON; other parts are called by their names
+    "nf4_weights": "NF4 weights",
+    "kept_out_weights": "kept-out weights",
+    "activations_saved": "activations saved",
+    "transients": "gradients and transients",
+    "gaps": "allocator's gaps",
+    "context": "CUDA context and workspaces (assumed)",
+    "missed": "missed by plans before (probe)",
+    "streamed_layers": "streamed layers",
+}
+UNLESS_ZERO = {"missed", "streamed_layers", "embeddings", "activations"}  # parts that most plans do not have
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes on the card at the peak of a training step, by part; `place` is the stretch of the step and the operation.
-
-    `host` is what lies in host memory meanwhile, by part, beside Python's own memory; `loading` the peak of loading, on
-    the card (with the CUDA context) and on the host.
+    """The memory of a recipe's training step on one batch. `place` is the phase and the operation of the peak; `card`
+    the memory of the card in bytes, if one was named.
     """
 
-    parts: dict[str, int]
+    parts: CardParts
     place: str
-    host: dict[str, int]
-    loading: dict[str, int]
+    host: HostParts
+    loading: Loading
     batch: Batch
     card: int | None
 
     @property
     def peak(self) -> int:
-        return sum(self.parts.values())
+        """Bytes on the card."""
+        return sum(asdict(self.parts).values())
 
     @property
     def tensors(self) -> int:
         """The peak of tensors alone."""
-        return self.peak - sum(self.parts.get(name, 0) for name in (BESIDE, GAPS, MISSED))
+        return self.peak - self.parts.context - self.parts.gaps - self.parts.missed
+
+    @property
+    def peak_with_loading(self) -> int:
+        """The most bytes on the card, in training or before it."""
+        return max(self.peak, self.loading.card)
 
     @property
     def fits(self) -> bool | None:
         """Whether training and loading leave the margin of the card free; None without a card."""
-        return None if self.card is None else max(self.peak, self.loading["card"]) <= (1 - MARGIN) * self.card
+        return None if self.card is None else self.peak_with_loading <= (1 - MARGIN) * self.card
 
     def to_dict(self) -> dict[str, Any]:
-        """What `qmixlora plan --json` prints, sizes in GiB."""
+        """The plan in the JSON of `qmixlora plan`, sizes in GiB."""
         card = None if self.card is None else self.card / GIB
         return {
             "peak_gib": self.peak / GIB,
             "card_gib": card,
             "margin_gib": None if card is None else card - self.peak / GIB,
             "fits": self.fits,
-            "parts": {name: size / GIB for name, size in self.parts.items()},
+            "parts": _labelled(asdict(self.parts)),
             "place": self.place,
-            "host": {name: size / GIB for name, size in self.host.items()},
-            "loading": {name: size / GIB for name, size in self.loading.items()},
+            "host": _labelled(asdict(self.host)),
+            "loading": _labelled(asdict(self.loading)),
             "batch": self.batch.to_dict(),
         }
 
@@ -74,42 +127,51 @@ def plan(
 ) -> Plan:
     """Plan a recipe without weights and without a GPU, by its own training step.
 
-    The batch is `batch`, or one of samples of `tokens` (default `data.max_length`), pictures included. `card` is in
-    bytes, as `residual`: what plans of this model are known to miss.
+    The batch is `batch`, or one of samples of `tokens` (default `data.max_length`), images included. `card` is in
+    bytes, as `residual`: the bytes that plans of this model are known to miss.
 
     Raises:
-        UserError: the model's configuration cannot be read, its pictures cannot be planned, or do not fit in `tokens`;
-            or as `arrange`.
+        UserError: the model's configuration cannot be read, its images cannot be planned, or do not fit in `tokens`;
+            or as `apply_levers`.
     """
     config = config_of(recipe.model)
     batch = batch or synthetic_batch(config, recipe, tokens or recipe.data.max_length)
     step = simulate(recipe, config, batch)
-    saved = step.sizes["activations saved"]
-    stretch = max(step.peaks, key=lambda name: step.peaks[name])
-    beyond, place = step.peaks[stretch], f"{stretch} ({step.places[stretch]})"
-    states, own_step = _optimizer(recipe, step)
+    sizes = step.sizes
+    phase, peak = max(step.peaks.items(), key=lambda item: item[1].size)
+    beyond, place = peak.size, f"{phase} ({peak.operation})"
+    states, own_step = _optimizer(recipe, sizes)
     if own_step > beyond:
         beyond, place = own_step, "optimizer step"
-    parts = {
-        **step.held,
-        "optimizer": states,
-        "activations saved": min(saved, beyond),
-        "gradients and transients": beyond - min(saved, beyond),
-        GAPS: step.sizes[GAPS],
-        BESIDE: CONTEXT + WORKSPACES,
-    }
-    if residual:
-        parts[MISSED] = residual
-    loading = {"card": step.sizes["loading, card"] + CONTEXT, "host": step.sizes["loading, host"]}
-    return Plan(parts, place, {name: size for name, size in step.host.items() if size}, loading, batch, card)
+    saved = min(sizes.activations_saved, beyond)
+    parts = CardParts(
+        nf4_weights=sizes.nf4_weights,
+        kept_out_weights=sizes.kept_out_weights,
+        adapter=sizes.adapter,
+        routers=sizes.routers,
+        projector=sizes.projector,
+        gradients=sizes.gradients,
+        optimizer=states,
+        activations_saved=saved,
+        transients=beyond - saved,
+        gaps=step.gaps,
+        context=CONTEXT + WORKSPACES,
+        missed=residual,
+    )
+    host = HostParts(sizes.host_streamed, sizes.host_embeddings, sizes.host_activations)
+    return Plan(parts, place, host, Loading(sizes.loading_card + CONTEXT, sizes.loading_host), batch, card)
 
 
-def _optimizer(recipe: Recipe, step: Step) -> tuple[int, int]:
+def _optimizer(recipe: Recipe, sizes: Sizes) -> tuple[int, int]:
     """(bytes of its states, the most that its own step holds beyond what is held all along).
 
     torch's AdamW works on lists of tensors and holds as much again as is trained; bitsandbytes' goes tensor by tensor.
     """
-    gradients, trainable = step.sizes["gradients to come"], step.sizes["trainable"]
     if recipe.train.optimizer == "adamw":
-        return step.sizes["32-bit states"], gradients + trainable
-    return step.sizes["8-bit states"], gradients
+        return sizes.states_32_bit, sizes.gradients_to_come + sizes.trainable
+    return sizes.states_8_bit, sizes.gradients_to_come
+
+
+def _labelled(sizes: Mapping[str, int]) -> dict[str, float]:
+    """Sizes in GiB by their labels."""
+    return {LABELS.get(name, name): size / GIB for name, size in sizes.items() if size or name not in UNLESS_ZERO}

@@ -1,15 +1,27 @@
 """Conditional Mixture-of-LoRA (arXiv 2402.15896) as a PEFT method; importing this registers it with PEFT."""
 
+from typing import cast
+
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import PeftType
 
 from .config import PEFT_TYPE, MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel
-from .routing import device_of, routed_as
+from .routing import device_of, is_adapter_parameter, routed_as
 
 # `peft.utils.register_peft_method` refuses names outside PEFT's enum; the enum is a str, so a plain string is a key.
-PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = MixLoraConfig
-PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = MixLoraModel
-PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = MixLoraModel.prefix
+KEY = cast(PeftType, PEFT_TYPE)
+PEFT_TYPE_TO_CONFIG_MAPPING[KEY] = MixLoraConfig
+PEFT_TYPE_TO_TUNER_MAPPING[KEY] = MixLoraModel
+PEFT_TYPE_TO_PREFIX_MAPPING[KEY] = MixLoraModel.prefix
 
-__all__ = ["PEFT_TYPE", "MixLoraConfig", "MixLoraLayer", "MixLoraModel", "device_of", "routed_as"]
+__all__ = [
+    "PEFT_TYPE",
+    "MixLoraConfig",
+    "MixLoraLayer",
+    "MixLoraModel",
+    "device_of",
+    "is_adapter_parameter",
+    "routed_as",
+]

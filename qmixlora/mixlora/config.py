@@ -31,11 +31,11 @@ class MixLoraConfig(PeftConfig):
             authors' code), `independent`, or `tied` (one selection).
         gate: `hard` (unweighted; the routers get no gradient and are frozen), `straight_through`, `weighted` (weights
             of the chosen factors have mean 1), or `dense` (all factors, gated, paired by index).
-        route_on: what an instance is routed on. Its own input to the layer, averaged over `all` positions, over the
-            `prompt` or over the `instruction` (the prompt's text tokens); the instruction's input `embedding`s; or one
-            learned vector per `task`.
-        condition_norm: `center` puts what is routed on on one scale and takes off its running mean, which all inputs
-            share and which would drown what tells them apart; `none` routes on it as it is (the paper).
+        route_on: the condition that an instance is routed on. Its own input to the layer, averaged over `all`
+            positions, over the `prompt` or over the `instruction` (the prompt's text tokens); the instruction's input
+            `embedding`s; or one learned vector per `task`.
+        condition_norm: `center` layer-normalises the condition and subtracts its running mean; otherwise one shared
+            direction hides the differences between inputs. `none` routes on the condition as it is (the paper).
         task_mix: share of training samples whose gates are replaced by the running mean of their task's gates.
         tasks: the task labels, needed by `route_on="task"` and by `task_mix`.
         task_dim: width of the learned task vectors.

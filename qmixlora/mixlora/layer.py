@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from .config import MixLoraConfig
-from .routing import RoutingContext, no_autocast
+from .routing import Key, RoutingContext, no_autocast
 from .running_means import Center, update_means
 from .selection import conditional_scores, released_conditional_scores, select
 
@@ -37,6 +37,9 @@ class MixLoraLayer(BaseTunerLayer):
     running means `mixlora_task_mean` (T x E x F) and their counts `mixlora_task_count` (T) are saved along.
     """
 
+    training: bool
+    mixlora_A: nn.ParameterDict
+    mixlora_B: nn.ParameterDict
     adapter_layer_names = ("mixlora_A", "mixlora_B", *ROUTERS)
     other_param_names = ("mixlora_task_mean", "mixlora_task_count", "mixlora_center", "mixlora_config")
 
@@ -94,24 +97,27 @@ class MixLoraLayer(BaseTunerLayer):
     def unmerge(self) -> None:
         """Nothing is ever merged."""
 
+    def _key(self, adapter_name: str) -> Key:
+        return cast(nn.Module, self), adapter_name
+
     def mixing(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
-        """`mix_BEF` for this batch: selected from the condition, or, while decoding, what the prefill selected.
+        """The mixing matrices of this batch (`mix_BEF`): selected from the condition, or, while decoding, at prefill.
 
         Raises ValueError if this layer's input is not laid out as the model's own (batch, sequence).
         """
         routing, config = self.mixlora_context.current, self.mixlora_config[adapter_name]
-        key = (self, adapter_name)
+        cache, key = routing.cache, self._key(adapter_name)
         if routing.decoding:
-            if key not in routing.mixes or len(routing.mixes[key]) != len(x_BSI):
+            if key not in cache.mixing_matrices or len(cache.mixing_matrices[key]) != len(x_BSI):
                 raise ValueError(
                     f"Cached decoding of {len(x_BSI)} sequences without a prefill of the same batch through this "
                     "adapter: its factors are selected at prefill and frozen. Run the prompt without past_key_values."
                 )
-            return routing.mixes[key]
-        mix_BEF = routing.selected.get(key)
+            return cache.mixing_matrices[key]
+        mix_BEF = cache.selected.get(key)
         if mix_BEF is None:
             mix_BEF = self._select(x_BSI, adapter_name)
-        routing.mixes[key] = mix_BEF.detach()
+        cache.mixing_matrices[key] = mix_BEF.detach()
         if config.task_mix > 0 and self.training:
             mix_BEF = self._mixed_with_task_mean(mix_BEF, adapter_name)
         return mix_BEF
@@ -129,10 +135,10 @@ class MixLoraLayer(BaseTunerLayer):
             return select(config, condition_BD @ route_A.T, logits_B_BE, conditional)
 
     def _condition(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
-        """What to route on (B x D, fp32): the batch's own condition, or the mean of this layer's input, centred."""
+        """The condition (B x D, fp32): the batch's own, or the mean of this layer's input, centred."""
         routing, route_on = self.mixlora_context.current, self.mixlora_config[adapter_name].route_on
-        if adapter_name in routing.conditions:
-            return routing.conditions[adapter_name]
+        if adapter_name in routing.cache.conditions:
+            return routing.cache.conditions[adapter_name]
         mask_BS = routing.mask(route_on)
         if mask_BS is not None and mask_BS.shape != x_BSI.shape[:2]:
             raise ValueError(
@@ -147,14 +153,14 @@ class MixLoraLayer(BaseTunerLayer):
         return centred_BI
 
     def _mixed_with_task_mean(self, mix_BEF: Tensor, adapter_name: str) -> Tensor:
-        routing, key = self.mixlora_context.current, (self, adapter_name)
-        task_ids_B = routing.task_ids[adapter_name]
-        if key not in routing.task_means:  # the first pass over this batch, not its recomputation
+        routing, key = self.mixlora_context.current, self._key(adapter_name)
+        task_means, task_ids_B = routing.cache.task_means, routing.task_ids[adapter_name]
+        if key not in task_means:  # the first pass over this batch, not its recomputation
             mean_TEF, count_T = self.mixlora_task_mean[adapter_name], self.mixlora_task_count[adapter_name]
-            routing.task_means[key] = mean_TEF[task_ids_B]
+            task_means[key] = mean_TEF[task_ids_B]
             update_means(mean_TEF, count_T, mix_BEF.detach(), task_ids_B)
         replaced_B = routing.replaced[adapter_name]
-        return torch.where(replaced_B[:, None, None], routing.task_means[key], mix_BEF)
+        return torch.where(replaced_B[:, None, None], task_means[key], mix_BEF)
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
         """`(alpha / R) * ((x A^T) mix) B`, in the dtype of `x`; an I x O matrix is never built.

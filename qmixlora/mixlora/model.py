@@ -1,4 +1,4 @@
-"""MixLoRA as a PEFT tuner: injects the layers and tells them about the batch in flight.
+"""MixLoRA as a PEFT tuner: injects the layers, and makes the routing of every batch.
 
 Shapes: B batch, D width of the condition, L layers, N = L x B, E = F factors in a pool, T tasks.
 """
@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from .config import MixLoraConfig
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
-from .routing import Routing, RoutingContext, device_of, image_token_ids, is_decoding, no_autocast, routing_masks
+from .routing import (
+    OptimizerSteps,
+    Routing,
+    RoutingContext,
+    device_of,
+    image_token_ids,
+    is_decoding,
+    no_autocast,
+    routing_masks,
+)
 from .running_means import Center
 from .selection import mean_over, select
 
@@ -31,19 +43,18 @@ class MixLoraModel(BaseTuner):
 
     prefix = "mixlora_"
     tuner_layer_cls = MixLoraLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = cast(dict[str, list[str]], TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
     uses_shared_state = True  # the task vectors and the centre, which all layers read
     mixlora_task: nn.ParameterDict
     mixlora_center: nn.ModuleDict
     mixlora_layers: list[Linear]  # in the order of the model
-    _seen_version: int
 
-    def _pre_injection_hook(self, model: nn.Module, config: MixLoraConfig, adapter_name: str) -> None:
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.mixlora_routing = RoutingContext()
         self.mixlora_task = nn.ParameterDict()
         self.mixlora_center = nn.ModuleDict()
         self.mixlora_layers = []
-        self._seen_version = -1
+        self._steps = OptimizerSteps()
         self._hook = model.register_forward_pre_hook(self._begin_batch, with_kwargs=True)
 
     def inject_adapter(
@@ -57,14 +68,14 @@ class MixLoraModel(BaseTuner):
         """As `BaseTuner.inject_adapter`, with what all layers share: the table of task vectors (T x D), if the adapter
         routes on tasks; the centre of the conditions, if it routes on embeddings.
         """
-        config = self.peft_config[adapter_name]
+        config = self._config(adapter_name)
         if config.route_on == "embedding" and not hasattr(model, "get_input_embeddings"):
             raise ValueError(
                 f"route_on='embedding' needs a model with input embeddings, and {type(model).__name__} has no "
                 "get_input_embeddings(). Route on 'instruction', 'prompt', 'all' or 'task'."
             )
         if config.route_on == "task":
-            table_TD = torch.randn(len(config.tasks), config.task_dim, device=device_of(model))
+            table_TD = torch.randn(len(config.tasks or ()), config.task_dim, device=device_of(model))
             self.mixlora_task[adapter_name] = nn.Parameter(table_TD)
         elif config.route_on == "embedding" and config.condition_norm == "center":
             width = cast(Any, model).get_input_embeddings().embedding_dim
@@ -73,7 +84,7 @@ class MixLoraModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: MixLoraConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -81,6 +92,7 @@ class MixLoraModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        assert isinstance(peft_config, MixLoraConfig), "PEFT maps this tuner to its config"
         condition_dim = None
         if peft_config.route_on == "embedding":
             condition_dim = self.model.get_input_embeddings().embedding_dim
@@ -111,13 +123,13 @@ class MixLoraModel(BaseTuner):
         """As `BaseTuner.set_adapter`, the task vectors included (frozen under hard gates, like the routers)."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         for name, table_TD in self.mixlora_task.items():
-            learns = self.peft_config[name].gate != "hard"
+            learns = self._config(name).gate != "hard"
             table_TD.requires_grad_(learns and name in self.active_adapters and not inference_mode)
 
     def unload(self) -> nn.Module:
         """As `BaseTuner.unload`: the base model as it was, without what tells the layers about the batch."""
         self._hook.remove()
-        return cast(nn.Module, super().unload())
+        return super().unload()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """As `BaseTuner.delete_adapter`, what all layers share included."""
@@ -136,6 +148,13 @@ class MixLoraModel(BaseTuner):
         """Always raises NotImplementedError: see the message."""
         raise NotImplementedError(MERGE_REFUSED)
 
+    def last_selection(self) -> Tensor:
+        """The mixing matrices of the batch that was last in the model, by the (one) active adapter, in the order of the
+        layers (L x B x E x F, fp32, without a graph). `task_mix` does not show: every sample has its own selection.
+        """
+        matrices, name = self.mixlora_routing.current.cache.mixing_matrices, self.active_adapters[0]
+        return torch.stack([matrices[layer, name] for layer in self.mixlora_layers])
+
     # -- the batch in flight ------------------------------------------------------------------------------------------
 
     def _begin_batch(
@@ -145,43 +164,52 @@ class MixLoraModel(BaseTuner):
         context = self.mixlora_routing
         inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
         if is_decoding(inputs):
-            context.current.decoding = True
+            context.current = replace(context.current, decoding=True)
             return args, kwargs
         prompt_BS, instruction_BS = routing_masks(
             inputs, routing_mask_BS, image_token_ids(getattr(module, "config", None))
         )
-        routing = context.current = Routing(prompt_BS, instruction_BS, starts_step=self._starts_step())
-        tasks = context.tasks if tasks is None else tasks
+        task_ids, replaced = self._tasks(context.tasks if tasks is None else tasks, inputs, module.training)
+        context.current = Routing(
+            prompt_BS, instruction_BS, task_ids, replaced, self._steps.have_gone_on(self._a_trained_factor())
+        )
         for name in self.active_adapters:
-            config = self.peft_config[name]
-            if config.needs_tasks:
-                routing.task_ids[name] = self._task_ids(config, tasks, inputs)
-            if config.task_mix > 0 and module.training:
-                ids_B = routing.task_ids[name]
-                drawn_B = torch.rand(len(ids_B), device=ids_B.device) < config.task_mix
-                routing.replaced[name] = drawn_B & (ids_B >= 0) & self._has_task_mean(name, ids_B)
+            config = self._config(name)
             if config.route_on in ("embedding", "task"):
                 with no_autocast(device_of(module)):
-                    routing.conditions[name] = self._condition(name, inputs)
+                    context.current.cache.conditions[name] = self._condition(name, inputs)
                     if config.pairing in ("tied", "independent"):
                         self._select_ahead(name)
         return args, kwargs
 
-    def _starts_step(self) -> bool:
-        """Whether the optimiser has stepped since the last batch, as far as a trained tensor tells: its gradient was
-        cleared, or (`zero_grad(set_to_none=False)`) its values were changed in place.
-        """
-        for layer in self.mixlora_layers:
-            for parameter in cast(nn.ParameterDict, layer.mixlora_B).values():
-                if parameter.requires_grad:
-                    before, self._seen_version = self._seen_version, parameter._version
-                    return parameter.grad is None or parameter._version != before
-        return True
+    def _tasks(
+        self, tasks: Sequence[str] | None, inputs: dict[str, Any], training: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(task ids, samples whose gates are replaced) of the batch, for the adapters that need them."""
+        task_ids: dict[str, Tensor] = {}
+        replaced: dict[str, Tensor] = {}
+        for name in self.active_adapters:
+            config = self._config(name)
+            if config.needs_tasks:
+                task_ids[name] = self._task_ids(config, tasks, inputs)
+            if config.task_mix > 0 and training:
+                ids_B = task_ids[name]
+                drawn_B = torch.rand(len(ids_B), device=ids_B.device) < config.task_mix
+                replaced[name] = drawn_B & (ids_B >= 0) & self._has_task_mean(name, ids_B)
+        return task_ids, replaced
+
+    def _a_trained_factor(self) -> nn.Parameter | None:
+        """A factor pool that learns, which tells optimiser steps apart."""
+        pools = (pool for layer in self.mixlora_layers for pool in layer.mixlora_B.values())
+        return next((pool for pool in pools if pool.requires_grad), None)
+
+    def _config(self, name: str) -> MixLoraConfig:
+        return cast(MixLoraConfig, self.peft_config[name])
 
     def _condition(self, name: str, inputs: dict[str, Any]) -> Tensor:
-        """What to route on (B x D, fp32), where that is known before the first layer."""
+        """The condition (B x D, fp32), where it is known before the first layer."""
         routing = self.mixlora_routing.current
-        if self.peft_config[name].route_on == "task":
+        if self._config(name).route_on == "task":
             table_TD, ids_B = self.mixlora_task[name], routing.task_ids[name]
             return torch.where((ids_B >= 0)[:, None], table_TD[ids_B.clamp(min=0)], table_TD.mean(dim=0))
         embeddings_BSD = inputs.get("inputs_embeds")
@@ -194,12 +222,12 @@ class MixLoraModel(BaseTuner):
         return centred_BD
 
     def _select_ahead(self, name: str) -> None:
-        """Every layer's selection at once, where the scores do not depend on a layer's factors: one product in place of
+        """Select for every layer at once, where the scores do not depend on a layer's factors: one product in place of
         one per layer, and nothing to recompute.
         """
-        routing, config = self.mixlora_routing.current, self.peft_config[name]
+        cache, config = self.mixlora_routing.current.cache, self._config(name)
         layers = [layer for layer in self.mixlora_layers if name in layer.mixlora_config]
-        condition_BD = routing.conditions[name]
+        condition_BD = cache.conditions[name]
 
         def logits(router: str) -> Tensor:
             route_LED = torch.stack([getattr(layer, router)[name] for layer in layers])
@@ -208,7 +236,7 @@ class MixLoraModel(BaseTuner):
         logits_B_NE = None if config.pairing == "tied" else logits("mixlora_route_B")
         mix_NEF = select(config, logits("mixlora_route_A"), logits_B_NE)
         for layer, mix_BEF in zip(layers, mix_NEF.chunk(len(layers)), strict=True):
-            routing.selected[layer, name] = mix_BEF
+            cache.selected[layer, name] = mix_BEF
 
     def _task_ids(self, config: MixLoraConfig, tasks: Any, inputs: dict[str, Any]) -> Tensor:
         """Index of each sample's task in the adapter's list (B), -1 where it is unknown; beams repeat their sample."""

@@ -1,4 +1,4 @@
-"""What the layers must know about the batch in flight: where the routing tokens are, which tasks, prefill or decode.
+"""The routing of the batch in flight: its routing tokens, its tasks, prefill or decoding, and what was selected.
 
 Shapes: B batch, S sequence, D width of the condition, E = F factors in a pool.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,46 +21,59 @@ from torch import Tensor, nn
 
 from .selection import mean_over
 
+Key = tuple[nn.Module, str]  # a layer, and the name of one of its adapters
+
 
 @dataclass
-class Routing:
-    """One batch. Masks are None where nothing is known about the positions: then all of them count.
+class RoutingCache:
+    """Results of a batch that later forward passes over it read: its recomputation, and its decoding steps.
 
-    `conditions`, `task_ids` and `replaced` are kept per adapter: condition_BD for `embedding` and `task` routing, the
-    index of each sample's task (-1 unknown), and the samples whose gates `task_mix` replaces. `selected` holds mixes
-    that were selected before the first layer; `mixes` what each layer selected, without its graph: decoding reads it
-    instead of selecting again. `task_means` and `centers` hold running means as they were before this batch; their
-    presence tells that the forward pass at hand is a recomputation. `pooled` is the last input that was averaged.
-    `starts_step` is false while gradients of earlier batches wait for the same optimiser step.
+    `conditions` holds condition_BD of adapters whose condition is known before the first layer, `selected` the mixing
+    matrices that were selected there. `mixing_matrices` holds the selection of every layer, without its graph: decoding
+    reads it instead of selecting again. `task_means` and `centers` hold running means as they were before the batch;
+    their presence tells that the forward pass at hand is a recomputation. `pooled` is the last input that was averaged.
+    """
+
+    conditions: dict[str, Tensor] = field(default_factory=dict)
+    selected: dict[Key, Tensor] = field(default_factory=dict)
+    mixing_matrices: dict[Key, Tensor] = field(default_factory=dict)
+    task_means: dict[Key, Tensor] = field(default_factory=dict)
+    centers: dict[nn.Module, Tensor] = field(default_factory=dict)
+    pooled: tuple[weakref.ref[Tensor], str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The facts of one batch, and its cache. Masks are None where nothing is known about the positions: then all of
+    them count.
+
+    `task_ids` (the index of each sample's task, -1 unknown) and `replaced` (the samples whose gates `task_mix`
+    replaces) are kept per adapter. `starts_step` is false while gradients of earlier batches wait for the same
+    optimiser step. `decoding`: the batch goes on from a key-value cache, one token at a time.
     """
 
     prompt_BS: Tensor | None = None
     instruction_BS: Tensor | None = None
-    conditions: dict[str, Tensor] = field(default_factory=dict)
-    task_ids: dict[str, Tensor] = field(default_factory=dict)
-    replaced: dict[str, Tensor] = field(default_factory=dict)
-    decoding: bool = False
+    task_ids: Mapping[str, Tensor] = field(default_factory=dict)
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
     starts_step: bool = True
-    selected: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
-    mixes: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
-    task_means: dict[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
-    centers: dict[nn.Module, Tensor] = field(default_factory=dict)
-    pooled: tuple[weakref.ref[Tensor], str, Tensor] | None = None
+    decoding: bool = False
+    cache: RoutingCache = field(default_factory=RoutingCache)
 
     def mask(self, route_on: str) -> Tensor | None:
         """The routing tokens (B x S) for a layer that routes on its own input."""
         return {"all": None, "prompt": self.prompt_BS, "instruction": self.instruction_BS}[route_on]
 
     def mean_input(self, x_BSI: Tensor, route_on: str) -> Tensor:
-        """A layer's input averaged over the routing tokens (B x I), computed once for layers that read the same tensor
-        one after the other (q, k and v; gate and up). Nothing is kept alive for that.
+        """Average a layer's input over the routing tokens (B x I), once for layers that read the same tensor one after
+        the other (q, k and v; gate and up). Nothing is kept alive for that.
         """
-        if self.pooled is not None:
-            last, tokens, mean_BI = self.pooled
+        if self.cache.pooled is not None:
+            last, tokens, mean_BI = self.cache.pooled
             if last() is x_BSI and tokens == route_on:
                 return mean_BI
         mean_BI = mean_over(x_BSI, self.mask(route_on))
-        self.pooled = (weakref.ref(x_BSI), route_on, mean_BI)
+        self.cache.pooled = (weakref.ref(x_BSI), route_on, mean_BI)
         return mean_BI
 
 
@@ -70,6 +83,26 @@ class RoutingContext:
     def __init__(self) -> None:
         self.current = Routing()
         self.tasks: Sequence[str] | None = None
+
+
+class OptimizerSteps:
+    """Guesses whether the optimiser has stepped since the last batch, which nobody tells a forward pass.
+
+    It looks at one trained tensor and assumes that a step clears its gradient, or (`zero_grad(set_to_none=False)`)
+    changes its values in place. It fails where that is not so: where gradients are cleared between the micro-batches
+    of a step, or where no gradient reaches the tensor, every batch counts as a step of its own. A centre then moves
+    after every micro-batch instead of once per step; nothing else depends on it.
+    """
+
+    def __init__(self) -> None:
+        self._version = -1
+
+    def have_gone_on(self, parameter: nn.Parameter | None) -> bool:
+        """Whether the batch that begins is the first of a step, going by this trained tensor (None: nothing learns)."""
+        if parameter is None:
+            return True
+        before, self._version = self._version, parameter._version
+        return parameter.grad is None or parameter._version != before
 
 
 @contextmanager
@@ -90,22 +123,28 @@ def routed_as(model: nn.Module, tasks: Sequence[str]) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes: where any of its parameters lies but the host, else the host. (Some of its frozen weights
-    may be kept in host memory; which parameter comes first says nothing.)
+    """The device that a model computes on: the one of any parameter that is not on the host, else the host.
+
+    (Some frozen weights may be kept in host memory; the place of the first parameter says nothing.)
     """
-    places = (parameter.device for parameter in model.parameters())
-    return next((place for place in places if place.type != "cpu"), torch.device("cpu"))
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+
+
+def is_adapter_parameter(name: str) -> bool:
+    """Whether a parameter or buffer of a PEFT model belongs to a MixLoRA or LoRA adapter, by its name."""
+    return "lora_" in name  # mixlora_ among them
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Selection is fp32 whoever trains, and however. (The meta device has no autocast to leave.)"""
+    """Leave autocast for a block: selection is fp32 whoever trains, and however. (The meta device has none.)"""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def image_token_ids(config: Any) -> list[int]:
-    """The placeholder tokens that stand for pixels, as far as the model's config names them."""
+    """The ids of placeholder tokens that stand for pixels, as far as the model's config names them."""
     name = re.compile(r"(image|video|vision|img)\w*token(_id|_index)$")
     return sorted(
         {value for key, value in getattr(config, "__dict__", {}).items() if name.search(key) and isinstance(value, int)}
@@ -123,8 +162,8 @@ def routing_masks(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(prompt_BS, instruction_BS): tokens before the first supervised one, without padding; and the text among them.
 
-    `routing_mask_BS` (the prompt, as the collator knows it) wins over what `attention_mask` and `labels` tell. A
-    sample whose prompt has no text is routed on its whole prompt.
+    `routing_mask_BS` (the prompt, as the collator knows it) overrules `attention_mask` and `labels`. A sample whose
+    prompt has no text is routed on its whole prompt.
     """
     input_ids, prompt_BS = inputs.get("input_ids"), routing_mask_BS
     if prompt_BS is None:

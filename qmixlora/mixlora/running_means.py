@@ -1,4 +1,4 @@
-"""Running means that training keeps: of each task's mixing matrix, and of what is routed on.
+"""Running means that training keeps: of each task's mixing matrices, and of the conditions.
 
 Shapes: B batch, D width of the condition, T tasks, E = F factors in a pool.
 """
@@ -45,11 +45,11 @@ def _wide(weight: Tensor, like: Tensor) -> Tensor:
 
 
 class Center(nn.Module):
-    """Puts conditions on one scale (layer norm) and takes off what all of them share, their running mean.
+    """Layer-normalises conditions and subtracts their running mean.
 
-    Pooled states of one model have nearly one direction in common; what tells instructions apart is small beside it.
+    Pooled states of one model nearly share one direction, beside which the differences between instructions are small.
     The mean is the one from before the optimiser step, so that a sample's routing depends neither on its neighbours in
-    the batch nor on how the batch is split for accumulation; what a step adds waits in `pending`.
+    the batch nor on how the batch is split for accumulation; the sums of a step wait in `pending`.
     """
 
     mean: Tensor  # 1 x D
@@ -64,14 +64,14 @@ class Center(nn.Module):
 
     def forward(self, condition_BD: Tensor, routing: Routing) -> Tensor:
         condition_BD = layer_norm(condition_BD, condition_BD.shape[-1:])
-        if self in routing.centers:  # the recomputation of a layer under activation checkpointing
-            return condition_BD - routing.centers[self]
+        if self in routing.cache.centers:  # the recomputation of a layer under activation checkpointing
+            return condition_BD - routing.cache.centers[self]
         if routing.starts_step or not self.training:
             _fold(self.mean, self.count, self.pending, self.pending_count)
             self.pending.zero_()
             self.pending_count.zero_()
         if self.training:
-            routing.centers[self] = self.mean.clone()
+            routing.cache.centers[self] = self.mean.clone()
             self.pending.add_(condition_BD.detach().sum(dim=0))
             self.pending_count.add_(len(condition_BD))
         return condition_BD - self.mean

@@ -1,17 +1,21 @@
 """The recipe: everything a run depends on, typed and strict. No torch here, so that the command line stays fast."""
 
-from .reading import edited, json_schema, load_recipe, read_recipe, shipped_recipes, validate
+from .edit import Edit, edited
+from .reading import json_schema, load_recipe, read_recipe, shipped_recipes
 from .schema import EMBEDDED, Adapter, Checkpointing, Data, Export, Model, Recipe, Train
+from .validation import did_you_mean, validate
 
 __all__ = [
     "EMBEDDED",
     "Adapter",
     "Checkpointing",
     "Data",
+    "Edit",
     "Export",
     "Model",
     "Recipe",
     "Train",
+    "did_you_mean",
     "edited",
     "json_schema",
     "load_recipe",

@@ -1,23 +1,19 @@
-"""A YAML file to a recipe: overrides are put in by dotted path, and every mistake (unknown key, wrong type, values that
-do not go together) is reported at once, each with its path.
-"""
+"""A YAML file, or a shipped recipe, to a recipe."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from qmixlora.errors import UserError
 
-from .schema import EMBEDDED, Recipe
+from .edit import Edit
+from .schema import Recipe
+from .validation import did_you_mean, validate
 
 
 def json_schema() -> dict[str, Any]:
@@ -40,17 +36,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"This is not YAML: {getattr(error, 'problem', error)}", where=where + line) from None
     if not isinstance(values, dict):
         raise UserError("A recipe is a mapping with the sections model, adapter, data and train.", where=where)
-    for override in overrides:
-        _override(values, override)
-    return validate(values, where)
-
-
-def edited(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """The recipe with overrides put in. Raises UserError if one is wrong, or they do not go together."""
-    values = recipe.model_dump()
-    for override in overrides:
-        _override(values, override)
-    return validate(values, " ".join(overrides))
+    return validate(Edit.parse(overrides).put_into(values), where)
 
 
 def read_recipe(name_or_path: str) -> tuple[str, str]:
@@ -64,7 +50,7 @@ def read_recipe(name_or_path: str) -> tuple[str, str]:
     shipped = shipped_recipes()
     if name_or_path not in shipped:
         raise UserError(
-            f"There is no recipe {name_or_path!r}.{_did_you_mean(name_or_path, shipped)}",
+            f"There is no recipe {name_or_path!r}.{did_you_mean(name_or_path, shipped)}",
             where="shipped recipes: " + ", ".join(shipped),
             fix="Name one of them, or the path of a .yaml file.",
         )
@@ -79,129 +65,3 @@ def shipped_recipes() -> dict[str, str]:
         for file in sorted(files, key=lambda file: file.name)
         if file.name.endswith(".yaml")
     }
-
-
-def validate(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe that these values describe. Raises UserError with every mistake in them."""
-    problems: list[str] = []
-    recipe: Recipe | None = None
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        errors = error.errors()
-        problems += [_explain(item, values) for item in errors]
-        # look at the rest as well: with the bad entries out of the way, values that do not go together show too
-        rest = json.loads(json.dumps(values, default=str))
-        for item in errors:
-            if item["type"] != "missing":
-                _drop(rest, item["loc"])
-        for section, key in (("model", "id"), ("data", "train")):
-            rest[section] = {key: "?", **(rest.get(section) or {})}
-        with contextlib.suppress(ValidationError):
-            problems += _conflicts(Recipe.model_validate(rest))
-    else:
-        problems += _conflicts(recipe)
-    if problems or recipe is None:
-        count = f"{len(problems)} mistake{'s' if len(problems) > 1 else ''}"
-        lines = "".join(f"\n    {problem}" for problem in problems)
-        raise UserError(f"The recipe has {count}:{lines}", where=where, fix="`qmixlora recipes schema` lists all keys.")
-    return recipe
-
-
-def _conflicts(recipe: Recipe) -> list[str]:
-    """Values that are right alone and wrong together."""
-    adapter, problems = recipe.adapter, []
-    if adapter.method == "mixlora":
-        if adapter.r > adapter.num_factors:
-            problems.append(f"adapter.r: {adapter.r} is more than adapter.num_factors, {adapter.num_factors}")
-        if adapter.gate == "weighted" and adapter.r == 1:
-            problems.append("adapter.gate: weighted needs adapter.r >= 2 (one weight of mean 1 teaches nothing)")
-    elif adapter.task_mix > 0:
-        problems.append("adapter.task_mix: plain lora has no gates to replace; leave it 0")
-    if recipe.train.checkpointing.offload and not recipe.train.checkpointing.enabled:
-        problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
-    problems += _memory_conflicts(recipe)
-    if recipe.train.eval_every and not recipe.data.validation and recipe.data.train != EMBEDDED:
-        problems.append("train.eval_every: there is nothing to evaluate on; set data.validation")
-    return problems
-
-
-def _memory_conflicts(recipe: Recipe) -> list[str]:
-    """Memory levers that exclude each other."""
-    model, train, problems = recipe.model, recipe.train, []
-    if model.stream_layers in (1, 2):
-        problems.append("model.stream_layers: its two buffers take as much as two layers; stream 3 or more, or none")
-    if model.stream_layers:
-        if model.quantization != "nf4":
-            problems.append("model.stream_layers: only 4-bit layers are streamed; set model.quantization: nf4")
-        if not (train.checkpointing.enabled and train.checkpointing.every_n_layers == 1):
-            problems.append(
-                "model.stream_layers: streamed layers are gone when the backward pass needs them; "
-                "set train.checkpointing.enabled: true and every_n_layers: 1"
-            )
-    if model.offload_embeddings and model.quantize_embeddings != "none":
-        problems.append("model.offload_embeddings: quantised embeddings stay on the card; choose one of the two")
-    if train.cache_features and recipe.adapter.train_projector:
-        problems.append(
-            "train.cache_features: features are what the projector makes of a picture, and it is trained; "
-            "set adapter.train_projector: false"
-        )
-    return problems
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise UserError(f"An override has the form section.key=value, not {override!r}.", where="command line")
-    *sections, key = path.split(".")
-    target = values
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise UserError(f"{section!r} is a value, not a section.", where=f"override {override!r}")
-    try:
-        target[key] = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        raise UserError(f"{text!r} is not a YAML value.", where=f"override {override!r}", fix="Quote it.") from None
-
-
-def _explain(item: Any, values: dict[str, Any]) -> str:
-    """One pydantic error in the user's words."""
-    loc = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
-    path = ".".join(str(part) for part in loc)
-    if item["type"] == "extra_forbidden":
-        return f"{path}: unknown key.{_did_you_mean(str(loc[-1]), _keys_at(loc[:-1]))}"
-    if item["type"] == "missing":
-        return f"{path}: missing"
-    got = item.get("input")
-    quote = " (YAML reads on, off, yes and no as booleans: quote the word)" if isinstance(got, bool) else ""
-    return f"{path}: {item['msg'].lower()}, got {got!r}{quote}"
-
-
-def _keys_at(loc: Sequence[Any]) -> list[str]:
-    section: Any = Recipe
-    for part in loc:
-        field = section.model_fields.get(part)
-        if field is None or not hasattr(field.annotation, "model_fields"):
-            return []
-        section = field.annotation
-    return list(section.model_fields)
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _drop(values: Any, loc: Sequence[Any]) -> None:
-    """Delete the entry at a path, as far as it leads."""
-    for part in loc[:-1]:
-        if not (isinstance(values, dict) and part in values):
-            return
-        if not isinstance(values[part], dict):
-            break
-        values = values[part]
-    else:
-        part = loc[-1]
-    if isinstance(values, dict):
-        values.pop(part, None)

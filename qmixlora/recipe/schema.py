@@ -62,7 +62,7 @@ class Adapter(_Section):
 
 
 class Data(_Section):
-    """Conversations with pictures, in LLaVA / Vision-Flan JSON or chat `messages`."""
+    """Conversations with images, in LLaVA / Vision-Flan JSON or chat `messages`."""
 
     train: str = Field(description="file (json, jsonl, parquet), a data set of `datasets`, or 'embedded'")
     validation: str | None = None
@@ -71,7 +71,7 @@ class Data(_Section):
     task_field: str | None = Field(default=None, description="field with the task's name (default: task or task_name)")
     max_length: int = Field(default=2048, ge=8, description="longest sample in tokens, images included; never cut")
     max_image_tokens: int | None = Field(
-        default=None, ge=1, description="scale pictures down (or take fewer tiles), so that none takes more tokens"
+        default=None, ge=1, description="scale images down (or take fewer tiles), so that none takes more tokens"
     )
     num_workers: int = Field(default=0, ge=0)
 
@@ -105,7 +105,7 @@ class Train(_Section):
         default=128, ge=1, description="supervised tokens whose logits exist at a time (null: all at once)"
     )
     cache_features: bool = Field(
-        default=False, description="keep every picture's features on the disk and the vision tower off the card"
+        default=False, description="keep every image's features on the disk and the vision tower off the card"
     )
     checkpointing: Checkpointing = Checkpointing()
     seed: int = 0
@@ -120,7 +120,7 @@ class Train(_Section):
 
 
 class Export(_Section):
-    """What becomes of the run."""
+    """The exports of the run."""
 
     polish: int = Field(
         default=200, ge=0, description="further steps for a task whose static adapter is worse than the live mixture"

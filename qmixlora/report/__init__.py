@@ -1,1 +1,1 @@
-"""What a run tells about itself, from the files in its folder alone."""
+"""Reports of a run, from the files in its folder alone."""

@@ -49,9 +49,9 @@ def _usage(summary: RoutingSummary, columns: int = 4, limit: int = 28) -> Figure
     top = float(summary.usage_A_LNTE[:, -1].max())
     for axes in grid.flat[len(layers) :]:
         axes.set_axis_off()
-    for place, index in enumerate(layers):
-        axes = grid.flat[place]
-        first = place % columns == 0
+    for position, index in enumerate(layers):
+        axes = grid.flat[position]
+        first = position % columns == 0
         tasks = summary.tasks if first else [""] * len(summary.tasks)
         _heat_map(axes, summary.usage_A_LNTE[index, -1], tasks, None, (0, top), SEQUENTIAL)
         axes.set_title(_short(summary.layers[index]), fontsize=8)
@@ -78,7 +78,7 @@ def _drift(summary: RoutingSummary) -> Figure:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(summary.steps[1:], summary.drift().tolist(), marker="o")
-    axes.set(title="How far factor usage moved since the look before", xlabel="step", ylabel="share moved")
+    axes.set(title="How far factor usage moved since the snapshot before", xlabel="step", ylabel="share moved")
     axes.set_ylim(bottom=0)
     return figure
 

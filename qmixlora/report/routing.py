@@ -1,6 +1,6 @@
 """Routing of a run in numbers: which factors its tasks use, how alike the tasks are, how the routers moved.
 
-Shapes: L layers, N looks over training, T tasks, E = F factors in a pool.
+Shapes: L layers, N snapshots over training, T tasks, E = F factors in a pool.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ DEAD = 0.1  # a factor is dead if no task gives it a tenth of an even share of i
 
 @dataclass(frozen=True)
 class RoutingSummary:
-    """`usage_A_LNTE`, `usage_B_LNTE`: share of a task's gates that a factor had at a look; `mean_LTEF`: C_t at the end.
-
-    `steps` (N) are those of the looks.
+    """The routing record of a run. `usage_A_LNTE`, `usage_B_LNTE`: the share of a task's gates that a factor had in a
+    snapshot; `mean_LTEF`: C_t at the end; `steps` (N): those of the snapshots.
     """
 
     tasks: list[str]
@@ -41,7 +40,7 @@ class RoutingSummary:
         return entropy_LT / torch.tensor(float(last_LTE.shape[2])).log().clamp(min=1e-12)
 
     def dead(self) -> Tensor:
-        """Which factors of pools A and B no task uses (2 x L x E)."""
+        """Whether factors of pools A and B are used by no task (2 x L x E)."""
         last_PLTE = torch.stack([self.usage_A_LNTE[:, -1], self.usage_B_LNTE[:, -1]])
         return last_PLTE.amax(dim=2) < DEAD / last_PLTE.shape[3]
 
@@ -51,12 +50,12 @@ class RoutingSummary:
         return (flat_LTM @ flat_LTM.transpose(1, 2)).mean(dim=0)
 
     def drift(self) -> Tensor:
-        """How far the usage of pool A moved from look to look (N - 1): total variation, 0 not at all, 1 entirely."""
+        """How far the usage of pool A moved between snapshots (N - 1): total variation, 0 not at all, 1 entirely."""
         moved_LNTE = self.usage_A_LNTE[:, 1:] - self.usage_A_LNTE[:, :-1]
         return moved_LNTE.abs().sum(dim=3).mean(dim=(0, 2)) / 2
 
     def to_dict(self) -> dict[str, Any]:
-        """What `qmixlora inspect RUN --routing --json` prints."""
+        """The summary in the JSON of `qmixlora inspect RUN --routing`."""
         similarity_TT, entropy_T, dead_PLE = self.similarity(), self.entropy().mean(dim=0), self.dead()
         factors = dead_PLE.shape[2]
         return {
@@ -93,7 +92,7 @@ def read_routing(folder: Path) -> RoutingSummary:
     with safe_open(path, "pt") as file:
         tasks, layers = (json.loads(file.metadata()[name]) for name in ("tasks", "layers"))
         usage_A, usage_B, mean = (
-            torch.stack([file.get_tensor(f"{layer}.{what}") for layer in layers])
-            for what in ("usage_A", "usage_B", "mean")
+            torch.stack([file.get_tensor(f"{layer}.{kind}") for layer in layers])
+            for kind in ("usage_A", "usage_B", "mean")
         )
         return RoutingSummary(tasks, layers, file.get_tensor("steps").tolist(), usage_A, usage_B, mean)

@@ -1,9 +1,7 @@
-"""What watches a run: the first-steps guard, metrics.jsonl, routing.safetensors, and the progress display."""
+"""Callbacks of a run: the first-steps guard, metrics.jsonl, routing.safetensors, and the progress display."""
 
 from __future__ import annotations
 
-import json
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,19 +16,14 @@ from torch import nn
 from transformers import TrainerCallback
 
 from qmixlora.backbone import Anatomy, check_quantized
+from qmixlora.device import peak_memory_gib
 from qmixlora.errors import UserError
-from qmixlora.mixlora.routing_record import RoutingRecord, RoutingStatistics
-from qmixlora.session import Session
+from qmixlora.files import append_to_log, read_log, replacing
+from qmixlora.mixlora import is_adapter_parameter
+from qmixlora.mixlora.routing_record import FILE, RoutingRecord, RoutingStatistics
+from qmixlora.session import PEFT_PREFIX, TunedSession
 
-GIB = 2**30
 GUARDED_STEPS = 3  # B starts at zero, so A and the routers see no gradient on the first step
-
-
-def memory_gib() -> float:
-    """Peak memory so far: reserved on the GPU, or resident where there is none (GiB)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 class FirstStepsGuard(TrainerCallback):
@@ -39,13 +32,13 @@ class FirstStepsGuard(TrainerCallback):
     Raises UserError with the reason.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: TunedSession) -> None:
         self.session = session
         self.waiting: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.session.recipe.model.quantization == "nf4":
-            check_quantized(self.session.model.get_base_model(), self._bare_anatomy())
+            check_quantized(self.session.backbone, self._bare_anatomy())
         self._check_trainable()
         self.waiting = {name for name, parameter in self._trainable()}
 
@@ -73,7 +66,7 @@ class FirstStepsGuard(TrainerCallback):
 
     def _bare_anatomy(self) -> Anatomy:
         """The anatomy with the names that adapted layers have inside the PEFT model."""
-        anatomy, model = self.session.anatomy, self.session.model.get_base_model()
+        anatomy, model = self.session.anatomy, self.session.backbone
         names = {name for name, _ in model.named_modules()}
         targets = tuple(f"{n}.base_layer" if f"{n}.base_layer" in names else n for n in anatomy.targets)
         return replace(anatomy, targets=targets)
@@ -81,8 +74,8 @@ class FirstStepsGuard(TrainerCallback):
     def _check_trainable(self) -> None:
         declared = set(self.session.anatomy.projectors if self.session.recipe.adapter.train_projector else ())
         for name, parameter in self._trainable():
-            path = name.removeprefix("base_model.model.")
-            is_adapter = "lora_" in name  # mixlora_ among them
+            path = name.removeprefix(PEFT_PREFIX)
+            is_adapter = is_adapter_parameter(name)
             is_projector = any(path.startswith(f"{module}.modules_to_save.") for module in declared)
             if not (is_adapter or is_projector):
                 raise UserError(f"{path} is trainable, but the recipe does not say so.", where="adapter")
@@ -93,7 +86,7 @@ class FirstStepsGuard(TrainerCallback):
 
 
 class MetricsLog(TrainerCallback):
-    """`metrics.jsonl`: one object per log, with `step`, what Trainer logs, `seconds` and `memory_gib`."""
+    """Writes `metrics.jsonl`: one object per log, with `step`, Trainer's own numbers, `seconds` and `memory_gib`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
@@ -102,18 +95,20 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = time.monotonic()
         if self.path.exists():  # a resumed run repeats what came after its checkpoint
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            records = read_log(self.path)
+            with replacing(self.path) as temporary:
+                temporary.touch()
+                for record in records:
+                    if record["step"] <= state.global_step:
+                        append_to_log(temporary, record)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         record = {"step": state.global_step, **(logs or {}), "seconds": time.monotonic() - self.start}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "memory_gib": memory_gib()}) + "\n")
+        append_to_log(self.path, {**record, "memory_gib": peak_memory_gib()})
 
 
 class RoutingLog(TrainerCallback):
-    """`routing.safetensors`: how every task was routed in each tenth of the run, all its samples counted.
+    """Writes `routing.safetensors`: how every task was routed in each tenth of the run, all its samples counted.
 
     What is counted so far lies in every checkpoint, so that a resumed run counts no sample twice and forgets none.
     """
@@ -134,23 +129,27 @@ class RoutingLog(TrainerCallback):
             means, count_T = self.statistics.take()
             if state.is_world_process_zero:
                 self.record.add(state.global_step, means, count_T)
-                self.record.save(self.folder)
+                self._save(self.folder)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = self._checkpoint(args, state)
         self.statistics.save(checkpoint)
         if state.is_world_process_zero:
-            self.record.save(checkpoint)
+            self._save(checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.watching.remove()
+
+    def _save(self, folder: Path) -> None:
+        with replacing(folder / FILE) as temporary:
+            self.record.save(temporary)
 
     def _checkpoint(self, args: Any, state: Any) -> Path:
         return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 class ProgressDisplay(TrainerCallback):
-    """Step, loss, learning rate, samples/s, memory and time left: a live bar, or plain lines off a terminal."""
+    """Shows step, loss, learning rate, samples/s, memory and time left: a live bar, or plain lines off a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -181,7 +180,7 @@ class ProgressDisplay(TrainerCallback):
             return
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.start
         samples = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
-        speed = f"{samples / max(seconds, 1e-9):.0f} samples/s  {memory_gib():.1f} GiB"
+        speed = f"{samples / max(seconds, 1e-9):.0f} samples/s  {peak_memory_gib():.1f} GiB"
         loss, lr = f"{logs['loss']:.4f}", f"{logs['learning_rate']:.1e}"
         self.bar.update(self.task, loss=loss, lr=lr, speed=speed)
         if not self.console.is_terminal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,23 +16,22 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-from qmixlora.backbone import Anatomy, arrange, find_anatomy, nf4_linear
-from qmixlora.backbone.levers.streaming import decoder_layers
-from qmixlora.data import Collator
+from qmixlora.backbone import Anatomy, find_anatomy, nf4_linear
+from qmixlora.backbone.levers import apply_levers, in_place_of_images, take_out_vision
+from qmixlora.data import Conversation
+from qmixlora.device import GIB, default_device
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import on_device
 from qmixlora.memory.architectures import config_of
-from qmixlora.memory.cards import GIB
-from qmixlora.memory.planner import CONTEXT, MISSED, Plan
+from qmixlora.memory.planner import CONTEXT, Plan
 from qmixlora.memory.residuals import remember
 from qmixlora.memory.simulation.skeleton import tensors_of
+from qmixlora.memory.simulation.step import TASKS
 from qmixlora.recipe import Model, Recipe, edited
-from qmixlora.session import Session, adapter_config, assemble
+from qmixlora.session import TunedSession, adapter_config, with_fresh_adapter
 
 from .callbacks import ProgressDisplay
-from .features import in_place_of_pictures, take_out_vision
 from .recovery import is_out_of_memory
-from .run import make_trainer
+from .trainer import make_trainer
 
 STEPS = 2
 
@@ -53,37 +52,54 @@ class Probe:
 
     @property
     def residual(self) -> int:
-        """What the plan missed; negative where it was above."""
+        """The bytes that the plan missed; negative where it was above."""
         return self.measured - self.planned
 
     def to_dict(self) -> dict[str, Any]:
-        """What `qmixlora plan --probe --json` adds, sizes in GiB."""
+        """The probe in the JSON of `qmixlora plan --probe`, sizes in GiB."""
         built = None if self.built is None else self.built / GIB
         sizes = {"planned_gib": self.planned / GIB, "measured_gib": self.measured / GIB, "built_gib": built}
         return {"device": self.device, **sizes, "residual_gib": self.residual / GIB}
 
 
-def probe(recipe: Recipe, found: Plan) -> Probe:
+@dataclass(frozen=True)
+class PlannedBatch:
+    """A collator that gives the planned batch, whatever the rows; there is no processor, and nothing to generate."""
+
+    inputs: Mapping[str, Any]
+    pad_token_id: int | None = None
+
+    def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
+        return dict(self.inputs)
+
+    def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]:
+        raise NotImplementedError("a planned batch is for training")
+
+    def decode(self, tokens_BS: Tensor) -> list[str]:
+        raise NotImplementedError("a planned batch is for training")
+
+
+def probe(recipe: Recipe, plan: Plan) -> Probe:
     """Two steps of the planned batch through the run's own Trainer. The residual is kept (see `residuals`).
 
     Raises UserError if the device runs out of memory.
     """
     try:
-        result = _probe(recipe, config_of(recipe.model), found)
+        result = _probe(recipe, config_of(recipe.model), plan)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"The probe ran out of memory; planned were {found.peak / GIB:.1f} GiB.",
+            f"The probe ran out of memory; planned were {plan.peak / GIB:.1f} GiB.",
             where=f"model.id: {recipe.model.id}",
-            fix="Pull a lever of the plan's, or close what else uses the GPU.",
+            fix="Apply an edit that the plan advises, or close what else uses the GPU.",
         ) from None
     remember(result.device, result.model, result.residual)
     return result
 
 
-def _probe(recipe: Recipe, config: PretrainedConfig, found: Plan) -> Probe:
-    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+def _probe(recipe: Recipe, config: PretrainedConfig, plan: Plan) -> Probe:
+    device, inputs = default_device(), plan.batch.inputs
     recipe = edited(
         recipe,
         [
@@ -93,30 +109,30 @@ def _probe(recipe: Recipe, config: PretrainedConfig, found: Plan) -> Probe:
     )  # fmt: skip
     backbone, anatomy = random_backbone(config, recipe.model, device)
     built = int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else None
-    session = assemble(recipe, backbone, None, anatomy, adapter_config(recipe.adapter, anatomy, ["plan", "other"]))
-    inputs = found.batch.inputs
+    model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, TASKS))
+    session = TunedSession(recipe, model, anatomy, PlannedBatch(inputs))
     if recipe.train.cache_features:
-        inputs = in_place_of_pictures(inputs, take_out_vision(session, on_device(inputs, session.device)))
-    session = replace(session, collator=cast(Collator, lambda _: dict(inputs)))
-    measured = peak_of(lambda: _train(session), session.model, device)
+        features = take_out_vision(backbone, anatomy, session.on_device(inputs))
+        session = replace(session, collator=PlannedBatch(in_place_of_images(inputs, features)))
+    measured = peak_of(lambda: _train(session), model, device)
     if device.type == "cuda":
-        name, planned = torch.cuda.get_device_name(device), reserved(found, recipe)
+        name, planned = torch.cuda.get_device_name(device), reserved(plan, recipe)
     else:
-        name, planned = "cpu", found.tensors
+        name, planned = "cpu", plan.tensors
     return Probe(name, recipe.model.id, planned, measured, built)
 
 
-def reserved(found: Plan, recipe: Recipe) -> int:
+def reserved(plan: Plan, recipe: Recipe) -> int:
     """The part of a plan that torch's CUDA allocator reserves: neither the context nor paged states, which bitsandbytes
     takes from the driver.
     """
-    paged = found.parts["optimizer"] if recipe.train.optimizer.startswith("paged") else 0
-    return found.peak - CONTEXT - paged - found.parts.get(MISSED, 0)
+    paged = plan.parts.optimizer if recipe.train.optimizer.startswith("paged") else 0
+    return plan.peak - CONTEXT - paged - plan.parts.missed
 
 
 def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device) -> tuple[PreTrainedModel, Anatomy]:
-    """What `load_backbone` gives, with random weights. Tensor by tensor: a 16-bit weight is quantised before the next
-    one is made, and what is to lie in host memory is made there.
+    """The backbone of `load_backbone`, with random weights. Tensor by tensor: a 16-bit weight is quantised before the
+    next one is made, and weights that are to lie in host memory are made there.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
@@ -126,7 +142,7 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
             trust_remote_code=spec.trust_remote_code,
         )
     anatomy = find_anatomy(model)
-    on_host = {path for layer in list(decoder_layers(anatomy).values())[: spec.stream_layers] for path in layer}
+    on_host = {path for layer in list(anatomy.layers.values())[: spec.stream_layers] for path in layer}
     for path in anatomy.targets if spec.quantization == "nf4" else ():
         linear = cast(nn.Linear, model.get_submodule(path))
         place = torch.device("cpu") if path in on_host else device
@@ -138,7 +154,7 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
         _materialize(module, place)
     model.tie_weights()
     model.initialize_weights()
-    arrange(model, anatomy, spec, device)
+    apply_levers(model, anatomy, spec, device)
     return model, anatomy
 
 
@@ -163,7 +179,7 @@ def peak_of(work: Callable[[], None], model: nn.Module, device: torch.device) ->
     return sum(storages.values()) + peak
 
 
-def _train(session: Session) -> None:
+def _train(session: TunedSession) -> None:
     rows = datasets.Dataset.from_dict({"row": range(STEPS * 2 * session.recipe.train.micro_batch_size)})
     with tempfile.TemporaryDirectory() as folder:
         display = ProgressDisplay(Console(quiet=True))

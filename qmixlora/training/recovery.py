@@ -1,4 +1,4 @@
-"""What is left when memory runs out: nothing of the failed step, and a checkpoint of the last good one."""
+"""Recover from out-of-memory: free the failed step, save a checkpoint of the last completed one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from transformers import Trainer, TrainerCallback
 from qmixlora.errors import UserError
 
 T = TypeVar("T")
-# what accelerate does not count: CUDA's own words (the context, bitsandbytes), handles of cuBLAS and cuDNN, C++
+# words that accelerate does not look for: of CUDA (the context, bitsandbytes), of cuBLAS' and cuDNN's handles, of C++
 ALSO = ("out of memory", "ALLOC_FAILED", "bad_alloc")
 PARTS = {  # of a run
     "loading": "loading the model",
-    "features": "computing the features of pictures",
+    "features": "computing the features of images",
     "training": "training",
     "evaluation": "evaluating",
 }
@@ -31,9 +31,7 @@ During = Literal["loading", "features", "training", "evaluation"]
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run stood when memory ran out: in which part, and the checkpoint that it can go on from, which holds the
-    last good `step`; without one, the run starts again.
-    """
+    """The part of a run in which memory ran out, and the checkpoint of its last completed `step` (none: before any)."""
 
     during: During
     checkpoint: Path | None
@@ -43,9 +41,9 @@ class Moment:
         return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
 
     def __str__(self) -> str:
-        """What happened, in one sentence."""
-        good = f"the last good step is {self.step}" if self.checkpoint else "before any step could be kept"
-        return f"Memory ran out while {PARTS[self.during]}; {good}."
+        """Say it in one sentence."""
+        kept = f"the last completed step is {self.step}" if self.checkpoint else "before any step could be kept"
+        return f"Memory ran out while {PARTS[self.during]}; {kept}."
 
 
 class OutOfMemoryError(UserError):
@@ -71,8 +69,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """What the work returns, or None where memory ran out. Then all that it had allocated is free again: its exception,
-    whose frames hold the tensors of the step, ends here.
+    """Do the work and return its result, or None where memory ran out.
+
+    Then everything that it had allocated is free again: its exception ends here, whose frames hold the tensors of the
+    step.
     """
     try:
         return work()
@@ -84,10 +84,10 @@ def unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
 
 class StepStart(TrainerCallback):
-    """What an optimiser step changes before it is done, as it was when the step began: the state of the random numbers,
-    and `tensors` that forward passes add to (running means, counts). Copies lie in host memory.
+    """A copy, in host memory, of what an optimiser step changes before it is completed, as it was when the step began:
+    the states of random number generators, and `tensors` that forward passes add to (running means, counts).
 
-    It has to be the last of a Trainer's callbacks: a step is done when all others are done with it.
+    It has to be the last of a Trainer's callbacks: a step is completed when all others are done with it.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -114,7 +114,7 @@ class StepStart(TrainerCallback):
         self.begun = self.torn = False
 
     def rewind(self) -> bool:
-        """Undo what a step that was begun has changed; false if it was too late for that."""
+        """Undo the changes of a step that was begun; return false if it was too late for that."""
         if self.begun and not self.torn:
             with torch.no_grad():
                 for tensor, kept in zip(self.tensors, self.kept, strict=True):
@@ -135,14 +135,16 @@ class StepStart(TrainerCallback):
 
 
 def keep_last_step(trainer: Trainer, start: StepStart, first_step: int) -> None:
-    """After memory ran out: a checkpoint of the last finished step, by the Trainer's own path.
+    """Write a checkpoint of the last completed step after memory ran out, by the Trainer's own path.
 
     None is written where there is nothing newer than `first_step`, which the run started from, or where the optimiser
     was interrupted while it wrote.
     """
-    trainer.model.zero_grad(set_to_none=True)
+    model, output = trainer.model, trainer.args.output_dir
+    assert model is not None and output is not None, "a run has both"
+    model.zero_grad(set_to_none=True)
     if trainer.state.global_step <= first_step or not start.rewind():
         return
-    shutil.rmtree(Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}", ignore_errors=True)
-    trainer._save_checkpoint(trainer.model, trial=None)
+    shutil.rmtree(Path(output) / f"checkpoint-{trainer.state.global_step}", ignore_errors=True)
+    trainer._save_checkpoint(model, trial=None)
     trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from qmixlora.export import merge
 from qmixlora.recipe import Recipe
-from qmixlora.training.run import train
+from qmixlora.training import train
 
 
 def qmixlora(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -13,13 +13,14 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForImageTextToText
 
-from qmixlora.evaluation.answers import answer_rows, score
+from qmixlora.data import load_split
+from qmixlora.evaluation import answer_rows, score
 from qmixlora.export import Request, export
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import edited, load_recipe
 from qmixlora.report.routing import read_routing
 from qmixlora.session import Session, open_run
-from qmixlora.training.run import load_data, train
+from qmixlora.training import train
 
 RELEASE = Path(__file__).parents[1] / "fixtures" / "release_0_1"
 RUNS = ("default", "conditional", "task", "lora")
@@ -52,7 +53,7 @@ def loss_on(session: Session, rows: Any) -> float:
 def test_an_old_run_gives_the_loss_and_the_answers_that_it_gave(release: Path, name: str) -> None:
     expected = json.loads((release / "runs" / name / "expected.json").read_text(encoding="utf-8"))
     session = open_run(release / "runs" / name)
-    rows = load_data(session.recipe.data, "test")
+    rows = load_split(session.recipe.data, "test")
     assert loss_on(session, rows) == pytest.approx(expected["loss"], rel=ROUNDING)
     answers = answer_rows(session.model, session.collator, rows, batch_size=4, max_new_tokens=4)
     assert answers == expected["answers"]
@@ -101,7 +102,7 @@ def test_an_old_run_is_exported_from_its_record(release: Path) -> None:
 def test_an_old_export_is_opened_by_us_and_by_stock_peft(release: Path) -> None:
     folder = release / "runs" / "default" / "exports" / "digit-lora"
     session = open_run(folder)
-    rows = load_data(session.recipe.data, "test")
+    rows = load_split(session.recipe.data, "test")
     old = json.loads((folder / "fidelity.json").read_text(encoding="utf-8"))["loss"]["lora"]
     digits = rows.filter(lambda row: row["task"] == "digit")
     assert loss_on(session, digits) == pytest.approx(old, rel=ROUNDING)

@@ -21,7 +21,7 @@ from qmixlora.demo import dataset, resolve
 from qmixlora.demo.scenes import GRID, digit_scans, draw_scene, place, sample_scene
 from qmixlora.demo.tasks import HELD_OUT, NUMBERS, TASKS, caption
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import blind_baseline
+from qmixlora.evaluation import blind_baseline
 from qmixlora.recipe import Recipe
 
 

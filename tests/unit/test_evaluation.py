@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import blind_baseline, normalize, summarize
+from qmixlora.evaluation import blind_baseline, normalize
+from qmixlora.evaluation.answers import summarize
 from qmixlora.files import write_json
 
 

@@ -22,17 +22,18 @@ from torch import Tensor
 
 import qmixlora.export.exporter as exporter_module
 import qmixlora.export.merge as merge_module
+from qmixlora.data import indices_by_task, load_split
 from qmixlora.errors import CheckError, UserError
-from qmixlora.evaluation.answers import indices_by_task, on_device
+from qmixlora.evaluation.answers import on_device
 from qmixlora.export import Request, export, exported_tasks
 from qmixlora.export.measurement import measure, measure_live
 from qmixlora.export.merge import Merge, nf4_round_trip
 from qmixlora.export.polish import START, polish
-from qmixlora.export.static import learned, lora_session, read, taken_off
-from qmixlora.export.targets import make_plans, safe_name
+from qmixlora.export.static import learned_by, lora_session, read, taken_off
+from qmixlora.export.targets import make_targets, safe_name
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import open_model, open_run
-from qmixlora.training.run import load_data, train
+from qmixlora.training import train
 
 QUIET = Console(quiet=True)
 TASKS = ("color", "count")
@@ -73,7 +74,7 @@ def run(make_run: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def rows_of(folder: Path, task: str, split: str = "test") -> Any:
-    rows = load_data(load_recipe(str(folder / "recipe.yaml")).data, split)
+    rows = load_split(load_recipe(str(folder / "recipe.yaml")).data, split)
     return rows.select(indices_by_task(rows)[task])
 
 
@@ -138,7 +139,7 @@ def test_an_exported_lora_is_stock_peft_and_the_oracle(run: Path, backbone: Path
     card = (folder / "README.md").read_text()
     assert "base_model:" in card and "# LoRA for color" in card and "More Information Needed" not in card
     live = open_run(run)
-    pools = learned(live.model).pools
+    pools = learned_by(live.model).pools
     config = live.model.peft_config["default"]
     with safe_open(run / "routing.safetensors", "pt") as file:
         index = json.loads(file.metadata()["tasks"]).index("color")
@@ -193,7 +194,7 @@ def test_the_projector_as_low_rank_says_what_it_keeps(run: Path) -> None:
     kept = cut["kept"]["projector"]["layers"]
     weight, bias = "model.multi_modal_projector.linear_1.weight", "model.multi_modal_projector.linear_1.bias"
     assert 0 < kept[weight] < 1 and kept[bias] == 0.0
-    state = learned(open_run(run).model)
+    state = learned_by(open_run(run).model)
     change = state.modules[weight] - state.originals[weight]
     left, values, right = torch.linalg.svd(change)
     update = read(run / "exports" / "color-lora").updates["model.multi_modal_projector.linear_1"]
@@ -381,7 +382,7 @@ def test_task_routing_exports_exactly(make_run: Callable[..., Path]) -> None:
 
 def test_the_update_error_is_that_of_dense_matrices(run: Path) -> None:
     live = open_run(run)
-    state, rows = learned(live.model), rows_of(run, "color")
+    state, rows = learned_by(live.model), rows_of(run, "color")
     _, updates = measure_live(live, state, rows)
     torch.manual_seed(0)
     adapter = state.adapter(torch.rand(14, 4, 4))
@@ -423,7 +424,7 @@ def test_a_smaller_rank(run: Path) -> None:
 def test_polishing_learns_the_task_and_touches_the_factors_alone(run: Path) -> None:
     export(run, Request(tasks=("color",), polish=0), QUIET)
     before = read(run / "exports" / "color-lora")
-    state, live = learned(open_run(run).model), open_run(run)
+    state, live = learned_by(open_run(run).model), open_run(run)
     rows = rows_of(run, "color", "train")
     put_on = lora_session(live, before, trained=set(state.pools))
     loss = measure(put_on, rows).loss
@@ -489,7 +490,7 @@ def test_calibration_on_samples_that_the_run_never_saw(run: Path, data: Path, tm
     export(run, Request(tasks=("color",), calibration=str(data / "test.json")), QUIET)
     calibrated = read(run / "exports" / "color-lora").updates[Q_PROJ]
     assert not torch.equal(counted.up_OK, calibrated.up_OK)
-    _, updates = measure_live(open_run(run), state := learned(open_run(run).model), rows_of(run, "color"))
+    _, updates = measure_live(open_run(run), state := learned_by(open_run(run).model), rows_of(run, "color"))
     expected = state.adapter(updates.mix_LEF).updates[Q_PROJ]
     torch.testing.assert_close(calibrated.up_OK, expected.up_OK)
     with pytest.raises(UserError, match="no sample of 'count'"):
@@ -516,9 +517,9 @@ def test_a_task_without_samples_in_the_record_is_calibrated_on_its_training_rows
 def test_names_and_mistakes() -> None:
     known = ["PlotQA+visual_question_answering", "a/b", "a b", "c=1", ".."]
     assert safe_name(known[0]) == known[0] and safe_name("../x y/é") == "__x_y__" and safe_name("") == "_"
-    plans = make_plans(Request(tasks=("c=1", "a/b")), known)
+    plans = make_targets(Request(tasks=("c=1", "a/b")), known)
     assert [(plan.name, plan.shares) for plan in plans] == [("c_1", {"c=1": 1.0}), ("a_b", {"a/b": 1.0})]
-    (plan,) = make_plans(Request(tasks=("c=1=3", "a/b")), known)
+    (plan,) = make_targets(Request(tasks=("c=1=3", "a/b")), known)
     assert plan.shares == {"c=1": 0.75, "a/b": 0.25}
     for tasks, words in {
         ("d",): "no task 'd'",
@@ -527,7 +528,7 @@ def test_names_and_mistakes() -> None:
         ("a/b", "a b"): "Several tasks would be written to a_b",
     }.items():
         with pytest.raises(UserError, match=words):
-            make_plans(Request(tasks=tasks), known)
+            make_targets(Request(tasks=tasks), known)
 
 
 MEASURE = """

@@ -19,16 +19,16 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from qmixlora.backbone import find_anatomy
+from qmixlora.backbone.levers import use_features
 from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import generate_answers
+from qmixlora.evaluation import generate_answers
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import Session, open_run, open_session
 from qmixlora.training import run as training
-from qmixlora.training.adapt import train_within_memory
-from qmixlora.training.features import FeatureStore, compute, use_features, with_cached_features
-from qmixlora.training.run import train
+from qmixlora.training import train, train_within_memory
+from qmixlora.training.features import FeatureStore, compute, with_cached_features
 
 from .test_pictures import MAKERS, draw
 

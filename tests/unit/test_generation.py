@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qmixlora.data import load_conversations
-from qmixlora.evaluation.answers import generate_answers
+from qmixlora.evaluation import generate_answers
 from qmixlora.mixlora import MixLoraLayer
 from qmixlora.mixlora import layer as layer_module
 from qmixlora.mixlora import model as tuner_module

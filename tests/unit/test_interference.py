@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from qmixlora.data import load_split, only_tasks
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import only_tasks
 from qmixlora.inspection.interference import interference_matrix, measure_interference
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
-from qmixlora.training.run import load_data
 
 
 def test_matrix_by_hand() -> None:
@@ -48,7 +47,7 @@ def session(make_recipe: Callable[..., Recipe]) -> Session:
 
 
 def test_it_is_what_a_step_does_to_the_loss(session: Session) -> None:
-    rows = load_data(session.recipe.data, "train")
+    rows = load_split(session.recipe.data, "train")
     tasks = ["count", "digit"]
     chosen = {task: only_tasks(rows, [task], "train") for task in tasks}
     both = rows.select([i for i, task in enumerate(rows["task"]) if task in tasks])
@@ -81,7 +80,7 @@ def test_it_is_what_a_step_does_to_the_loss(session: Session) -> None:
 def test_model_is_left_as_it_was(session: Session) -> None:
     before = {name: (p.requires_grad, p.grad) for name, p in session.model.named_parameters()}
     session.model.train()
-    found = measure_interference(session, load_data(session.recipe.data, "train"), batches=2, batch_size=2)
+    found = measure_interference(session, load_split(session.recipe.data, "train"), batches=2, batch_size=2)
     assert session.model.training
     assert {name: (p.requires_grad, p.grad) for name, p in session.model.named_parameters()} == before
     assert found.mean("A").shape == (10, 10)
@@ -91,12 +90,12 @@ def test_model_is_left_as_it_was(session: Session) -> None:
 
 def test_lora_is_measured_too(make_recipe: Callable[..., Recipe]) -> None:
     session = open_session(make_recipe(adapter={"method": "lora"}), [])
-    found = measure_interference(session, load_data(session.recipe.data, "train"), batches=1, batch_size=2)
+    found = measure_interference(session, load_split(session.recipe.data, "train"), batches=1, batch_size=2)
     assert {pool for _, pool in found.matrices} == {"A", "B"} and len(found.matrices) == 2 * 14
 
 
 def test_mistakes(session: Session, tmp_path: Path) -> None:
-    rows = load_data(session.recipe.data, "train")
+    rows = load_split(session.recipe.data, "train")
     with pytest.raises(UserError, match="only one"):
         measure_interference(session, only_tasks(rows, ["digit"], "train"))
     with pytest.raises(UserError, match="Too few samples for 9 batches"):

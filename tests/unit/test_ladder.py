@@ -25,9 +25,8 @@ from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import Session
 from qmixlora.training import run as training
-from qmixlora.training.adapt import train_within_memory
+from qmixlora.training import train, train_within_memory
 from qmixlora.training.recovery import is_out_of_memory
-from qmixlora.training.run import train
 
 QUIET = Console(file=io.StringIO())
 SECOND = 0  # a seed with which sample 0 of 32 comes in the second half

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from qmixlora.export.low_rank import LowRank, mixed, squared_norms
-from qmixlora.export.static import learned
+from qmixlora.export.static import learned_by
 from qmixlora.mixlora import MixLoraConfig
 
 E, I, O, B = 6, 20, 14, 5  # noqa: E741
@@ -48,7 +48,7 @@ def test_the_mean_of_the_live_layers_outputs_is_the_exported_layer() -> None:
         tuned(states_BSI)
         mix_BEF = tuned.base_model.mixlora_routing.current.mixes[layer, "default"]
         x_I = torch.randn(I)
-        run = learned(tuned)
+        run = learned_by(tuned)
         outputs = []
         for mix_EF in mix_BEF:
             pool_A, pool_B = layer.mixlora_A["default"], layer.mixlora_B["default"]

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaForConditionalGeneration
 
-from qmixlora.data.survey import batches_of
 from qmixlora.demo.backbone import make_config
+from qmixlora.device import GIB
 from qmixlora.errors import CheckError, UserError
-from qmixlora.memory import GIB, card_bytes, card_of, check_fit, plan, plan_with_advice, planner
+from qmixlora.memory import card_bytes, card_of, check_fit, plan, plan_with_advice, planner
 from qmixlora.memory.residuals import remembered
 from qmixlora.memory.simulation import step
-from qmixlora.memory.simulation.batch import synthetic_batch
+from qmixlora.memory.simulation.batch import batches_of, synthetic_batch
 from qmixlora.memory.simulation.skeleton import meta_backbone, tensors_of
 from qmixlora.recipe import Recipe, edited, load_recipe, shipped_recipes
 from qmixlora.session import open_session

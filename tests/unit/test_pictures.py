@@ -35,8 +35,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from qmixlora.backbone import find_anatomy
-from qmixlora.backbone.image_tokens.families import FAMILIES
-from qmixlora.backbone.image_tokens.limits import limit_pictures, picture_batch
+from qmixlora.backbone.image_tokens import FAMILIES, largest_images, limit_image_tokens
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_model, open_session
@@ -210,11 +209,11 @@ def test_the_largest_picture_is_what_the_processor_gives(
     family: str, budget: int | None, most: int, shape: tuple[int, int]
 ) -> None:
     config, processor = MAKERS[family]()
-    limit_pictures(processor, config, budget)
+    limit_image_tokens(processor, config, budget)
     real = process(processor, shape)
     assert image_tokens(real) == most
     length = real["input_ids"].shape[1]
-    ids_BS, tensors = picture_batch(config, 2, length + 7, budget)
+    ids_BS, tensors = largest_images(config, 2, length + 7, budget)
     made = {"input_ids": ids_BS[:, :length], **tensors}
     if "mm_token_type_ids" in made or "token_type_ids" in made:
         name = "token_type_ids" if family == "gemma3" else "mm_token_type_ids"
@@ -235,8 +234,8 @@ def test_a_model_takes_a_step_on_the_largest_picture(
 ) -> None:
     """transformers compares the image tokens with the features; the gradient arrives in the projector."""
     config, _ = MAKERS[family]()
-    limit_pictures(None, config, budget)
-    ids_BS, tensors = picture_batch(config, 2, most + 60, budget)
+    limit_image_tokens(None, config, budget)
+    ids_BS, tensors = largest_images(config, 2, most + 60, budget)
     if config.model_type not in {"idefics3", "smolvlm"}:  # there, what stands in the batch is enough
         tensors["pixel_values"].normal_()
     torch.manual_seed(0)
@@ -259,8 +258,8 @@ def test_a_model_takes_a_step_on_the_largest_picture(
 )
 def test_no_picture_takes_more_than_the_largest(family: str, budget: int | None) -> None:
     config, processor = MAKERS[family]()
-    limit_pictures(processor, config, budget)
-    most = image_tokens({"input_ids": picture_batch(config, 1, 600, budget)[0]})
+    limit_image_tokens(processor, config, budget)
+    most = image_tokens({"input_ids": largest_images(config, 1, 600, budget)[0]})
     assert budget is None or most <= budget
     draws = np.random.default_rng(0)
     found = []
@@ -275,15 +274,15 @@ def test_no_picture_takes_more_than_the_largest(family: str, budget: int | None)
 def test_a_limit_is_kept_when_it_is_lower_already() -> None:
     config, processor = internvl()
     processor.image_processor.max_patches = 3
-    limit_pictures(processor, config, 40)
+    limit_image_tokens(processor, config, 40)
     assert processor.image_processor.max_patches == 3
     config, processor = idefics3("smolvlm")
     processor.image_processor.size = {"longest_edge": 28}
-    limit_pictures(processor, config, 68)
+    limit_image_tokens(processor, config, 68)
     assert processor.image_processor.size["longest_edge"] == 28
     config, processor = MAKERS["qwen3_vl"]()
     processor.image_processor.size = {"longest_edge": 5000, "shortest_edge": 100}
-    limit_pictures(processor, config, 68)
+    limit_image_tokens(processor, config, 68)
     assert dict(processor.image_processor.size) == {"longest_edge": 5000, "shortest_edge": 100}
 
 
@@ -291,17 +290,17 @@ def test_limited_twice_is_limited_once_and_without_a_budget_nothing_changes() ->
     for make in MAKERS.values():
         config, processor = make()
         before = config.to_dict(), processor.image_processor.to_dict()
-        limit_pictures(processor, config, None)
+        limit_image_tokens(processor, config, None)
         assert (config.to_dict(), processor.image_processor.to_dict()) == before
         once = []
         for _ in range(2):
-            limit_pictures(processor, config, 40)
+            limit_image_tokens(processor, config, 40)
             once.append((config.to_dict(), processor.image_processor.to_dict()))
         assert once[0] == once[1]
 
 
 def test_a_square_of_half_the_sample_where_pictures_keep_their_size() -> None:
-    ids_BS, tensors = picture_batch(MAKERS["qwen2_5_vl"]()[0], 2, 100, None)
+    ids_BS, tensors = largest_images(MAKERS["qwen2_5_vl"]()[0], 2, 100, None)
     assert (ids_BS == IMAGE).sum() == 2 * 49 and tensors["image_grid_thw"].tolist() == [[1, 14, 14]] * 2
 
 
@@ -338,21 +337,21 @@ def test_mistakes() -> None:
     for family, smallest in {"llava": 16, "llava_onevision": 36, "gemma3": 4, "internvl": 4, "smolvlm": 4}.items():
         config, processor = MAKERS[family]()
         for call in (
-            lambda c=config, p=processor, s=smallest: limit_pictures(p, c, s - 1),
-            lambda c=config, s=smallest: picture_batch(c, 1, 500, s - 1),
+            lambda c=config, p=processor, s=smallest: limit_image_tokens(p, c, s - 1),
+            lambda c=config, s=smallest: largest_images(c, 1, 500, s - 1),
         ):
             with pytest.raises(UserError, match=f"at least {smallest} tokens in this model; .* to {smallest - 1}") as e:
                 call()
             assert e.value.where == "data.max_image_tokens" and f"{smallest} or more" in str(e.value.fix)
     with pytest.raises(UserError, match="20 tokens do not hold a picture of 54 and a question") as error:
-        picture_batch(internvl()[0], 1, 20, None)
+        largest_images(internvl()[0], 1, 20, None)
     assert "at least 58, or set data.max_image_tokens (at least 4 here)" in str(error.value.fix)
     with pytest.raises(UserError, match="a picture of 16") as error:
-        picture_batch(llava()[0], 1, 19, None)
+        largest_images(llava()[0], 1, 19, None)
     assert error.value.fix == "Plan with at least 20."
     other = CONFIG_MAPPING["llava"](vision_config={"model_type": "pixtral"})
-    for call in (lambda: limit_pictures(None, other, 100), lambda: picture_batch(other, 1, 500, None)):
+    for call in (lambda: limit_image_tokens(None, other, 100), lambda: largest_images(other, 1, 500, None)):
         with pytest.raises(UserError, match="'pixtral' models take is not known"):
             call()
-    limit_pictures(None, CONFIG_MAPPING["blip-2"](), None)
+    limit_image_tokens(None, CONFIG_MAPPING["blip-2"](), None)
     assert set(MAKERS) | {"qwen2_vl"} == set(FAMILIES)

@@ -16,15 +16,16 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from qmixlora.backbone import arrange, check_quantized, find_anatomy, host_tensors, load_backbone, nf4_linear
+from qmixlora.backbone import check_quantized, find_anatomy, load_backbone, nf4_linear
+from qmixlora.backbone.levers import apply_levers, enable_checkpointing, host_tensors
 from qmixlora.backbone.levers.quantized_embedding import quantize_embedding
 from qmixlora.backbone.levers.quantized_head import Int8Linear, PiecewiseLinear, quantize_head
 from qmixlora.backbone.levers.streaming import Copies, Ring, _fill, _powers_of_two, decoder_layers
 from qmixlora.backbone.quantizer import _to_host
-from qmixlora.data import load_conversations
+from qmixlora.data import load_conversations, load_split
 from qmixlora.demo.backbone import make_config
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import answer_rows
+from qmixlora.evaluation import answer_rows
 from qmixlora.export import Request, export
 from qmixlora.loss import supervised_loss
 from qmixlora.memory.simulation.loading import loading_peak
@@ -32,7 +33,7 @@ from qmixlora.memory.simulation.simulation import LiveStorages, _LiteralsKeepVal
 from qmixlora.mixlora import device_of
 from qmixlora.recipe import Model, Recipe
 from qmixlora.session import Session, adapter_config, assemble, open_run, open_session
-from qmixlora.training.run import enable_checkpointing, load_data, train
+from qmixlora.training import train
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 ALL = {"stream_layers": 3, "offload_embeddings": True, "quantize_lm_head": "nf4"}
@@ -70,7 +71,7 @@ def recipe_of(deep: Path, make_recipe: Callable[..., Recipe]) -> Callable[..., R
 
 def step(recipe: Recipe, checkpointing: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of the second of two steps with an adapter whose factors all have a gradient."""
-    rows = load_data(recipe.data, "train")
+    rows = load_split(recipe.data, "train")
     session = open_session(recipe, sorted(set(rows["task"])))
     if checkpointing:
         enable_checkpointing(session)
@@ -329,7 +330,7 @@ def meta_model(folder: Path, levers: dict[str, Any]) -> tuple[Any, Any]:
     for path in anatomy.targets:
         linear: Any = model.get_submodule(path)
         model.set_submodule(path, nf4_linear(linear.weight, linear.bias, META))
-    arrange(model, anatomy, Model(id=str(folder), dtype="float32", **levers), META)
+    apply_levers(model, anatomy, Model(id=str(folder), dtype="float32", **levers), META)
     return model, anatomy
 
 

@@ -22,8 +22,8 @@ from qmixlora.mixlora.running_means import WINDOW, Center
 from qmixlora.mixlora.selection import mean_over, select
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
+from qmixlora.training import make_trainer
 from qmixlora.training.callbacks import ProgressDisplay
-from qmixlora.training.run import make_trainer
 
 
 def open_with(

@@ -15,22 +15,23 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from qmixlora.data import indices_by_task, load_split, only_tasks
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import indices_by_task, only_tasks
-from qmixlora.mixlora.routing_record import FILE, RoutingRecord, RoutingStatistics, calibrate
+from qmixlora.export.calibration import calibrate
+from qmixlora.mixlora.routing_record import FILE, RoutingRecord, RoutingStatistics
 from qmixlora.recipe import Recipe
 from qmixlora.report.figures import draw_interference, draw_routing
 from qmixlora.report.routing import read_routing
 from qmixlora.session import open_session
+from qmixlora.training import make_trainer, train
 from qmixlora.training.callbacks import ProgressDisplay, RoutingLog
-from qmixlora.training.run import load_data, make_trainer, train
 
 LAYER = "model.language_model.layers.1.mlp.gate_proj"
 
 
 def test_a_pass_gives_the_mean_of_what_each_sample_gets(make_recipe: Callable[..., Recipe]) -> None:
     session = open_session(make_recipe(train={"eval_batch_size": 7}), [])
-    rows = load_data(session.recipe.data, "train")
+    rows = load_split(session.recipe.data, "train")
     tasks = list(indices_by_task(rows))
     session.model.train()
     means, count_T = calibrate(session, rows, tasks)
@@ -62,7 +63,7 @@ def test_training_counts_every_sample_once(
     adapter = {"route_on": route_on, "condition_norm": "none"}
     recipe = make_recipe(train={**train_section, "max_steps": 6, "learning_rate": 1e-12}, adapter=adapter)
     session = open_session(recipe, [])
-    rows = load_data(recipe.data, "train")
+    rows = load_split(recipe.data, "train")
     tasks = list(indices_by_task(rows))
     trainer = make_trainer(session, rows, None, tmp_path, ProgressDisplay(Console(quiet=True)))
     log = RoutingLog(session.model, tasks, tmp_path)

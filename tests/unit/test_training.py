@@ -21,12 +21,12 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
-from qmixlora.evaluation.answers import generate_answers
+from qmixlora.evaluation import generate_answers
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
+from qmixlora.training import SupervisedTrainer, make_trainer, train
 from qmixlora.training.callbacks import ProgressDisplay
-from qmixlora.training.run import SupervisedTrainer, make_trainer, train
 
 QUIET = Console(file=io.StringIO())
 

@@ -1,7 +1,7 @@
-"""The largest picture that a model takes, as a batch, and how to have it take none that is larger.
+"""The largest images that a model takes, as a batch, and the limit on what it takes.
 
-A picture's *image tokens* are the placeholders in `input_ids` that its features replace; `data.max_image_tokens` counts
-these. Around them stand a few tokens of text (begin and end of the picture, marks between tiles).
+An image's *image tokens* are the placeholders in `input_ids` that its features replace; `data.max_image_tokens` counts
+these. Around them stand a few tokens of text (begin and end of the image, marks between tiles).
 
 Shapes: B batch, S sequence.
 """
@@ -14,72 +14,56 @@ from transformers import PretrainedConfig, ProcessorMixin
 
 from qmixlora.errors import UserError
 
-from .families import FAMILIES, TEXT, Family
+from .families import family_of
+from .family import TEXT
 
-QUESTION = 4  # tokens that a sample has beside its picture, at least
+QUESTION = 4  # tokens that a sample has beside its image, at least
 
 
-def picture_batch(
+def largest_images(
     config: PretrainedConfig, rows: int, tokens: int, max_image_tokens: int | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(input_ids B x S, the tensors of pictures) for `rows` samples of `tokens`, each with the model's largest picture.
+    """(input_ids B x S, the tensors of images) for `rows` samples of `tokens`, each with the model's largest image.
 
-    The picture comes second, after one token of text, and text after it. Pixels have no values where shapes do not
+    The image comes second, after one token of text, and text after it. Pixels have no values where shapes do not
     depend on them. The names are those of the family's processor.
 
     Raises:
-        UserError: the family is not known, the picture does not fit, or nothing fits the budget.
+        UserError: the family is not known, the image does not fit, or nothing fits the budget.
     """
-    family = _family(config, "model.id", max_image_tokens)
-    picture = family.largest(config, max_image_tokens, tokens)
-    count = len(picture.ids_L)
+    family = family_of(config, "model.id", max_image_tokens)
+    image = family.largest(config, max_image_tokens, tokens)
+    count = len(image.ids_L)
     if tokens < count + QUESTION:
         smallest = family.smallest(config)
         or_less = (
             f", or set data.max_image_tokens (at least {smallest} here)"
-            if smallest < picture.ids_L.count(config.image_token_id)
+            if smallest < image.ids_L.count(config.image_token_id)
             else ""
         )
         raise UserError(
-            f"{tokens} tokens do not hold a picture of {count} and a question.",
+            f"{tokens} tokens do not hold an image of {count} and a question.",
             where="data.max_length or --tokens",
             fix=f"Plan with at least {count + QUESTION}{or_less}.",
         )
     ids_BS = torch.full((rows, tokens), TEXT)
-    ids_BS[:, 1 : 1 + count] = torch.tensor(picture.ids_L)
-    tensors = {name: torch.cat([tensor] * rows) for name, tensor in picture.tensors.items()}
+    ids_BS[:, 1 : 1 + count] = torch.tensor(image.ids_L)
+    tensors = {name: torch.cat([tensor] * rows) for name, tensor in image.tensors.items()}
     if family.kinds is not None:
         tensors[family.kinds] = (ids_BS == config.image_token_id).long()
     return ids_BS, tensors
 
 
-def limit_pictures(processor: ProcessorMixin | None, config: PretrainedConfig, max_image_tokens: int | None) -> None:
-    """Set the processor, and the model's config where it must agree, so that no picture takes more image tokens.
+def limit_image_tokens(
+    processor: ProcessorMixin | None, config: PretrainedConfig, max_image_tokens: int | None
+) -> None:
+    """Set the processor, and the model's config where it must agree, so that no image takes more image tokens.
 
     Does nothing without a budget. Where the processor has a lower limit already, that one stays.
 
     Raises:
-        UserError: the family is not known, or its pictures cannot be that small.
+        UserError: the family is not known, or its images cannot be that small.
     """
     if max_image_tokens is not None:
-        _family(config, "data.max_image_tokens", max_image_tokens).limit(processor, config, max_image_tokens)
-
-
-def _family(config: PretrainedConfig, where: str, budget: int | None) -> Family:
-    """The family of a model, whose pictures can keep to the budget."""
-    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
-    kind = tower if tower == "pixtral" else config.model_type  # in LLaVA's frame, but with pictures of any size
-    family = FAMILIES.get(kind)
-    if family is None:
-        raise UserError(
-            f"How many tokens the pictures of {kind!r} models take is not known.",
-            where=where,
-            fix=f"Known are: {', '.join(FAMILIES)}.",
-        )
-    if budget is not None and budget < (smallest := family.smallest(config)):
-        raise UserError(
-            f"A picture takes at least {smallest} tokens in this model; it cannot be held to {budget}.",
-            where="data.max_image_tokens",
-            fix=f"Set it to {smallest} or more, or leave it out.",
-        )
-    return family
+        family = family_of(config, "data.max_image_tokens", max_image_tokens)
+        family.limit(processor, config, max_image_tokens)

@@ -1,0 +1,20 @@
+"""Memory levers: what can be done to a model so that it takes less of the card."""
+
+from .apply import apply_levers, has_levers, host_tensors, without_levers
+from .checkpointing import enable_checkpointing
+from .checks import check_levers
+from .host_embedding import HostEmbedding
+from .vision import in_place_of_images, take_out_vision, use_features
+
+__all__ = [
+    "HostEmbedding",
+    "apply_levers",
+    "check_levers",
+    "enable_checkpointing",
+    "has_levers",
+    "host_tensors",
+    "in_place_of_images",
+    "take_out_vision",
+    "use_features",
+    "without_levers",
+]

@@ -5,6 +5,7 @@ Shapes: O out-features (words), I in-features (the decoder's width), ... any lea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ class PiecewiseLinear(nn.Module):
     Both passes of a quantised layer hold its weight in 16 bits for a moment; here, one piece of it at a time.
     """
 
-    def __init__(self, pieces: list[nn.Module], in_features: int, out_features: int) -> None:
+    def __init__(self, pieces: Sequence[nn.Module], in_features: int, out_features: int) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.in_features, self.out_features = in_features, out_features

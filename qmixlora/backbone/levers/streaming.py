@@ -7,18 +7,18 @@ copied. Scales (3 % of the bytes) stay on the device.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..anatomy import Anatomy
-from ..nf4 import with_bytes
+from ..nf4 import quant_state_of, with_bytes
 
 ALIGN = 512  # bytes: where a weight may start in a buffer, as in torch's CUDA allocator
+RING = "streaming"  # the attribute of a decoder that holds its ring
 LEAST = 2**20  # bytes: the smallest piece of pinned memory, of which torch hands out powers of two only
 
 
@@ -26,31 +26,27 @@ def stream_layers(model: PreTrainedModel, anatomy: Anatomy, count: int, device: 
     """Keep the packed weights of the first `count` decoder layers in host memory.
 
     They may lie on the host or on the device before. The device gets two buffers, as large as the largest layer; the
-    decoder gets the ring as its attribute `streaming`.
+    decoder carries the ring (`ring_of`).
     """
-    paths = list(decoder_layers(anatomy).values())[:count]
+    paths = list(anatomy.layers.values())[:count]
     assert len(paths) == count, "check_levers has counted them"
     layers = [[_linear4bit(model.get_submodule(path)) for path in layer] for layer in paths]
     ring = Ring(layers, device)
     for index, layer in enumerate(layers):
         for module in layer:
             ring.watch(module, index)
-    model.get_submodule(anatomy.language).streaming = ring
+    model.get_submodule(anatomy.language).__dict__[RING] = ring
 
 
-def decoder_layers(anatomy: Anatomy) -> dict[str, list[str]]:
-    """The linear layers of every decoder layer, by its path, in the order of the model."""
-    found: dict[str, list[str]] = {}
-    for target in anatomy.targets:
-        match = re.match(re.escape(anatomy.language) + r"\.\w+\.\d+(?=\.)", target)
-        if match:
-            found.setdefault(match[0], []).append(target)
-    return found
-
-
-def _linear4bit(module: nn.Module) -> bnb.nn.Linear4bit:
-    assert isinstance(module, bnb.nn.Linear4bit), "only 4-bit layers are streamed"
+def _linear4bit(module: nn.Module) -> Linear4bit:
+    assert isinstance(module, Linear4bit), "only 4-bit layers are streamed"
     return module
+
+
+def ring_of(module: nn.Module) -> Ring | None:
+    """The ring that a decoder carries, if its layers are streamed."""
+    ring = module.__dict__.get(RING)
+    return ring if isinstance(ring, Ring) else None
 
 
 class Ring:
@@ -59,7 +55,7 @@ class Ring:
     Not a module: `model.to()` must neither move the copies nor the buffers.
     """
 
-    def __init__(self, layers: list[list[bnb.nn.Linear4bit]], device: torch.device) -> None:
+    def __init__(self, layers: list[list[Linear4bit]], device: torch.device) -> None:
         sizes = [sum(_aligned(module.weight.numel()) for module in layer) for layer in layers]
         byte: dict[str, Any] = {"dtype": torch.uint8, "device": device}
         self.buffers = [torch.zeros(max(sizes), **byte) for _ in layers[:2]]
@@ -73,7 +69,7 @@ class Ring:
                 view = buffer[start : start + module.weight.numel()].view(module.weight.shape)
                 if device.type != "meta":
                     view.copy_(module.weight.data)
-                module.weight.quant_state.to(device)
+                quant_state_of(module).to(device)
                 module.weight = with_bytes(module.weight, view)
                 start += _aligned(view.numel())
             self.hosts.append(_to_host(buffer[:size]))

@@ -1,19 +1,26 @@
-"""The micro-batch that is planned: one that a recipe's data could hold, or the worst of the data at hand.
+"""The micro-batches that are planned: the worst of the data at hand, or one that a recipe's data could hold.
 
 Shapes: B batch, S sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from datasets import Dataset
+from transformers import AutoProcessor, PretrainedConfig
 
-from qmixlora.backbone.image_tokens.limits import picture_batch
-from qmixlora.data import IGNORED
-from qmixlora.recipe import Recipe
+from qmixlora.backbone.image_tokens import largest_images, limit_image_tokens
+from qmixlora.data import IGNORED, Collator, load_split
+from qmixlora.data.survey import Survey, survey
+from qmixlora.recipe import Data, Model, Recipe
+
+from ..architectures import config_of
 
 
 @dataclass(frozen=True)
@@ -22,11 +29,11 @@ class Batch:
 
     inputs: dict[str, Any]
     tokens: int
-    image_tokens: int = 0  # of the largest picture
-    source: str = "one picture per sample, half of the text supervised"
+    image_tokens: int = 0  # of the sample with the most
+    source: str = "one image per sample, half of the text supervised"
 
     def to_dict(self) -> dict[str, Any]:
-        """What a plan says of it."""
+        """The batch in a plan's JSON."""
         return {
             "samples": len(self.inputs["input_ids"]),
             "tokens": self.tokens,
@@ -35,15 +42,51 @@ class Batch:
         }
 
 
-def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Batch:
-    """One picture per sample, then text, of which the latter half is answer; samples of `tokens`.
+def is_at_hand(recipe: Recipe) -> bool:
+    """Whether the training data is a file on this machine."""
+    return Path(recipe.data.train).is_file()
+
+
+def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> list[Batch]:
+    """The batches to plan with: the worst of the data at hand, unless `tokens` says how long samples are; without
+    data, what it could hold.
+
+    Raises UserError as `worst_batches` and `synthetic_batch`.
+    """
+    if tokens is not None or not is_at_hand(recipe):
+        return [synthetic_batch(config, recipe, tokens or recipe.data.max_length)]
+    try:
+        return worst_batches(recipe, config)
+    except (OSError, ValueError, ImportError):  # no processor here: the model has not been downloaded
+        return [synthetic_batch(config, recipe, recipe.data.max_length)]
+
+
+def worst_batches(recipe: Recipe, config: PretrainedConfig) -> list[Batch]:
+    """The micro-batch of the longest samples, and that of the largest images where these are others, as the run's own
+    collator makes them.
 
     Raises:
-        UserError: the family's pictures cannot be planned, or do not fit in `tokens`.
+        UserError: the data or an image cannot be read, or a sample is longer than `data.max_length`.
+        OSError, ValueError, ImportError: the processor cannot be loaded.
+    """
+    rows, collator, facts = _surveyed(recipe.model, recipe.data)
+    count = recipe.train.micro_batch_size
+    chosen = [facts.longest[:count], facts.largest_images[:count]]
+    if set(chosen[0]) == set(chosen[1]):
+        del chosen[1]
+    return [_batch([rows[index] for index in indices], collator, config, facts) for indices in chosen]
+
+
+def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Batch:
+    """One image per sample, then text, of which the latter half is answer; samples of `tokens`.
+
+    Raises:
+        UserError: the family's images cannot be planned, or do not fit in `tokens`.
     """
     rows = recipe.train.micro_batch_size
-    ids_BS, pictures = picture_batch(config, rows, tokens, recipe.data.max_image_tokens)
-    text = tokens - 1 - int((ids_BS[0] == config.image_token_id).nonzero().max())
+    ids_BS, images = largest_images(config, rows, tokens, recipe.data.max_image_tokens)
+    is_image_S = ids_BS[0] == config.image_token_id
+    text = tokens - 1 - int(is_image_S.nonzero().max())
     labels_BS = torch.full_like(ids_BS, IGNORED)
     labels_BS[:, -(text // 2) :] = 1
     inputs = {
@@ -52,6 +95,21 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
         "labels": labels_BS,
         "routing_mask": labels_BS == IGNORED,
         "tasks": ["plan"] * rows,
-        **pictures,
+        **images,
     }
-    return Batch(inputs, tokens, int((ids_BS[0] == config.image_token_id).sum()))
+    return Batch(inputs, tokens, int(is_image_S.sum()))
+
+
+@lru_cache(maxsize=4)  # edits of a recipe are planned one after another
+def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
+    processor = AutoProcessor.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    limit_image_tokens(processor, config_of(spec), data.max_image_tokens)
+    rows, collator = load_split(data, "train"), Collator(processor, data.max_length)
+    return rows, collator, survey(rows, collator)
+
+
+def _batch(rows: Sequence[Any], collator: Collator, config: PretrainedConfig, facts: Survey) -> Batch:
+    inputs = collator(rows)
+    ids_BS = inputs["input_ids"]
+    image_tokens_B = (ids_BS == config.image_token_id).sum(dim=1)
+    return Batch(inputs, ids_BS.shape[1], int(image_tokens_B.max()), f"the worst of the training data ({facts})")

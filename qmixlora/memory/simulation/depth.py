@@ -1,14 +1,14 @@
-"""How a step's memory grows with the depth of the decoder, so that a few layers tell what all of them take.
+"""Depth: the memory of a step with all decoder layers, from steps of two shallow models.
 
-A decoder is a stack of equal layers. Everything that a step holds at a given place (before the layers, in the second
-one, in the last but one, at the loss, and the same on the way back) is therefore an affine function of their number:
-two shallow models give it for any depth, byte for byte. Where layers differ in shape the whole model is simulated.
+A decoder is a stack of equal layers. The bytes that a step holds in a given phase (before the layers, in the second
+one, in the last but one, at the loss, and the same on the way back) are therefore an affine function of their number:
+two shallow models give them for any depth, byte for byte. Where layers differ in shape the whole model is simulated.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ def shallow_depths(config: PretrainedConfig, period: int) -> list[int]:
 
 
 def first_layers(config: PretrainedConfig, period: int) -> int:
-    """How many layers at the beginning are told apart: those that get features of the vision tower, and one period."""
+    """Count the layers at the beginning that have phases of their own: those that get features of the vision tower,
+    and one period.
+    """
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
     return max(period, len(deep) + 1)
 
@@ -53,11 +55,11 @@ def are_alike(layers: Sequence[nn.Module]) -> bool:
     return all(shape == shapes[0] for shape in shapes)
 
 
-def name_stretches(layers: Sequence[nn.Module], account: Account, first: int) -> None:
-    """Let the account begin a stretch where the forward pass enters a layer and where its gradient comes in.
+def name_phases(layers: Sequence[nn.Module], account: Account, first: int) -> None:
+    """Have the account begin a phase where the forward pass enters a layer and where its gradient comes in.
 
-    The `first` layers are counted from the beginning, the last one from the end. The others are "between": what they
-    take grows or falls evenly from the one end to the other, so that the most is at one of the two.
+    The `first` layers are counted from the beginning, the last one from the end. The others are "between": their sizes
+    grow or fall evenly from the one end to the other, so that the most is at one of the two.
     """
     count = len(layers)
     for index, layer in enumerate(layers):
@@ -76,8 +78,8 @@ def _watch(output: Any, account: Account, after: str, name: str) -> None:
         states.register_hook(lambda _: account.begin(f"backward, {name}"))
 
 
-def extrapolated(one: Mapping[str, int], two: Mapping[str, int], at: tuple[int, int], depth: int) -> dict[str, int]:
-    """Sizes at `depth` from those of two models with `at` layers; what only one of them has grows with neither."""
+def grown(one: int, two: int, *, at: tuple[int, int], depth: int) -> int:
+    """A size at `depth` layers, from its values in two models with `at` layers."""
     steps, rest = divmod(depth - at[1], at[1] - at[0])
-    assert rest == 0
-    return {name: two[name] + steps * (two[name] - one[name]) for name in two if name in one}
+    assert rest == 0, "shallow depths are whole periods below the full one"
+    return two + steps * (two - one)

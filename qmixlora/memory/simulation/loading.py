@@ -1,4 +1,4 @@
-"""What loading takes at its peak, from a model on meta that `arrange` has arranged.
+"""The peak of loading a backbone, from a model on meta whose levers are applied.
 
 transformers 5.23 with bitsandbytes 0.50: tensors are mapped from their file, not read; each is copied to the device in
 16 bits, quantised there, and let go, before the next one is looked at (`convert_and_load_state_dict_in_model`: no
@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qmixlora.backbone.levers.apply import has_levers, host_tensors
+from qmixlora.backbone.levers import HostEmbedding, has_levers, host_tensors
 from qmixlora.backbone.levers.quantized_embedding import ROWS, Int8Embedding, NF4Embedding
 from qmixlora.backbone.levers.quantized_head import Int8Linear, PiecewiseLinear
-from qmixlora.backbone.levers.streaming import Ring
+from qmixlora.backbone.levers.streaming import ring_of
+from qmixlora.backbone.nf4 import quant_state_of
 from qmixlora.recipe import Model
 
 THREADS = 4  # tensors in flight without quantisation (transformers' GLOBAL_WORKERS)
@@ -40,7 +41,7 @@ class LoadingPeak:
 
 
 def loading_peak(model: PreTrainedModel, spec: Model, stored: torch.dtype) -> LoadingPeak:
-    """The peak of `load_backbone`, for a model on meta after `arrange`; `stored` is the checkpoint's dtype.
+    """The peak of `load_backbone`, for a model on meta after `apply_levers`; `stored` is the checkpoint's dtype.
 
     device = what stays + the largest of the tensors on their way (16 bits, 4 bits and scales of an NF4 weight;
     `rows.ROWS` rows of another table), + where nothing is quantised while loading, the 16-bit tensors that a lever
@@ -65,8 +66,8 @@ def loading_peak(model: PreTrainedModel, spec: Model, stored: torch.dtype) -> Lo
 def _on_device(model: nn.Module) -> int:
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            state = module.weight.quant_state
+        if isinstance(module, Linear4bit):
+            state = quant_state_of(module)
             tensors += [state.absmax, state.code, state.state2.absmax, state.state2.code]
     return _bytes(tensors)
 
@@ -82,24 +83,25 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 def _on_their_way(model: nn.Module, wide: int) -> list[float]:
     """Bytes on the device of each tensor that is quantised there, while it is."""
-    found = []
+    sizes: list[float] = []
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            found.append(module.weight.quant_state.shape.numel() * (wide + 0.5 + SCALE))
+        if isinstance(module, Linear4bit):
+            sizes.append(quant_state_of(module).shape.numel() * (wide + 0.5 + SCALE))
         elif isinstance(module, NF4Embedding):
-            found.append(min(module.num_embeddings, ROWS) * module.embedding_dim * (wide + 0.5 + SCALE))
+            sizes.append(min(module.num_embeddings, ROWS) * module.embedding_dim * (wide + 0.5 + SCALE))
         elif isinstance(module, Int8Embedding | Int8Linear):
             rows, width = module.weight.shape
-            found.append(min(rows, ROWS) * width * (wide + 3 * 4))  # fp32: the rows, their size, and the steps
-    return found
+            sizes.append(min(rows, ROWS) * width * (wide + 3 * 4))  # fp32: the rows, their size, and the steps
+    return sizes
 
 
 def _replaced(model: PreTrainedModel) -> list[int]:
-    """Numbers of what a lever takes in 16 bits and leaves elsewhere or in less."""
+    """The numbers in each tensor that a lever takes in 16 bits and leaves elsewhere or in less."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    found = [head.in_features * head.out_features] if isinstance(head, PiecewiseLinear) else []
-    taken = isinstance(embedding, Int8Embedding | NF4Embedding) or "weight" in embedding.__dict__
-    return [*found, embedding.num_embeddings * embedding.embedding_dim] if taken else found
+    sizes = [head.in_features * head.out_features] if isinstance(head, PiecewiseLinear) else []
+    if isinstance(embedding, Int8Embedding | NF4Embedding | HostEmbedding):
+        sizes.append(embedding.num_embeddings * embedding.embedding_dim)
+    return sizes
 
 
 def _kept_wide(model: PreTrainedModel) -> list[int]:
@@ -109,10 +111,10 @@ def _kept_wide(model: PreTrainedModel) -> list[int]:
 
 def _sizes(model: PreTrainedModel) -> list[int]:
     """Numbers in each of the checkpoint's tensors."""
-    four_bit = [m.weight.quant_state.shape.numel() for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    four_bit = [quant_state_of(m).shape.numel() for m in model.modules() if isinstance(m, Linear4bit)]
     return [*_kept_wide(model), *four_bit]
 
 
 def _largest_streamed(model: nn.Module) -> int:
-    rings = [module.__dict__.get("streaming") for module in model.modules()]
-    return max((len(ring.buffers[0]) for ring in rings if isinstance(ring, Ring)), default=0)
+    rings = (ring_of(module) for module in model.modules())
+    return max((len(ring.buffers[0]) for ring in rings if ring is not None), default=0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import cast
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-from qmixlora.backbone import Anatomy, arrange, find_anatomy, nf4_linear
+from qmixlora.backbone import Anatomy, find_anatomy, nf4_linear, quant_state_of
+from qmixlora.backbone.levers import apply_levers
 from qmixlora.recipe import Model
 
 from .attention import FUSED
@@ -20,7 +21,7 @@ META = torch.device("meta")
 def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedModel, Anatomy]:
     """What `load_backbone` gives, on the meta device; what it keeps in host memory is on the CPU and takes nothing.
 
-    Raises UserError as `arrange`.
+    Raises UserError as `apply_levers`.
     """
     with META:
         model = AutoModelForImageTextToText.from_config(
@@ -35,7 +36,7 @@ def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedMode
         for path in anatomy.targets:
             linear = cast(nn.Linear, model.get_submodule(path))
             model.set_submodule(path, nf4_linear(linear.weight, linear.bias, META))
-    arrange(model, anatomy, spec, META)
+    apply_levers(model, anatomy, spec, META)
     return model, anatomy
 
 
@@ -43,7 +44,7 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every tensor that the model holds, by name: parameters, buffers, and the scales of NF4 layers."""
     found = [*model.named_parameters(), *model.named_buffers()]
     for name, module in model.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            state = module.weight.quant_state
+        if isinstance(module, Linear4bit):
+            state = quant_state_of(module)
             found += [(f"{name}.weight.scales", t) for t in (state.absmax, state.code, state.state2.absmax)]
     return found

@@ -1,46 +1,79 @@
-"""One training step of a recipe on the meta device, and what it takes at any depth of the decoder."""
+"""One training step of a recipe on the meta device, and its memory at any depth of the decoder."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from qmixlora.backbone import host_tensors
+from qmixlora.backbone import Anatomy
+from qmixlora.backbone.levers import enable_checkpointing, host_tensors, in_place_of_images, take_out_vision
+from qmixlora.backbone.levers.streaming import ring_of
 from qmixlora.loss import supervised_loss
+from qmixlora.mixlora import is_adapter_parameter
 from qmixlora.recipe import Recipe
-from qmixlora.session import Session, adapter_config, assemble
-from qmixlora.training.features import in_place_of_pictures, take_out_vision
-from qmixlora.training.run import enable_checkpointing
+from qmixlora.session import adapter_config, backbone_of, with_fresh_adapter
 
-from .account import Account
+from .account import Account, Peak
 from .batch import Batch
-from .depth import are_alike, at_depth, extrapolated, first_layers, name_stretches, shallow_depths
-from .loading import loading_peak
+from .depth import are_alike, at_depth, first_layers, grown, name_phases, shallow_depths
+from .loading import LoadingPeak, loading_peak
 from .simulation import on_meta, simulate_step, simulated
 from .skeleton import meta_backbone, tensors_of
 
 SMALL = 4096  # parameters of fewer elements keep 32-bit states under an 8-bit optimiser (bitsandbytes)
-STREAMED = "streamed layers"
-GAPS = "allocator's gaps"
+TASKS = ("plan", "other")  # of an adapter that is only planned
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a step, each growing evenly with the number of decoder layers."""
+
+    # on the card all along
+    nf4_weights: int
+    kept_out_weights: int
+    adapter: int
+    routers: int
+    projector: int
+    gradients: int  # of earlier micro-batches, which wait
+    # in host memory
+    host_streamed: int
+    host_embeddings: int
+    host_activations: int
+    # between the forward and the backward pass
+    activations_saved: int
+    # for the optimiser's own step
+    gradients_to_come: int
+    trainable: int
+    states_32_bit: int
+    states_8_bit: int
+    # peaks of loading
+    loading_card: int
+    loading_host: int
 
 
 @dataclass(frozen=True)
 class Step:
-    """Bytes of a simulated step: on the card all along (`held`) and on the host, by part; the most in every stretch
-    beyond what is held, and the operation there; other sizes by name.
+    """A simulated step: its sizes; the peak of every phase beyond what is held all along; the allocator's gaps; the
+    bytes that a streamed layer leaves the card; and whether layers are alike, so that other depths follow from it.
     """
 
-    held: dict[str, int]
-    host: dict[str, int]
-    sizes: dict[str, int]
-    peaks: dict[str, int]
-    places: dict[str, str]
-    alike: bool = True  # whether other depths follow from this one
+    sizes: Sizes
+    peaks: Mapping[str, Peak]
+    gaps: int
+    streamed_layer: int
+    alike: bool
+
+    def counted_from_the_first(self, depth: int) -> Step:
+        """The step with the number of its last layer in the names of phases, which count it from the end."""
+        last = f"layer {depth - 1}"
+        return replace(self, peaks={name.replace("layer -1", last): peak for name, peak in self.peaks.items()})
 
 
 def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch) -> Step:
@@ -52,88 +85,106 @@ def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch) -> Step:
     depths = shallow_depths(config, period)
     streamed = recipe.model.stream_layers
     if len(depths) == 1 or streamed > full:  # too many are refused where they are streamed
-        return _counted_from_the_first(_step(recipe, config, batch, first), full)
+        return _step(recipe, config, batch, first).counted_from_the_first(full)
     few = min(streamed, 2)  # as many as there are buffers
     model = recipe.model.model_copy(update={"stream_layers": few})
     shallow = recipe.model_copy(update={"model": model})
     one, two = (_step(shallow, at_depth(config, depth), batch, first) for depth in depths)
     if not two.alike:
-        return _counted_from_the_first(_step(recipe, config, batch, first), full)
-    grow = partial(extrapolated, at=(depths[0], depths[1]), depth=full)
-    held, host, sizes = grow(one.held, two.held), grow(one.host, two.host), grow(one.sizes, two.sizes)
-    sizes[GAPS] = max(one.sizes[GAPS], two.sizes[GAPS])
+        return _step(recipe, config, batch, first).counted_from_the_first(full)
+    step = _at_full_depth(one, two, (depths[0], depths[1]), full)
     if streamed > few:
-        more = streamed - few
-        held["NF4 weights"] -= more * two.sizes["a streamed layer"]
-        sizes["loading, card"] -= more * two.sizes["a streamed layer"]
-        host[STREAMED] += more * two.host[STREAMED] // few
-        sizes["loading, host"] += more * two.host[STREAMED] // few
-    return _counted_from_the_first(Step(held, host, sizes, grow(one.peaks, two.peaks), two.places), full)
+        step = replace(step, sizes=_with_more_streamed(step.sizes, two, few, streamed - few))
+    return step.counted_from_the_first(full)
 
 
-def _counted_from_the_first(step: Step, depth: int) -> Step:
-    """The step with the number of its last layer in the names of stretches, which count it from the end."""
-    last = f"layer {depth - 1}"
-    peaks = {name.replace("layer -1", last): size for name, size in step.peaks.items()}
-    return replace(step, peaks=peaks, places={name.replace("layer -1", last): at for name, at in step.places.items()})
+def _at_full_depth(one: Step, two: Step, at: tuple[int, int], full: int) -> Step:
+    """The step of the whole model, from those of two shallow ones with `at` layers."""
+    grow = partial(grown, at=at, depth=full)
+    names = [field.name for field in fields(Sizes)]
+    sizes = Sizes(**{name: grow(getattr(one.sizes, name), getattr(two.sizes, name)) for name in names})
+    peaks = {
+        phase: Peak(grow(one.peaks[phase].size, peak.size), peak.operation)
+        for phase, peak in two.peaks.items()
+        if phase in one.peaks
+    }
+    return replace(two, sizes=sizes, peaks=peaks, gaps=max(one.gaps, two.gaps))
+
+
+def _with_more_streamed(sizes: Sizes, step: Step, few: int, more: int) -> Sizes:
+    """The sizes with `more` layers streamed than the `few` of a simulated step."""
+    on_host = more * step.sizes.host_streamed // few
+    return replace(
+        sizes,
+        nf4_weights=sizes.nf4_weights - more * step.streamed_layer,
+        loading_card=sizes.loading_card - more * step.streamed_layer,
+        host_streamed=sizes.host_streamed + on_host,
+        loading_host=sizes.loading_host + on_host,
+    )
 
 
 def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int) -> Step:
-    session, loading = _session(recipe, config)
-    inputs = batch.inputs
+    model, anatomy, loading = _model(recipe, config)
+    backbone, inputs = backbone_of(model), batch.inputs
     if recipe.train.cache_features:
         with simulated([], Account()):
-            features = take_out_vision(session, on_meta(inputs))
-        inputs = in_place_of_pictures(inputs, features)
+            features = take_out_vision(backbone, anatomy, on_meta(inputs))
+        inputs = in_place_of_images(inputs, features)
     account = Account()
-    decoder = session.model.get_base_model().get_submodule(session.anatomy.language)
-    layers = list(next(child for child in decoder.children() if isinstance(child, nn.ModuleList)))
-    name_stretches(layers, account, first)
-    trainable = [p for p in session.model.parameters() if p.requires_grad]
+    layers = [backbone.get_submodule(path) for path in anatomy.layers]
+    name_phases(layers, account, first)
+    trainable = [p for p in model.parameters() if p.requires_grad]
     if recipe.train.gradient_accumulation > 1:  # they wait for the next micro-batch
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
     waiting = [p.grad for p in trainable if p.grad is not None]
-    held = [tensor for _, tensor in tensors_of(session.model)]
-    loss = partial(supervised_loss, session.model, chunk=recipe.train.loss_chunk)
-    simulate_step(loss, inputs, [*held, *waiting], account)
+    tensors = [tensor for _, tensor in tensors_of(model)]
+    loss = partial(supervised_loss, model, chunk=recipe.train.loss_chunk)
+    simulate_step(loss, inputs, [*tensors, *waiting], account)
     return Step(
-        held={
-            **_weights(session.model),
-            "gradients": sum(grad.nbytes for grad in waiting),
-        },
-        host={**_on_host(session.model), "activations": account.offloaded},
-        sizes={
-            "activations saved": account.saved,
-            GAPS: account.gaps,
-            "gradients to come": sum(p.nbytes for p in trainable) - sum(grad.nbytes for grad in waiting),
-            "trainable": sum(p.nbytes for p in trainable),
-            "32-bit states": sum(8 * p.numel() for p in trainable),
-            "8-bit states": sum(_eight_bit_states(p.numel()) for p in trainable),
-            "a streamed layer": _streamed_layer(decoder),
-            **loading,
-        },
+        sizes=_sizes(model, trainable, waiting, account, loading),
         peaks=account.peaks,
-        places=account.places,
+        gaps=account.gaps,
+        streamed_layer=_streamed_layer(backbone.get_submodule(anatomy.language)),
         alike=are_alike(layers),
     )
 
 
-def _session(recipe: Recipe, config: PretrainedConfig) -> tuple[Session, dict[str, int]]:
-    """The session that training would open, on the meta device; and the peak of loading it."""
+def _model(recipe: Recipe, config: PretrainedConfig) -> tuple[PeftModel, Anatomy, LoadingPeak]:
+    """The model that training would have, on the meta device; and the peak of loading it."""
     backbone, anatomy = meta_backbone(config, recipe.model)
     stored = getattr(config, "dtype", None) or getattr(torch, recipe.model.dtype)
     loading = loading_peak(backbone, recipe.model, stored)
-    tasks = ["plan", "other"]
-    session = assemble(recipe, backbone, None, anatomy, adapter_config(recipe.adapter, anatomy, tasks))
-    enable_checkpointing(session)
-    session.model.train()
-    return session, {"loading, card": loading.device, "loading, host": loading.host}
+    model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, TASKS))
+    enable_checkpointing(backbone, anatomy, recipe.train.checkpointing)
+    model.train()
+    return model, anatomy, loading
+
+
+def _sizes(
+    model: PeftModel, trainable: list[nn.Parameter], waiting: list[Tensor], account: Account, loading: LoadingPeak
+) -> Sizes:
+    on_host = host_tensors(model)
+    gradients, trained = sum(grad.nbytes for grad in waiting), sum(p.nbytes for p in trainable)
+    return Sizes(
+        **_weights(model),
+        gradients=gradients,
+        host_streamed=sum(t.nbytes for t in on_host if t.dtype == torch.uint8),
+        host_embeddings=sum(t.nbytes for t in on_host if t.dtype != torch.uint8),
+        host_activations=account.offloaded,
+        activations_saved=account.saved,
+        gradients_to_come=trained - gradients,
+        trainable=trained,
+        states_32_bit=sum(8 * p.numel() for p in trainable),
+        states_8_bit=sum(_eight_bit_states(p.numel()) for p in trainable),
+        loading_card=loading.device,
+        loading_host=loading.host,
+    )
 
 
 def _weights(model: nn.Module) -> dict[str, int]:
-    """Bytes of what lies on the card before the first step, by part."""
-    parts = {"NF4 weights": 0, "kept-out weights": 0, "adapter": 0, "routers": 0, "projector": 0}
+    """Bytes of what lies on the card before the first step, by the names of `Sizes`."""
+    parts = dict.fromkeys(("nf4_weights", "kept_out_weights", "adapter", "routers", "projector"), 0)
     seen: set[int] = set()
     for name, tensor in tensors_of(model):
         key = int(tensor.untyped_storage()._cdata)
@@ -146,23 +197,14 @@ def _weights(model: nn.Module) -> dict[str, int]:
 def _part(name: str, tensor: Tensor) -> str:
     if ".modules_to_save." in name:
         return "projector"
-    if "lora_" in name:  # mixlora_ among them
+    if is_adapter_parameter(name):
         return "routers" if re.search("_route_|_center|mixlora_task", name) else "adapter"
-    return "NF4 weights" if tensor.dtype == torch.uint8 or name.endswith(".scales") else "kept-out weights"
-
-
-def _on_host(model: nn.Module) -> dict[str, int]:
-    """Bytes of frozen weights in host memory, by part (without storage here: they count as what they show)."""
-    tensors = host_tensors(model)
-    return {
-        STREAMED: sum(t.numel() for t in tensors if t.dtype == torch.uint8),
-        "embeddings": sum(t.numel() * t.element_size() for t in tensors if t.dtype != torch.uint8),
-    }
+    return "nf4_weights" if tensor.dtype == torch.uint8 or name.endswith(".scales") else "kept_out_weights"
 
 
 def _streamed_layer(decoder: nn.Module) -> int:
     """Bytes that a streamed layer of this decoder leaves the card (see `Ring`)."""
-    ring = getattr(decoder, "streaming", None)
+    ring = ring_of(decoder)
     return 0 if ring is None else len(ring.buffers[0])
 
 

@@ -1,0 +1,43 @@
+"""The facts of one family of models: what one image is in it, and how to keep images small.
+
+Shapes: L tokens of an image with its marks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PretrainedConfig, ProcessorMixin
+
+TEXT = 1  # a token that stands for any text
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """One image as the processor gives it: L token ids, and its tensors, of which a batch is the concatenation."""
+
+    ids_L: list[int]
+    tensors: dict[str, Tensor]
+
+
+class Family(ABC):
+    """The facts of one family. `kinds` names the processor's tensor with 1 where an image token is, if it gives one."""
+
+    kinds: str | None = None
+
+    @abstractmethod
+    def smallest(self, config: PretrainedConfig) -> int:
+        """The least `max_image_tokens` that this model's images can keep to."""
+
+    @abstractmethod
+    def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
+        """The image with the most image tokens: within the budget, or by the processor's default without one."""
+
+    def limit(self, processor: ProcessorMixin | None, config: PretrainedConfig, budget: int) -> None:
+        """Set the processor (and the config, where the model reads it there) so that no image is over the budget.
+
+        Images of one size are as small as they can be.
+        """
+        return

@@ -1,0 +1,39 @@
+"""Input embeddings in host memory (`model.offload_embeddings`).
+
+Shapes: V rows (words), D width, ... any axes of ids.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .streaming import host_like
+
+
+class HostEmbedding(nn.Module):
+    """An embedding whose rows are looked up on the CPU: ids are copied to the host, the selected rows to the device.
+
+    The lookup is the model's own module, scales and all. It is kept out of reach of whatever walks over parameters, so
+    that nobody moves its weight (`Trainer` does) or takes it for the place where the model is. The weight is not
+    pinned: what is copied are rows that were gathered from it.
+    """
+
+    def __init__(self, lookup: nn.Embedding, device: torch.device) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = lookup.num_embeddings, lookup.embedding_dim
+        self.device = device
+        lookup.weight = nn.Parameter(host_like(lookup.weight.detach()), requires_grad=False)
+        if device.type != "meta":
+            lookup.to("cpu")  # whatever else it has, such as Gemma's scale
+        self._lookup = [lookup]  # in a list: only modules themselves are registered
+
+    @property
+    def weight(self) -> Tensor:
+        """V x D, on the CPU."""
+        return self._lookup[0].weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """... ids -> ... x D, on the device."""
+        rows: Tensor = self._lookup[0](ids.to("cpu"))
+        return rows.to(self.device)

@@ -1,0 +1,70 @@
+"""The vision tower taken out of a model, and image features in place of pixels.
+
+Features are what the model's `get_image_features` gives: `pooler_output`, one entry (L x D) per image, and, where the
+family has them, `deepstack_features`, such a list for every layer that gets features of its own. Batches carry them
+as `mm_encoder_outputs`, as transformers' own generation does.
+
+Shapes: L tokens of an image, D width of the decoder.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..anatomy import Anatomy
+
+POOLED, DEEP = "pooler_output", "deepstack_features"
+
+
+def image_features(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(pooled, deep) features of a batch's images, as the backbone (without PEFT around it) gives them; None and an
+    empty list where it has none.
+    """
+    parts: tuple[Any, Any] = (model, model.base_model)
+    accepted = {name for part in parts for name in inspect.signature(part.get_image_features).parameters}
+    output = parts[0].get_image_features(**{name: value for name, value in inputs.items() if name in accepted})
+    return getattr(output, POOLED, None), getattr(output, DEEP, None) or []
+
+
+def use_features(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Take vision tower and projector out of a model, in place, and have its forward read `mm_encoder_outputs` as the
+    plain dictionaries of a batch. `model` is the backbone, without PEFT around it; it may be on the meta device.
+    """
+    paths = [*anatomy.vision, *anatomy.projectors]
+    for path in paths:
+        if not any(path.startswith(other + ".") for other in paths):
+            model.set_submodule(path, _TakenOut())
+
+    def as_outputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        features = kwargs.get("mm_encoder_outputs")
+        if features is not None:
+            outputs = {kind: SimpleNamespace(**output) for kind, output in features.items()}
+            kwargs = {**kwargs, "mm_encoder_outputs": outputs}
+        return args, kwargs
+
+    model.register_forward_pre_hook(as_outputs, with_kwargs=True)
+
+
+def take_out_vision(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the vision tower out of a model; return the features of a batch's images, the last that it made."""
+    with torch.no_grad():
+        pooled, deep = image_features(model, inputs)
+    use_features(model, anatomy)
+    return {POOLED: pooled, **({DEEP: deep} if deep else {})}
+
+
+def in_place_of_images(inputs: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with features where its pixels were."""
+    batch = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
+    return {**batch, "mm_encoder_outputs": {"image": features}}
+
+
+class _TakenOut(nn.Module):
+    """Stands where the vision tower was; torch refuses to call it."""

@@ -1,0 +1,88 @@
+"""Scores per task, from answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qmixlora.data import Conversation
+from qmixlora.errors import UserError
+from qmixlora.session import Session
+
+from .answers import answer_rows
+from .metrics import normalize
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """The share of a task's samples that were answered exactly, and the number of its samples."""
+
+    exact_match: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one model on one split, by task (at least one)."""
+
+    split: str
+    tasks: dict[str, TaskScore]
+
+    @property
+    def mean_exact_match(self) -> float:
+        """The mean over tasks, each counting the same."""
+        return sum(task.exact_match for task in self.tasks.values()) / len(self.tasks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of `evaluation.json`."""
+        tasks = {name: asdict(score) for name, score in self.tasks.items()}
+        return {"split": self.split, "mean_exact_match": self.mean_exact_match, "tasks": tasks}
+
+
+def score(rows: Sequence[Conversation], answers: Sequence[str], split: str) -> Scores:
+    """Compare one answer per row with the row's own last answer. Raises UserError if there are no rows."""
+    hits: dict[str, list[bool]] = {}
+    for row, answer in zip(rows, answers, strict=True):
+        hits.setdefault(row["task"], []).append(normalize(answer) == normalize(row["turns"][-1]["text"]))
+    return _summarized(hits, split)
+
+
+def evaluate(
+    session: Session,
+    rows: Sequence[Conversation],
+    split: str,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Scores:
+    """`score` of what the model answers (`answer_rows`)."""
+    return score(rows, answer_rows(session, rows, on_progress=on_progress), split)
+
+
+def blind_baseline(train: Sequence[Conversation], rows: Sequence[Conversation], split: str) -> Scores:
+    """Score without looking: to each question, give the answer that it had most often in training.
+
+    Where a question is new, give the most frequent answer of its task (of all tasks, if the task is new too).
+    """
+    counts: dict[tuple[str, ...], dict[str, int]] = {}
+    for row in train:
+        question, answer = _question(row), normalize(row["turns"][-1]["text"])
+        for key in ((row["task"], question), (question,), (row["task"],), ()):
+            counts.setdefault(key, {}).setdefault(answer, 0)
+            counts[key][answer] += 1
+    hits: dict[str, list[bool]] = {}
+    for row in rows:
+        question = _question(row)
+        key = next(key for key in ((row["task"], question), (question,), (row["task"],), ()) if key in counts)
+        guess = max(counts[key], key=lambda answer: counts[key][answer])
+        hits.setdefault(row["task"], []).append(guess == normalize(row["turns"][-1]["text"]))
+    return _summarized(hits, split)
+
+
+def _summarized(hits: Mapping[str, Sequence[bool]], split: str) -> Scores:
+    if not hits:
+        raise UserError("There is nothing to evaluate.", where=f"split {split}")
+    return Scores(split, {task: TaskScore(sum(own) / len(own), len(own)) for task, own in sorted(hits.items())})
+
+
+def _question(row: Conversation) -> str:
+    return normalize(" ".join(turn["text"] for turn in row["turns"][:-1]))

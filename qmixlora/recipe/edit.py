@@ -1,0 +1,83 @@
+"""Edits of a recipe: values by dotted path, as on the command line (`train.learning_rate=1e-3`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from qmixlora.errors import UserError
+
+from .schema import Recipe
+from .validation import validate
+
+
+@dataclass(frozen=True)
+class Edit:
+    """New values of a recipe by their paths."""
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, overrides: Sequence[str]) -> Edit:
+        """Read overrides as they are typed, each `section.key=value` with a YAML value (nothing: null).
+
+        Raises:
+            UserError: an override has another form, or its value is not YAML.
+        """
+        values: dict[str, Any] = {}
+        for override in overrides:
+            path, separator, text = override.partition("=")
+            if not separator or not path:
+                raise UserError(f"An override has the form section.key=value, not {override!r}.", where="command line")
+            try:
+                values[path] = yaml.safe_load(text) if text else None
+            except yaml.YAMLError:
+                where = f"override {override!r}"
+                raise UserError(f"{text!r} is not a YAML value.", where=where, fix="Quote it.") from None
+        return cls(values)
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with the new values. Raises UserError if one is wrong, or they do not go together."""
+        return validate(self.put_into(recipe.model_dump()), str(self))
+
+    def put_into(self, sections: dict[str, Any]) -> dict[str, Any]:
+        """Put the values into nested sections, in place. Raises UserError where a value stands for a section."""
+        for path, value in self.values.items():
+            *parents, key = path.split(".")
+            target = sections
+            for parent in parents:
+                target = target.setdefault(parent, {})
+                if not isinstance(target, dict):
+                    raise UserError(f"{parent!r} is a value, not a section.", where=f"override {path!r}")
+            target[key] = value
+        return sections
+
+    def overrides(self) -> list[str]:
+        """The edit as it is typed."""
+        return [f"{path}={_as_typed(value)}" for path, value in self.values.items()]
+
+    def yaml(self) -> str:
+        """The edit as sections of a recipe."""
+        return yaml.safe_dump(self.put_into({}), sort_keys=False)
+
+    def __str__(self) -> str:
+        return " ".join(self.overrides())
+
+    def __or__(self, later: Edit) -> Edit:
+        """Both edits, the later one's values where they meet."""
+        return Edit({**self.values, **later.values})
+
+
+def _as_typed(value: Any) -> str:
+    """A YAML value on one line; words that YAML reads as themselves stay bare."""
+    bare = isinstance(value, str) and value == value.strip() and yaml.safe_load(value) == value
+    return value if bare else json.dumps(value)
+
+
+def edited(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with overrides applied. Raises UserError as `Edit.parse` and `Edit.apply`."""
+    return Edit.parse(overrides).apply(recipe)

@@ -1,0 +1,106 @@
+"""transformers' Trainer with the loss at supervised positions, the recipe's arguments, and our callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from qmixlora.backbone.levers import enable_checkpointing
+from qmixlora.loss import supervised_loss
+from qmixlora.recipe import Recipe
+from qmixlora.session import TunedSession
+
+from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay
+
+
+def make_trainer(
+    session: TunedSession, rows: Dataset, validation: Dataset | None, folder: Path, display: ProgressDisplay
+) -> SupervisedTrainer:
+    """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks."""
+    enable_checkpointing(session.backbone, session.anatomy, session.recipe.train.checkpointing)
+    trainer = SupervisedTrainer(
+        session.recipe.train.loss_chunk,
+        model=session.model,
+        args=_arguments(session.recipe, folder, validation is not None),
+        train_dataset=rows,
+        eval_dataset=validation,
+        data_collator=session.collator,
+        callbacks=[FirstStepsGuard(session), MetricsLog(folder), display],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+class SupervisedTrainer(Trainer):
+    """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step."""
+
+    def __init__(self, loss_chunk: int | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.loss_chunk = loss_chunk
+        self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
+        self.can_return_loss = True
+        # Trainer collects the micro-batches of a whole step; each goes to the card when its turn comes, not before
+        self.accelerator.device_placement = False
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Collect a step's batches as Trainer does, and none after the last step.
+
+        Resumed at its last step, Trainer (5.23) would do one more.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        loss = supervised_loss(model, inputs, num_items_in_batch, chunk=self.loss_chunk)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArguments:
+    spec = recipe.train
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=spec.epochs,
+        max_steps=spec.max_steps or -1,
+        per_device_train_batch_size=spec.micro_batch_size,
+        per_device_eval_batch_size=spec.eval_batch_size,
+        gradient_accumulation_steps=spec.gradient_accumulation,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=spec.warmup_ratio,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        optim="adamw_torch" if spec.optimizer == "adamw" else spec.optimizer,
+        seed=spec.seed,
+        data_seed=spec.seed,
+        logging_steps=spec.log_every,
+        eval_strategy=("steps" if spec.eval_every else "epoch") if evaluates else "no",
+        eval_steps=spec.eval_every,
+        save_strategy="steps" if spec.save_every else "no",
+        save_steps=spec.save_every or 500,
+        save_total_limit=spec.keep_checkpoints,
+        dataloader_num_workers=recipe.data.num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
