@@ -28,7 +28,7 @@ def resolve(recipe: Recipe, data_folder: Path | None, console: Console) -> Recip
     if data.train == EMBEDDED:
         from .dataset import make_dataset
 
-        folder = make_dataset(data_folder or backbone_folder().with_name("embedded-data-v2")).resolve()
+        folder = make_dataset(data_folder or backbone_folder().with_name("embedded-data-v3")).resolve()
         files = {split: str(folder / f"{split}.json") for split in ("train", "validation", "test")}
         data = data.model_copy(update=files)
     return recipe.model_copy(update={"model": model, "data": data})

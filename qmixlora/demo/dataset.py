@@ -14,7 +14,7 @@ from qmixlora.files import replacing
 from .scenes import digit_scans, draw_scene, sample_scene
 from .tasks import HELD_OUT, TASKS, DemoTask
 
-SPLITS = {"train": 2500, "validation": 20, "test": 60}  # samples per task
+SPLITS = {"train": 2500, "validation": 60, "test": 60}  # samples per task
 HELD_OUT_SPLIT = "held_out"  # the tasks that training never sees
 PARAPHRASED_SPLIT = "paraphrased"  # the test split, asked in other words
 SCANS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the handwritten digits
