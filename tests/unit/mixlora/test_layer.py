@@ -15,7 +15,7 @@ from qmixlora.backbone import keep_cpu_weights_unpacked
 from qmixlora.mixlora import MixLoraConfig
 from qmixlora.mixlora.running_means import Center
 from qmixlora.mixlora.selection import conditional_scores, released_conditional_scores
-from tests.parity.reference import update
+from .reference import update
 
 PAIRINGS, GATES = ("conditional", "released", "independent", "tied"), ("hard", "straight_through", "weighted", "dense")
 NAMES = ("mixlora_A", "mixlora_B", "mixlora_route_A", "mixlora_route_B", "mixlora_route_AB")
