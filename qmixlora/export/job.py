@@ -1,0 +1,68 @@
+"""An export job: a request on a run, which the passes share."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from datasets import Dataset
+from rich.console import Console
+
+from qmixlora.data import indices_by_task, load_split
+from qmixlora.errors import UserError
+from qmixlora.files import write_json
+from qmixlora.recipe import Recipe
+
+from .fidelity import FIDELITY, Fidelity
+from .targets import Request, Target
+
+FOLDER = "exports"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request on a run: its folder, its recipe, and where people are told."""
+
+    folder: Path
+    recipe: Recipe
+    request: Request
+    console: Console
+
+    @cached_property
+    def training_rows(self) -> Dataset:
+        return load_split(self.recipe.data, "train")
+
+    @property
+    def polish_steps(self) -> int:
+        return self.recipe.export.polish if self.request.polish is None else self.request.polish
+
+    @property
+    def into_another_base(self) -> bool:
+        """Whether merging is into other weights than the run's adapters lie on: into the original ones, or for a run
+        with its head or embeddings in 8 or 4 bits, of which a merged checkpoint has the 16-bit ones.
+        """
+        spec = self.recipe.model
+        return self.request.base == "original" or {spec.quantize_lm_head, spec.quantize_embeddings} != {"none"}
+
+    def folder_of(self, target: Target, form: str) -> Path:
+        return self.folder / FOLDER / f"{target.name}-{form}"
+
+    def finish(self, folder: Path, fidelity: Fidelity) -> None:
+        """Put the run's recipe and the fidelity into the folder of an export."""
+        if not (folder / "recipe.yaml").is_file():
+            shutil.copyfile(self.folder / "recipe.yaml", folder / "recipe.yaml")
+        write_json(folder / FIDELITY, fidelity.to_dict())
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+
+def rows_of(rows: Dataset, target: Target, per_task: int | None, split: str) -> Dataset:
+    """The first rows of every task of a target. Raises UserError if there are none."""
+    by_task = indices_by_task(rows)
+    chosen = [index for task in target.shares for index in by_task.get(task, [])[:per_task]]
+    if not chosen:
+        raise UserError(f"There is no sample of {', '.join(target.shares)} to measure on.", where=f"split {split}")
+    return rows.select(chosen)

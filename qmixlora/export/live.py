@@ -1,0 +1,92 @@
+"""First pass of an export: the live model, measured on the rows of every target.
+
+Shapes: L adapted layers, E = F factors in a pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+from torch import Tensor
+
+from qmixlora.data import Conversation, indices_by_task, load_split
+from qmixlora.session import TunedSession
+
+from .calibration import mixing_matrices
+from .job import Job, rows_of
+from .measurement import LiveUpdates, Measurement, measure, measure_updates
+from .static import Learned
+from .targets import Target, make_targets, tasks_of
+
+CHECKED = 128  # rows per task on which it is decided whether a mean lost something
+COMPARED = 4  # held-out rows whose logits hold a merged checkpoint against its adapter
+
+
+@dataclass(frozen=True)
+class Check:
+    """The rows on which it is decided whether a mean lost something: of `source`, with the live model's measurement;
+    and the training rows to polish on, which are others.
+    """
+
+    source: str
+    rows: Dataset
+    live: Measurement
+    polish_on: Dataset
+
+
+@dataclass(frozen=True)
+class Live:
+    """The live model on one target: its mixing matrices, and its measurement and updates on held-out rows."""
+
+    target: Target
+    mix_LEF: Tensor
+    split: str
+    rows: Dataset
+    measurement: Measurement
+    updates: LiveUpdates
+    check: Check | None  # without one, the user decides
+
+    @property
+    def compared(self) -> list[Conversation]:
+        """The rows whose logits hold a merged checkpoint against its adapter."""
+        return [self.rows[index] for index in range(min(COMPARED, len(self.rows)))]
+
+
+def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live]:
+    """Find the mixing matrices of every target, and measure the live model on its rows."""
+    request, data = job.request, job.recipe.data
+    tasks = tasks_of(job.folder, lambda: job.training_rows)
+    targets = make_targets(request, tasks)
+    wanted = [task for task in tasks if any(task in target.shares for target in targets)]
+    matrices = mixing_matrices(session, learned, job.folder, request.calibration, wanted, lambda: job.training_rows)
+    split = next((name for name in ("test", "validation") if getattr(data, name)), "train")
+    held_out, samples = load_split(data, split), request.samples or job.recipe.export.samples
+    measured = []
+    for number, target in enumerate(targets, start=1):
+        job.say(f"{number}/{len(targets)} {target.name}: measuring the live model")
+        rows = rows_of(held_out, target, samples, split)
+        measured.append(
+            Live(
+                target,
+                target.mixing_matrix(matrices),
+                split,
+                rows,
+                measure(session, rows),
+                measure_updates(session, learned, rows),
+                _check(job, session, target) if job.polish_steps and request.polish is None else None,
+            )
+        )
+    return measured
+
+
+def _check(job: Job, session: TunedSession, target: Target) -> Check:
+    """Rows that the run was not trained on: of the validation split, else training rows that polishing leaves out."""
+    training = rows_of(job.training_rows, target, None, "train")
+    if job.recipe.data.validation:
+        rows = rows_of(load_split(job.recipe.data, "validation"), target, CHECKED, "validation")
+        return Check("validation", rows, measure(session, rows), training)
+    set_aside = {index for own in indices_by_task(training).values() for index in own[:: max(5, len(own) // CHECKED)]}
+    rows = training.select(sorted(set_aside))
+    polish_on = training.select([index for index in range(len(training)) if index not in set_aside])
+    return Check("train, left out of polishing", rows, measure(session, rows), polish_on)
