@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-
+import contextlib
+import importlib.util
+import io
 import json
-from collections.abc import Callable
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
+from qmixlora.cli import main
 from transformers import LlavaForConditionalGeneration
 
 from qmixlora.demo.backbone import make_config, make_processor
@@ -21,6 +25,59 @@ from qmixlora.demo.dataset import make_dataset
 from qmixlora.recipe import Recipe, validate
 
 torch.set_num_threads(1)  # xdist runs one worker per core
+
+
+def pytest_configure() -> None:
+    if importlib.util.find_spec("torchvision") is None:
+        raise pytest.UsageError(
+            "The tests need torchvision for real image processors; `make test` installs it for them."
+        )
+
+
+class Completed(NamedTuple):
+    """What a command line left: its exit code and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+CommandLine = Callable[..., Completed]
+
+
+@pytest.fixture
+def qmixlora(monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The command line, run in this process: `qmixlora("eval", run, "--json", stdin="", cwd=None)`."""
+
+    def call(*arguments: object, stdin: str = "", cwd: Path | None = None) -> Completed:
+        out, err = io.StringIO(), io.StringIO()
+        with monkeypatch.context() as patch, as_it_was(), pytest.raises(SystemExit) as end:
+            patch.setattr(sys, "argv", ["qmixlora", *map(str, arguments)])
+            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            patch.setenv("COLUMNS", "200")
+            if cwd is not None:
+                patch.chdir(cwd)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main.run()
+        return Completed(int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+    return call
+
+
+@contextlib.contextmanager
+def as_it_was() -> Iterator[None]:
+    """Undo what the command line changes for its whole process to keep other libraries quiet."""
+    environment, bitsandbytes = dict(os.environ), logging.getLogger("bitsandbytes")
+    level, shows_progress = bitsandbytes.level, transformers.utils.logging.is_progress_bar_enabled()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        bitsandbytes.setLevel(level)
+        if shows_progress:
+            transformers.utils.logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

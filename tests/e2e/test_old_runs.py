@@ -55,9 +55,9 @@ def test_an_old_run_gives_the_loss_and_the_answers_that_it_gave(release: Path, n
     session = open_run(release / "runs" / name)
     rows = load_split(session.recipe.data, "test")
     assert loss_on(session, rows) == pytest.approx(expected["loss"], rel=ROUNDING)
-    answers = answer_rows(session.model, session.collator, rows, batch_size=4, max_new_tokens=4)
+    answers = answer_rows(session, rows, batch_size=4, max_new_tokens=4)
     assert answers == expected["answers"]
-    assert score(rows, answers, "test") == expected["evaluation"]
+    assert score(rows, answers, "test").to_dict() == expected["evaluation"]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -93,7 +93,8 @@ def test_the_routing_record_of_an_old_run_is_read(release: Path) -> None:
 def test_an_old_run_is_exported_from_its_record(release: Path) -> None:
     run = release / "runs" / "default"
     old = json.loads((run / "exports" / "digit-lora" / "fidelity.json").read_text(encoding="utf-8"))
-    [new] = export(run, Request(tasks=("digit",), polish=0), Console(quiet=True))
+    [fidelity] = export(run, Request(tasks=("digit",), polish=0), Console(quiet=True))
+    new = fidelity.to_dict()
     for key in ("tasks", "rank", "split", "samples", "exact_match", "agreement"):
         assert new[key] == old[key], key
     assert new["loss"] == pytest.approx(old["loss"], rel=ROUNDING)
