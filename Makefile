@@ -1,9 +1,10 @@
-# One environment, one file of exact pins; every target sets up what it needs.
+# One environment, files of exact pins; every target sets up what it needs.
 VENV := .venv
 PYTHON ?= python3
 export HF_HUB_OFFLINE ?= 1
+PROCESSORS := $(VENV)/processors
 
-.PHONY: setup demo test bench check lint types unit
+.PHONY: setup setup-tests demo test test-long test-all bench check lint types
 
 setup: $(VENV)/.done
 
@@ -14,16 +15,31 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
+setup-tests: $(PROCESSORS)/.done
+
+# in a folder of its own, which the tests alone look into: see tests/processors/processor_packages.py
+$(PROCESSORS)/.done: tests/processors/requirements.lock | $(VENV)/.done
+	rm -rf $(PROCESSORS)
+	$(VENV)/bin/pip install --quiet --no-deps --target $(PROCESSORS) --requirement $<
+	touch $@
+
 demo: setup
 	$(VENV)/bin/qmixlora demo
 
-test: lint types unit
+test: lint types setup-tests  # what has to pass before every commit
+	$(VENV)/bin/pytest -m "not long"
+
+test-long: setup-tests
+	$(VENV)/bin/pytest -m long
+
+test-all: lint types setup-tests
+	$(VENV)/bin/pytest
+
+check: test
 
 bench: setup  # runs that are there are kept; all of them anew take about a day on two cores
 	$(VENV)/bin/python benchmarks/method.py run
 	$(VENV)/bin/python benchmarks/method.py table
-
-check: test
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -31,6 +47,3 @@ lint: setup
 
 types: setup
 	$(VENV)/bin/mypy
-
-unit: setup
-	$(VENV)/bin/pytest
