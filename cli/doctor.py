@@ -9,7 +9,7 @@ import typer
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False) -> None:
-    """What this machine has, and what to do about what it lacks."""
+    """Examine this machine: what it has, and what to do about what it lacks."""
     from .quiet import quiet
 
     quiet()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """What an export is."""
+    """The form of an export."""
 
     lora = "lora"
     merged = "merged"
@@ -57,7 +57,7 @@ def export(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON, and nothing else.")] = False,
 ) -> None:
-    """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report what that loses."""
+    """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     if every == bool(task):
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
     from .quiet import quiet

@@ -1,4 +1,4 @@
-"""Wiring: the verbs, and what a mistake looks like. Nothing heavy is imported here."""
+"""Wiring: the verbs, and the look of an error. Nothing heavy is imported here."""
 
 from __future__ import annotations
 

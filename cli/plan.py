@@ -24,7 +24,7 @@ def plan(
     tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Length of a sample, its picture included (default: the data at hand, or data.max_length)."
+            min=1, help="Length of a sample, its image included (default: the data at hand, or data.max_length)."
         ),
     ] = None,
     probing: Annotated[
@@ -32,7 +32,7 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
 ) -> None:
-    """What a recipe's training step will take of a GPU, and what to change; no GPU, weights or data needed."""
+    """Plan the memory of a recipe's training step, and edits that save some; no GPU, weights or data needed."""
     if model is not None and recipe is not None and "=" in recipe:  # the default recipe has overrides too
         overrides, recipe = [recipe, *(overrides or [])], None
     if (recipe is None) == (model is None):

@@ -1,4 +1,4 @@
-"""The doctor: what this machine has, and what to do about what it lacks."""
+"""The doctor: findings about this machine, with advice where something is lacking."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from .errors import UserError
 
 
 def cache_folder() -> Path:
-    """The folder of what is made once on a machine."""
+    """The folder for files that are made once on a machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmixlora"
 
 
@@ -26,7 +26,7 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to make a file or a folder at; rename it into place when the block ends well, remove
     it when it does not.
 
-    What a crash leaves beside `path` has a name that starts with a dot, and is removed by the next attempt. With
+    A crash leaves a file beside `path` whose name starts with a dot; the next attempt removes it. With
     `unless_there` a folder that another process has put in place meanwhile stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def append_to_log(path: Path, record: Mapping[str, Any]) -> None:
 
 @contextmanager
 def clear_disk_errors(folder: Path, fix: str) -> Iterator[None]:
-    """Turn a full disk, in whatever words a library says it, into one clear message that ends in `fix`."""
+    """Turn a full disk, however a library words it, into one clear message that ends in `fix`."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -83,7 +83,7 @@ def clear_disk_errors(folder: Path, fix: str) -> Iterator[None]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that are gone have left beside a path."""
+    """Remove the temporary files that dead processes have left beside a path."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
         if process.isdigit() and not _runs(int(process)):

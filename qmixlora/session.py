@@ -30,7 +30,7 @@ NO_DATA = Data(train="none: this model has no recipe")
 
 @dataclass(frozen=True)
 class Session:
-    """A model, and what it takes to feed it. The model is whole: a base, or a merged checkpoint."""
+    """A model with its recipe, anatomy and collator. The model is whole: a base, or a merged checkpoint."""
 
     recipe: Recipe
     model: PreTrainedModel | PeftModel
@@ -98,7 +98,7 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
 
 
 def open_run(folder: Path) -> Session:
-    """Load what a run or an export left in a folder, for inference: its backbone, and its adapter exactly as it is.
+    """Load a run or an export from its folder, for inference: its backbone, and its adapter exactly as it is.
 
     The folder is a run's (`recipe.yaml` and `adapter/`) or an exported adapter's (`adapter_config.json`), which give a
     `TunedSession`; or a model's (`config.json`): a merged checkpoint, which has the recipe of its run, or any other,
@@ -128,7 +128,7 @@ def open_run(folder: Path) -> Session:
 
 
 def open_tuned_run(folder: Path) -> TunedSession:
-    """`open_run` for what needs an adapter. Raises UserError as it does, and for the folder of a whole model."""
+    """Load as `open_run` does, with an adapter. Raises UserError as it does, and for the folder of a whole model."""
     session = open_run(folder)
     if not isinstance(session, TunedSession):
         raise UserError("This model has no adapter.", where=str(folder), fix="Name the folder of a run.")
@@ -146,7 +146,7 @@ def _open_adapter(recipe: Recipe, folder: Path) -> TunedSession:
 
 
 def open_model(recipe: Recipe) -> Session:
-    """The recipe's model without any adapter, for inference; what does not fit the GPU stays in host memory.
+    """The recipe's model without any adapter, for inference; weights that do not fit the GPU stay in host memory.
 
     Raises UserError as `load_backbone`, or if images cannot keep to `data.max_image_tokens`.
     """

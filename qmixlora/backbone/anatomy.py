@@ -15,8 +15,9 @@ from qmixlora.errors import UserError
 class Anatomy:
     """Full module paths inside the model, so that nothing is matched by accident.
 
-    `language` is the decoder (without lm_head); `vision` the image encoders; `projectors` what maps image features to
-    the decoder's width; `targets` every linear layer of the decoder; `kept` the modules that are not quantised.
+    `language` is the decoder (without lm_head); `vision` the image encoders; `projectors` the modules that map image
+    features to the decoder's width; `targets` every linear layer of the decoder; `kept` the modules that are not
+    quantised.
     """
 
     language: str
@@ -70,26 +71,26 @@ def _image_encoder(model: PreTrainedModel) -> nn.Module | None:
 def _beside(model: nn.Module, language: str, vision: str) -> tuple[str, ...]:
     """Modules with parameters that share a parent with the decoder or the encoder and are neither."""
     parents = {path.rpartition(".")[0] for path in (language, vision)}
-    found = []
+    projectors = []
     for parent in sorted(parents):
         for name, child in model.get_submodule(parent).named_children():
             path = f"{parent}.{name}" if parent else name
             on_the_way = any(part == path or part.startswith(path + ".") for part in (language, vision))
             is_head = parent == "" or name == "lm_head"
             if not on_the_way and not is_head and any(True for _ in child.parameters()):
-                found.append(path)
-    return tuple(found)
+                projectors.append(path)
+    return tuple(projectors)
 
 
 def _inside(encoder: nn.Module, vision: str, decoder: nn.Module) -> tuple[str, ...]:
     """Children of the encoder, outside its blocks, with a linear layer onto the decoder's width (lists are opened)."""
     width = decoder.get_input_embeddings().embedding_dim  # type: ignore[operator]
-    found = []
+    projectors = []
     for name, child in encoder.named_children():
         if name.endswith(("blocks", "layers", "encoder")):
             continue
         parts = [(f"{name}.{index}", part) for index, part in child.named_children()]
         for path, part in parts if isinstance(child, nn.ModuleList) else [(name, child)]:
             if any(isinstance(layer, nn.Linear) and layer.out_features == width for layer in part.modules()):
-                found.append(f"{vision}.{path}")
-    return tuple(found)
+                projectors.append(f"{vision}.{path}")
+    return tuple(projectors)

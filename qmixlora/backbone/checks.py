@@ -1,4 +1,4 @@
-"""Checks of a loaded backbone: its weights are what was asked for, and can be computed with."""
+"""Checks of a loaded backbone: its weights have the precision that was asked for, and are computed rightly here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .nf4 import quant_state_of
 
 
 def check_quantized(model: nn.Module, anatomy: Anatomy) -> None:
-    """Verify what is 4-bit and what is not, by class and dtype of the loaded modules.
+    """Verify which layers are 4-bit and which are not, by class and dtype of the loaded modules.
 
-    A head in pieces (`quantize_lm_head`) was asked for, and counts as such.
+    A head in pieces (`quantize_lm_head`) was asked for, and may be quantised.
 
     Raises:
-        UserError: a target is not NF4 with double quantisation, or something that was to be kept is quantised.
+        UserError: a target is not NF4 with double quantisation, or a module that was to be kept is quantised.
     """
     wrong = []
     asked = [name for name, module in model.named_modules() if isinstance(module, PiecewiseLinear)]
@@ -51,7 +51,7 @@ def _is_nf4_double(module: Linear4bit) -> bool:
 
 
 def check_cpu_rows(model: nn.Module, where: str) -> None:
-    """Refuse what bitsandbytes' CPU kernel computes wrongly, without a word: rows that are not whole blocks.
+    """Refuse rows that are not whole blocks, which bitsandbytes' CPU kernel computes wrongly without a word.
 
     It starts the scales of every row anew, where the quantiser runs on from row to row (bitsandbytes 0.50.2, AVX-512;
     a row of 160 is off by several times the quantisation error).

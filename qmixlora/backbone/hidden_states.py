@@ -63,7 +63,7 @@ def _with_states(outputs: ModelOutput, states: Tensor) -> ModelOutput:
 
 @contextmanager
 def _forward_replaced(module: nn.Module, outputs: ModelOutput) -> Iterator[None]:
-    """Have a module give these outputs, whatever it is asked."""
+    """Have a module return these outputs for a block, whatever its inputs."""
     own = module.__dict__.get("forward")  # set by those that wrap modules, such as accelerate
     module.__dict__["forward"] = lambda *_, **__: outputs
     try:

@@ -1,4 +1,4 @@
-"""Load a backbone as the recipe says, tensor by tensor, and verify that what came out is what was asked for."""
+"""Load a backbone as the recipe says, tensor by tensor, and verify the result."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from .quantizer import PlacedConfig, as_plain
 def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy]:
     """The frozen backbone, its processor and its anatomy; on the GPU if there is one, else on the CPU.
 
-    With `offload`, for inference alone, what does not fit the GPU stays in host memory or on the disk (accelerate),
-    unless the recipe itself says what lies where (`apply_levers`).
+    With `offload`, for inference alone, weights that do not fit the GPU stay in host memory or on the disk
+    (accelerate), unless the recipe itself places them (`apply_levers`).
 
     With `quantization: nf4` every linear layer of the decoder is a bitsandbytes `Linear4bit` (NF4, double
     quantisation); vision tower, projector, embeddings and lm_head keep `spec.dtype`, unless the recipe says otherwise
@@ -81,7 +81,7 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
 
 
 def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:
-    """Frozen, every weight in its place, and checked."""
+    """Freeze the model, apply its levers, and check it."""
     model.requires_grad_(False)
     model.config.use_cache = True
     if isinstance(getattr(model.config, "quantization_config", None), PlacedConfig):

@@ -38,7 +38,7 @@ class PlacedConfig(BitsAndBytesConfig):
 
 @register_quantizer(METHOD)
 class PlacedQuantizer(Bnb4BitHfQuantizer):
-    """transformers' quantiser for 4 bits, with another place for what comes out."""
+    """transformers' quantiser for 4 bits, with another place for its results."""
 
     def get_quantize_ops(self) -> Bnb4bitQuantize:
         return _QuantizeAndPlace(self)
@@ -64,8 +64,8 @@ class _QuantizeAndPlace(Bnb4bitQuantize):
 
 
 def _to_host(packed: Tensor) -> Tensor:
-    """A copy in host memory that goes back to the system when it is freed, which is soon: `stream_layers` copies it on.
-    (A heap may keep what is freed in the midst of what stays.)
+    """Copy bytes to host memory that goes back to the system when it is freed, which is soon: `stream_layers` copies it
+    on. (A heap may keep memory that is freed amid other blocks.)
     """
     memory = mmap.mmap(-1, packed.numel())
     return torch.frombuffer(memory, dtype=torch.uint8).view(packed.shape).copy_(packed)

@@ -110,7 +110,7 @@ class Collator:
         return dict(encoded)
 
     def _adds_special_tokens(self, text: str) -> bool:
-        """Whether the tokenizer must add what the chat template left out (as transformers' own templating decides)."""
+        """Whether the tokenizer must add special tokens that the chat template left out (as transformers decides)."""
         bos = self.processor.tokenizer.bos_token
         return bos is None or not text.startswith(bos)
 

@@ -38,7 +38,7 @@ class Conversation(TypedDict):
 
 
 class FormatError(ValueError):
-    """One sample is not in a format that is known; the message says what is wrong with it."""
+    """A sample in no known format; the message completes "The sample ..."."""
 
 
 def to_conversation(row: Mapping[str, Any], task_field: str | None = None) -> tuple[list[Turn], list[Any], str]:

@@ -44,14 +44,14 @@ def load_conversations(
         root = Path(image_root) if image_root else path.parent
     else:
         rows, root = _read_dataset(source, split), Path(image_root or ".")
-    conversations = [_checked(row, f"{source}, {place}", root, task_field) for place, row in rows]
+    conversations = [_checked(row, f"{source}, {origin}", root, task_field) for origin, row in rows]
     if not conversations:
         raise UserError("The data set is empty.", where=source)
     return datasets.Dataset.from_list(conversations, features=FEATURES)
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, sample): by line for JSON Lines, by index for a JSON list. Parsed here, since errors must name a line."""
+    """(origin, sample): by line for JSON Lines, by index for a JSON list. Parsed here: errors must name a line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -102,17 +102,17 @@ def _rows(data: datasets.Dataset) -> Iterator[tuple[str, Any]]:
     return ((f"row {index}", row) for index, row in enumerate(data))
 
 
-def _checked(row: Any, place: str, root: Path, task_field: str | None) -> Conversation:
+def _checked(row: Any, origin: str, root: Path, task_field: str | None) -> Conversation:
     if not isinstance(row, Mapping):
-        raise UserError("A sample is a JSON object.", where=place)
+        raise UserError("A sample is a JSON object.", where=origin)
     try:
         turns, images, task = to_conversation(row, task_field)
     except FormatError as error:
-        raise UserError(f"The sample {error}.", where=place) from None
-    return {"turns": turns, "images": [_located(image, root, place) for image in images], "task": task}
+        raise UserError(f"The sample {error}.", where=origin) from None
+    return {"turns": turns, "images": [_located(image, root, origin) for image in images], "task": task}
 
 
-def _located(image: Any, root: Path, place: str) -> ImageFile:
+def _located(image: Any, root: Path, origin: str) -> ImageFile:
     """An image as `{"path", "bytes"}`, known to have a readable header."""
     if isinstance(image, Mapping):
         if image.get("bytes"):
@@ -120,10 +120,10 @@ def _located(image: Any, root: Path, place: str) -> ImageFile:
         image = image.get("path") or image.get("url")
     path = root / str(image).removeprefix("file://")
     if not path.is_file():
-        raise UserError("An image is missing.", where=f"{path} (named by {place})", fix="Set data.image_root?")
+        raise UserError("An image is missing.", where=f"{path} (named by {origin})", fix="Set data.image_root?")
     try:
         with Image.open(path):
             pass
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"An image cannot be read: {error}", where=f"{path} (named by {place})") from None
+        raise UserError(f"An image cannot be read: {error}", where=f"{path} (named by {origin})") from None
     return {"path": str(path.resolve()), "bytes": None}

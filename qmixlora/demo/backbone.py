@@ -39,7 +39,7 @@ from .tasks import HELD_OUT, TASKS, caption, caption_cell
 
 VERSION = 2  # part of the cache's name: raise it with every change that changes the weights
 SEED = 0
-CELL_STEPS, SCENE_STEPS = 160, 640  # one thing per picture first, so that pixels get words; then whole scenes
+CELL_STEPS, SCENE_STEPS = 160, 640  # one thing per image first, so that pixels get words; then whole scenes
 CELL_BATCH, SCENE_BATCH = 96, 32
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>", "<unk>")
 CHAT_TEMPLATE = (
@@ -54,7 +54,7 @@ IMAGE_TOKENS = GRID * GRID
 
 
 def backbone_folder() -> Path:
-    """Where the embedded backbone is cached."""
+    """The cache folder of the embedded backbone."""
     return cache_folder() / f"embedded-backbone-v{VERSION}"
 
 
@@ -205,14 +205,14 @@ def _captions(count: int, *, single: bool, seed: int) -> list[tuple[Any, str]]:
 
 
 def _first_held_out_scan() -> int:
-    """Digit scans from here on are kept for validation and test pictures: nobody trains on their handwriting."""
+    """Digit scans from here on are kept for validation and test images: nobody trains on their handwriting."""
     return int(SCANS["train"][1] * len(digit_scans()[1]))
 
 
 def _caption_batch(processor: LlavaProcessor, rows: list[tuple[Any, str]]) -> dict[str, Tensor]:
-    """As `processor(images=..., text=...)` gives it, with labels on the caption.
+    """A batch as `processor(images=..., text=...)` gives it, with labels on the caption.
 
-    Pixels are normalised for the whole batch at once: the pictures have the right size already, and one by one the
+    Pixels are normalised for the whole batch at once: the images have the right size already, and one by one the
     image processor would take longer than the training step.
     """
     images = processor.image_processor

@@ -1,7 +1,7 @@
-"""Small drawn scenes: what is in a picture, and the picture itself.
+"""Small drawn scenes: the things in an image, and the image itself.
 
 A scene is a 2 x 2 grid of 16-pixel cells. It holds two coloured shapes, one handwritten digit (scikit-learn's bundled
-set: 1,797 real 8 x 8 scans) and one sign with two letters, so every task can be asked of every picture.
+set: 1,797 real 8 x 8 scans) and one sign with two letters, so every task can be asked of every image.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows. `digit_image` indexes `digit_scans(...)`; the seed fixes the jitter of the drawing."""
+    """Everything that an image shows. `digit_image` indexes `digit_scans(...)`; the seed fixes the drawing's jitter."""
 
     items: tuple[Item, ...]
     digit: int
@@ -122,7 +122,7 @@ def _draw_sign(draw: ImageDraw.ImageDraw, sign: str, left: int, top: int) -> Non
 
 
 def draw_scene(scene: Scene, only_cell: int | None = None) -> Image.Image:
-    """The picture of a scene: RGB, IMAGE_SIZE x IMAGE_SIZE pixels, on dark noise; the same for the same scene.
+    """Draw a scene: RGB, IMAGE_SIZE x IMAGE_SIZE pixels, on dark noise; the same for the same scene.
 
     With `only_cell` everything outside that cell is left out.
     """

@@ -1,4 +1,4 @@
-"""What is asked of a scene: captions for the backbone, and tasks that interfere on the same picture.
+"""Captions of a scene for the backbone, and questions about it: tasks that interfere on the same image.
 
 The tasks follow the spirit of the evaluation sets of the MixLoRA paper: classification (digit, shape), attributes
 (color, size), counting, spatial relations (where, side), object presence, reading and entailment. Their answers come
@@ -20,7 +20,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def sides(item: Item) -> set[str]:
-    """The sides of the picture that the item stands on: one of top and bottom, one of left and right."""
+    """The sides of the image that the item stands on: one of top and bottom, one of left and right."""
     return set(place(item.cell).split("-"))
 
 
@@ -32,7 +32,7 @@ def spell(sign: str) -> str:
 
 
 def things(scene: Scene) -> dict[int, str]:
-    """What stands in each cell."""
+    """The thing in each cell."""
     return {
         **{item.cell: f"{item.size} {item.color} {item.shape}" for item in scene.items},
         scene.digit_cell: f"digit {DIGITS[scene.digit]}",
@@ -41,13 +41,13 @@ def things(scene: Scene) -> dict[int, str]:
 
 
 def caption_cell(scene: Scene, cell: int) -> str:
-    """One cell: where it is and what stands there."""
+    """One cell: its name and the thing in it."""
     return f"{place(cell)} {things(scene)[cell]} ."
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """What is there, thing by thing, in random order: never how many there are of a colour, or what has it. What asks
-    for that (count, shape, presence, entailment) has to be learned from the task's own samples.
+    """Name the things, one by one, in random order: never how many have a colour, or which. The tasks that ask for that
+    (count, shape, presence, entailment) have to be learned from their own samples.
     """
     facts = [f"digit {DIGITS[scene.digit]} .", f"sign {spell(scene.sign)} ."]
     for item in scene.items:
@@ -155,7 +155,7 @@ def _count_of(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class DemoTask:
-    """A task: what it asks, and how to put that in another order of words, which no training sample has."""
+    """A task: its questions, and another order of their words, which no training sample has."""
 
     ask: Callable[[Scene, random.Random], tuple[str, str]]
     pattern: str = ""

@@ -54,7 +54,7 @@ def evaluate(
     split: str,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """`score` of what the model answers (`answer_rows`)."""
+    """Answer every row (`answer_rows`) and `score` the answers."""
     return score(rows, answer_rows(session, rows, on_progress=on_progress), split)
 
 

@@ -1,4 +1,4 @@
-"""The exporter: a run to one ordinary adapter or merged checkpoint per task, with a report of what that loses."""
+"""The exporter: a run to one ordinary adapter or merged checkpoint per task, with a report of its losses."""
 
 from .exporter import export
 from .fidelity import Fidelity

@@ -112,14 +112,14 @@ def open_checkpoint(spec: Model, skeleton: PreTrainedModel) -> Checkpoint:
     folder = Path(spec.id)
     if not folder.is_dir():
         try:
-            found = snapshot_download(spec.id, revision=spec.revision, ignore_patterns=list(OTHER_WEIGHTS))
+            downloaded = snapshot_download(spec.id, revision=spec.revision, ignore_patterns=list(OTHER_WEIGHTS))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise UserError(
                 f"Cannot find the base checkpoint: {error}",
                 where=f"model.id: {spec.id}",
                 fix="Be online for the download, or put the checkpoint into a local folder of that name.",
             ) from error
-        folder = Path(found)
+        folder = Path(downloaded)
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         files = sorted(set(index["weight_map"].values()))

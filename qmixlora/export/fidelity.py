@@ -1,4 +1,4 @@
-"""The fidelity of an export, `fidelity.json`: what it is, and what it loses."""
+"""The fidelity of an export, `fidelity.json`: its make-up, and its losses against the live model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Fidelity:
     """The fidelity of one export.
 
     `tasks` are the shares of the tasks in it; `split` names the rows of `live` and `measurements`, which are by form
-    (`lora`, `merged`), the last one being what lies in the folder. `kept` are shares that cuts keep of a squared norm;
+    (`lora`, `merged`), the last one of the folder's own contents. `kept` are shares that cuts keep of a squared norm;
     `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`. `decided_on` names the rows on which it was decided whether to
     polish (None: nothing was to decide).
     """
@@ -84,7 +84,7 @@ class Fidelity:
 
     @property
     def warnings(self) -> list[str]:
-        """A large loss, with its numbers and what to do about it."""
+        """A warning of a large loss, with its numbers and a remedy; none where the loss is small."""
         live = self.live.exact_match
         if self.score >= TOLERATED * live:
             return []
@@ -126,7 +126,7 @@ class Fidelity:
 
 
 def write_card(folder: Path, fidelity: Fidelity) -> None:
-    """Put into `README.md`, under the metadata that PEFT wrote, what this adapter is in place of PEFT's empty form."""
+    """Describe an adapter in its `README.md`, under the metadata that PEFT wrote, in place of PEFT's empty form."""
     _, metadata, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", maxsplit=2)
     shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in fidelity.tasks.items())
     live, own = fidelity.live, fidelity.measurements["lora"]

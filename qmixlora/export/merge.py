@@ -28,8 +28,8 @@ BLOCK = 2**20  # weights at a time, in all that needs more memory than the tenso
 
 @dataclass(frozen=True)
 class Merge:
-    """What the checkpoint's tensors become: `adapter` added to those of `spec`'s checkpoint, as read from the disk
-    (`original`) or after the round trip through NF4 that training saw (`nf4`).
+    """A merge of `adapter` into the tensors of `spec`'s checkpoint, as read from the disk (`original`) or after the
+    round trip through NF4 that training saw (`nf4`).
     """
 
     adapter: StaticAdapter
@@ -110,7 +110,7 @@ def add_update(weight_OI: Tensor, update: LowRank) -> None:
 
 
 def nf4_round_trip(weight: Tensor, dtype: torch.dtype) -> None:
-    """Put a weight, in place, through what `load_backbone` does to it: NF4 with double quantisation, and back.
+    """Send a weight, in place, to NF4 with double quantisation and back, as `load_backbone` does.
 
     bitsandbytes' quantiser on the CPU compares every weight with 16 levels in memory, so it gets a part at a time; the
     scales of all parts are then quantised together, as it does for a whole tensor (`compress_statistics`): the result

@@ -23,13 +23,13 @@ from .measurement import measure, supervised_outputs
 from .merge import Merge
 from .static import lora_session, put, read
 
-# ||merged - adapter|| / ||adapter|| over logits: what rounding the sums once explains, by the dtype of the weights.
+# ||merged - adapter|| / ||adapter|| over logits, as far as rounding the sums once explains it, by the weights' dtype.
 # Seen on the embedded model: 4e-7, 7e-4 and 6e-3; a deeper one rounds more often.
 ROUNDING = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
 
 
 def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
-    """Write a merged checkpoint of every adapter, and check that it computes what its adapter computes.
+    """Write a merged checkpoint of every adapter, and check its logits against its adapter's.
 
     Raises CheckError as `export`.
     """

@@ -1,4 +1,4 @@
-"""Polishing: a few more steps of a static adapter on its own tasks, to learn without routing what routing did."""
+"""Polishing: a few more steps of a static adapter on its own tasks, which make up for the routing that it lacks."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Learned:
 
 
 def learned_by(model: PeftModel) -> Learned:
-    """Take what a run learned off its MixLoRA or LoRA model, on the CPU."""
+    """Copy the learned tensors of a MixLoRA or LoRA model to the CPU."""
     name = model.active_adapter
     pools, scaling, is_mixture = {}, 1.0, False
     for path, layer in _tuned_layers(model).items():
@@ -114,7 +114,7 @@ def projector_as_low_rank(
 
 
 def lora_session(session: Session, adapter: StaticAdapter, trained: Iterable[str] = ()) -> TunedSession:
-    """The session's backbone with the adapter on it as a stock PEFT LoRA, in place of what the session carried.
+    """The session's backbone with the adapter on it as a stock PEFT LoRA, in place of its present adapter.
 
     Only the low-rank factors of the layers in `trained` are trainable.
     """

@@ -41,17 +41,17 @@ class Interference:
 
     def conflicts(self, count: int) -> list[tuple[str, str, str, float]]:
         """The most negative entries of the means: (pool, disturbing task, disturbed task, I), worst first."""
-        found = [
+        negative = [
             (pool, self.tasks[j], self.tasks[i], value)
             for pool in POOLS
             for i, row in enumerate(self.mean(pool).tolist())
             for j, value in enumerate(row)
             if i != j and value < 0
         ]
-        return sorted(found, key=lambda conflict: conflict[-1])[:count]
+        return sorted(negative, key=lambda conflict: conflict[-1])[:count]
 
     def to_dict(self) -> dict[str, Any]:
-        """What interference.json holds: `mean` per pool and `layers`, each a T x T list of rows (null: no ratio)."""
+        """The contents of `interference.json`: `mean` per pool, and `layers`; each T x T, as rows (null: no ratio)."""
         means = {pool: _rows(self.mean(pool)) for pool in POOLS}
         layers: dict[str, dict[str, Any]] = {}
         for (layer, pool), matrix_TT in self.matrices.items():

@@ -1,4 +1,4 @@
-"""The planner: what a run will take of a card, from the run's own training step on tensors without storage."""
+"""The planner: the memory that a run will take of a card, from its own training step on tensors without storage."""
 
 from .advice import Advice, plan_with_advice
 from .cards import CARDS, card_bytes

@@ -25,7 +25,7 @@ def _decoder(kind: str, width: int, inside: int, layers: int, heads: int, kv_hea
 
 
 def _tower(kind: str, width: int, inside: int, layers: int, heads: int, size: int, patch: int) -> Facts:
-    """A vision_config, for pictures (or tiles) of one size in pixels."""
+    """A vision_config, for images (or tiles) of one size in pixels."""
     return {
         "model_type": kind, "hidden_size": width, "intermediate_size": inside, "num_hidden_layers": layers,
         "num_attention_heads": heads, "image_size": size, "patch_size": patch,

@@ -163,7 +163,7 @@ def plan(
 
 
 def _optimizer(recipe: Recipe, sizes: Sizes) -> tuple[int, int]:
-    """(bytes of its states, the most that its own step holds beyond what is held all along).
+    """The optimiser's memory: (bytes of its states, the most that its own step takes beyond everything held all along).
 
     torch's AdamW works on lists of tensors and holds as much again as is trained; bitsandbytes' goes tensor by tensor.
     """

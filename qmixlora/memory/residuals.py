@@ -1,4 +1,4 @@
-"""What probes on this machine found that plans had missed, kept beside the cached backbone."""
+"""Residuals: the bytes that probes on this machine found missing in plans, kept beside the cached backbone."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def remember(device: str, model: str, residual: int) -> None:
 def remembered() -> dict[str, dict[str, int]]:
     """Residuals by device and model, in bytes."""
     try:
-        found: dict[str, dict[str, int]] = json.loads(_file().read_text(encoding="utf-8"))
-        return found
+        residuals: dict[str, dict[str, int]] = json.loads(_file().read_text(encoding="utf-8"))
+        return residuals
     except (OSError, ValueError):
         return {}
 

@@ -102,12 +102,12 @@ class MixLoraConfig(PeftConfig):
         target_modules: list[str] | str | None = None,
         modules_to_save: list[str] | None = None,
     ) -> MixLoraConfig:
-        """What the authors' code (VT-NLP/MixLoRA) computes: as `paper`, with its own CFS and scaled by 2 E / R."""
+        """The computation of the authors' code (VT-NLP/MixLoRA): as `paper`, with its own CFS and scaled by 2 E / R."""
         preset = cls.paper(num_factors, r, target_modules=target_modules, modules_to_save=modules_to_save)
         return replace(preset, pairing="released", alpha=2.0 * num_factors)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `PeftConfig.to_dict`; PEFT may turn `target_modules` into a set, which JSON does not know."""
+        """Convert as `PeftConfig.to_dict`; PEFT may turn `target_modules` into a set, which JSON does not know."""
         values: dict[str, Any] = super().to_dict()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
 

@@ -65,8 +65,8 @@ class MixLoraModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """As `BaseTuner.inject_adapter`, with what all layers share: the table of task vectors (T x D), if the adapter
-        routes on tasks; the centre of the conditions, if it routes on embeddings.
+        """Inject as `BaseTuner.inject_adapter`, with the state that all layers share: the table of task vectors
+        (T x D), if the adapter routes on tasks; the centre of the conditions, if it routes on embeddings.
         """
         config = self._config(adapter_name)
         if config.route_on == "embedding" and not hasattr(model, "get_input_embeddings"):
@@ -120,19 +120,19 @@ class MixLoraModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """As `BaseTuner.set_adapter`, the task vectors included (frozen under hard gates, like the routers)."""
+        """Set as `BaseTuner.set_adapter`, the task vectors included (frozen under hard gates, like the routers)."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         for name, table_TD in self.mixlora_task.items():
             learns = self._config(name).gate != "hard"
             table_TD.requires_grad_(learns and name in self.active_adapters and not inference_mode)
 
     def unload(self) -> nn.Module:
-        """As `BaseTuner.unload`: the base model as it was, without what tells the layers about the batch."""
+        """Unload as `BaseTuner.unload`, and remove the hook that makes the routing of every batch."""
         self._hook.remove()
         return super().unload()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """As `BaseTuner.delete_adapter`, what all layers share included."""
+        """Delete as `BaseTuner.delete_adapter`, and from the state that all layers share."""
         super().delete_adapter(adapter_name)
         for held in (self.mixlora_task, self.mixlora_center):
             if adapter_name in held:

@@ -1,4 +1,4 @@
-"""The routing of the batch in flight: its routing tokens, its tasks, prefill or decoding, and what was selected.
+"""The routing of the batch in flight: its routing tokens, its tasks, prefill or decoding, and its selections.
 
 Shapes: B batch, S sequence, D width of the condition, E = F factors in a pool.
 

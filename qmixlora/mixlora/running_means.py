@@ -20,7 +20,7 @@ WINDOW = 512  # samples: the plain mean up to here, then an exponential one, sin
 def update_means(mean_T: Tensor, count_T: Tensor, values_B: Tensor, ids_B: Tensor) -> None:
     """Fold a batch into the running mean of each id, in place; samples with id -1 do not count.
 
-    `mean_T` is T x ..., `values_B` B x the same; for the mixes of tasks T x E x F and B x E x F.
+    `mean_T` is T x ..., `values_B` B x the same; for mixing matrices T x E x F and B x E x F.
     """
     known_B = ids_B >= 0
     ids_B = ids_B.clamp(min=0)
@@ -57,10 +57,10 @@ class Center(nn.Module):
     pending: Tensor  # 1 x D, a sum
     pending_count: Tensor  # 1
 
-    def __init__(self, width: int, **place: Any) -> None:
+    def __init__(self, width: int, **factory: Any) -> None:
         super().__init__()
         for name, size in (("mean", (1, width)), ("count", (1,)), ("pending", (1, width)), ("pending_count", (1,))):
-            self.register_buffer(name, torch.zeros(size, **place))
+            self.register_buffer(name, torch.zeros(size, **factory))
 
     def forward(self, condition_BD: Tensor, routing: Routing) -> Tensor:
         condition_BD = layer_norm(condition_BD, condition_BD.shape[-1:])

@@ -50,7 +50,7 @@ def released_conditional_scores(chosen_BR: Tensor, pool_EI: Tensor, route_RIE: T
 
 
 def _weights(score_BR: Tensor, config: MixLoraConfig) -> Tensor:
-    """What the chosen factors weigh, from their scores (B x R)."""
+    """The weights of the chosen factors, from their scores (B x R)."""
     if config.gate == "hard":
         return torch.ones_like(score_BR)
     if config.gate == "straight_through":  # 1 in the forward pass, the score's gradient in the backward pass

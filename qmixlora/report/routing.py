@@ -34,7 +34,7 @@ class RoutingSummary:
     mean_LTEF: Tensor
 
     def entropy(self) -> Tensor:
-        """How evenly a task uses pool A in a layer (L x T): 0 one factor, 1 all alike."""
+        """The evenness of a task's usage of pool A in a layer (L x T): 0 one factor, 1 all alike."""
         last_LTE = self.usage_A_LNTE[:, -1]
         entropy_LT = -(last_LTE * last_LTE.clamp(min=1e-12).log()).sum(dim=2)
         return entropy_LT / torch.tensor(float(last_LTE.shape[2])).log().clamp(min=1e-12)
@@ -45,12 +45,12 @@ class RoutingSummary:
         return last_PLTE.amax(dim=2) < DEAD / last_PLTE.shape[3]
 
     def similarity(self) -> Tensor:
-        """Cosine of the tasks' mean mixes, averaged over layers (T x T)."""
+        """Cosine of the tasks' mean mixing matrices, averaged over layers (T x T)."""
         flat_LTM = torch.nn.functional.normalize(self.mean_LTEF.flatten(2), dim=2)
         return (flat_LTM @ flat_LTM.transpose(1, 2)).mean(dim=0)
 
     def drift(self) -> Tensor:
-        """How far the usage of pool A moved between snapshots (N - 1): total variation, 0 not at all, 1 entirely."""
+        """The movement of pool A's usage between snapshots (N - 1): total variation, 0 not at all, 1 entirely."""
         moved_LNTE = self.usage_A_LNTE[:, 1:] - self.usage_A_LNTE[:, :-1]
         return moved_LNTE.abs().sum(dim=3).mean(dim=(0, 2)) / 2
 

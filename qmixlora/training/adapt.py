@@ -101,7 +101,7 @@ def _record(folder: Path, moment: Moment, edit: Edit) -> None:
 
 
 def _fix(recipe: Recipe, moment: Moment, edit: Edit | None, changes: Edit) -> str:
-    """What the user can do where no further lever is applied."""
+    """Tell the user how to go on where no further lever is applied."""
     again = "Go on with --resume and" if moment.checkpoint else "Remove the folder and train again with"
     if edit is not None:
         return f"{again} {edit} (train.on_oom: adapt does this by itself)."

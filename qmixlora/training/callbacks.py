@@ -57,7 +57,7 @@ class FirstStepsGuard(TrainerCallback):
                 f"{len(names)} of the trainable tensors had no gradient in the first {state.global_step} steps, "
                 f"such as {names[0]}.",
                 where="adapter",
-                fix="They cannot learn. Check adapter.target_modules, and that the data has pictures if the projector "
+                fix="They cannot learn. Check adapter.target_modules, and that the data has images if the projector "
                 "is trained (adapter.train_projector).",
             )
 
@@ -94,7 +94,7 @@ class MetricsLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = time.monotonic()
-        if self.path.exists():  # a resumed run repeats what came after its checkpoint
+        if self.path.exists():  # a resumed run repeats the steps after its checkpoint
             records = read_log(self.path)
             with replacing(self.path) as temporary:
                 temporary.touch()

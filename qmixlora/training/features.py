@@ -77,7 +77,7 @@ class FeatureStore:
 
 @dataclass
 class FeatureCollator(Collator):
-    """A collator whose batches have `mm_encoder_outputs` in place of `pixel_values` and what goes with them.
+    """A collator whose batches have `mm_encoder_outputs` in place of pixels.
 
     The outputs are plain dictionaries, `{"image": {"pooler_output": [L x D, ...]}}`, which a data loader can pin and
     move; `use_features` makes of them what the model reads.

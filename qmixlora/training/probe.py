@@ -64,7 +64,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """A collator that gives the planned batch, whatever the rows; there is no processor, and nothing to generate."""
+    """A collator that gives the planned batch for any rows; there is no processor, and nothing to generate."""
 
     inputs: Mapping[str, Any]
     pad_token_id: int | None = None
@@ -145,13 +145,13 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
     on_host = {path for layer in list(anatomy.layers.values())[: spec.stream_layers] for path in layer}
     for path in anatomy.targets if spec.quantization == "nf4" else ():
         linear = cast(nn.Linear, model.get_submodule(path))
-        place = torch.device("cpu") if path in on_host else device
-        bias = None if linear.bias is None else _random(linear.bias, place)
-        model.set_submodule(path, nf4_linear(_random(linear.weight, place), bias, place))
+        target = torch.device("cpu") if path in on_host else device
+        bias = None if linear.bias is None else _random(linear.bias, target)
+        model.set_submodule(path, nf4_linear(_random(linear.weight, target), bias, target))
     embedding = model.get_input_embeddings()
     for module in model.modules():
-        place = torch.device("cpu") if module is embedding and spec.offload_embeddings else device
-        _materialize(module, place)
+        on_cpu = module is embedding and spec.offload_embeddings
+        _materialize(module, torch.device("cpu") if on_cpu else device)
     model.tie_weights()
     model.initialize_weights()
     apply_levers(model, anatomy, spec, device)
@@ -160,7 +160,7 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
 
 def peak_of(work: Callable[[], None], model: nn.Module, device: torch.device) -> int:
     """Bytes of tensors at the peak of some work, the model's among them (see `Probe`)."""
-    gc.collect()  # what others left must not be freed in between
+    gc.collect()  # garbage of earlier work must not be freed in between
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -189,23 +189,23 @@ def _train(session: TunedSession) -> None:
             display.close()
 
 
-def _materialize(module: nn.Module, place: torch.device) -> None:
+def _materialize(module: nn.Module, device: torch.device) -> None:
     """Give a module's own tensors storage: random weights, and buffers that the model then fills itself (the
-    frequencies of rotary embeddings are no weights). transformers initialises what is not marked as initialised.
+    frequencies of rotary embeddings are no weights). transformers initialises modules that are not marked as such.
     """
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.device.type == "meta":
-            made = nn.Parameter(_random(parameter, place), requires_grad=False)
+            made = nn.Parameter(_random(parameter, device), requires_grad=False)
             made._is_hf_initialized = True  # type: ignore[attr-defined]
             module.register_parameter(name, made)
     buffers = dict(module.named_buffers(recurse=False))
     for name, buffer in buffers.items():
-        module._buffers[name] = torch.zeros_like(buffer, device=place)
+        module._buffers[name] = torch.zeros_like(buffer, device=device)
     module._is_hf_initialized = not buffers  # type: ignore[assignment]
 
 
-def _random(tensor: Tensor, place: torch.device) -> Tensor:
-    return torch.empty_like(tensor, device=place, requires_grad=False).normal_(std=0.02)
+def _random(tensor: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_like(tensor, device=device, requires_grad=False).normal_(std=0.02)
 
 
 def _all_tensors(model: nn.Module) -> list[Tensor]:

@@ -114,7 +114,7 @@ def _fit(
     checkpoint: Path | None,
     console: Console,
 ) -> None:
-    """Take all steps that are left. Raises OutOfMemoryError, and what callbacks raise."""
+    """Take all steps that are left. Raises OutOfMemoryError, and errors of callbacks."""
     folder, display = Path(session.recipe.train.output), ProgressDisplay(console)
     try:
         trainer = make_trainer(session, rows, validation, folder, display)

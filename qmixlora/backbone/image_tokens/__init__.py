@@ -1,4 +1,4 @@
-"""Images by family: what one image is in a model, its tokens and tensors, and how to keep it small."""
+"""Images by family: the tokens and tensors of one image in a model, and the limit that keeps it small."""
 
 from .families import FAMILIES
 from .limits import largest_images, limit_image_tokens

@@ -1,4 +1,4 @@
-"""The facts of one family of models: what one image is in it, and how to keep images small.
+"""The facts of one family of models: the tokens and tensors of one image, and the limit that keeps it small.
 
 Shapes: L tokens of an image with its marks.
 """

@@ -1,4 +1,4 @@
-"""The largest images that a model takes, as a batch, and the limit on what it takes.
+"""The largest images that a model takes, as a batch; and a limit on the tokens of an image.
 
 An image's *image tokens* are the placeholders in `input_ids` that its features replace; `data.max_image_tokens` counts
 these. Around them stand a few tokens of text (begin and end of the image, marks between tiles).

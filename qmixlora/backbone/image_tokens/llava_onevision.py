@@ -56,7 +56,7 @@ def _features(config: PretrainedConfig, rows: int, columns: int) -> int:
 
 
 def _within(config: PretrainedConfig, budget: int) -> list[list[int]]:
-    """Those of the config's sizes in which no image, of whatever shape, takes more than `budget` features."""
+    """The config's sizes in which no image takes more than `budget` features, whatever its shape."""
     return [
         list(pinpoint)
         for pinpoint in config.image_grid_pinpoints

@@ -1,4 +1,4 @@
-"""Memory levers: what can be done to a model so that it takes less of the card."""
+"""Memory levers: changes of a model or a run, so that it takes less of the card."""
 
 from .apply import apply_levers, has_levers, host_tensors, without_levers
 from .checkpointing import enable_checkpointing

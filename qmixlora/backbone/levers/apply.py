@@ -19,13 +19,13 @@ from .streaming import ring_of, stream_layers
 
 
 def has_levers(spec: Model) -> bool:
-    """Whether anything is to lie elsewhere, or in another precision, than `quantization` says."""
+    """Whether weights are to lie elsewhere, or in another precision, than `quantization` alone says."""
     quantized = {spec.quantize_lm_head, spec.quantize_embeddings} != {"none"}
     return quantized or spec.offload_embeddings or spec.stream_layers > 0
 
 
 def without_levers(spec: Model) -> Model:
-    """The same model with everything on the device, and nothing quantised but what `quantization` names."""
+    """The same model with everything on the device, and only `quantization` left in force."""
     here = {"quantize_lm_head": "none", "quantize_embeddings": "none", "offload_embeddings": False, "stream_layers": 0}
     return spec.model_copy(update=here)
 

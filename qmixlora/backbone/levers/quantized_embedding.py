@@ -28,8 +28,8 @@ class Int8Embedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = weight_VD.shape
         self.dtype = weight_VD.dtype
-        whole_VD, scale_V1 = quantize_rows(weight_VD, device)
-        self.register_buffer("weight", whole_VD)
+        int8_VD, scale_V1 = quantize_rows(weight_VD, device)
+        self.register_buffer("weight", int8_VD)
         self.register_buffer("scale", scale_V1)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -79,16 +79,16 @@ def quantize_rows(weight_VD: Tensor, device: torch.device) -> tuple[Tensor, Tens
 
     Some rows at a time are there in more than 8 bits.
     """
-    whole_VD = torch.empty(weight_VD.shape, dtype=torch.int8, device=device)
+    int8_VD = torch.empty(weight_VD.shape, dtype=torch.int8, device=device)
     scale_V1 = torch.empty(len(weight_VD), 1, device=device)
     if device.type == "meta":
-        return whole_VD, scale_V1
+        return int8_VD, scale_V1
     for start in range(0, len(weight_VD), ROWS):
         part = slice(start, start + ROWS)
         rows = weight_VD[part].to(device).float()
         scale_V1[part] = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        whole_VD[part] = (rows / scale_V1[part]).round_()
-    return whole_VD, scale_V1
+        int8_VD[part] = (rows / scale_V1[part]).round_()
+    return int8_VD, scale_V1
 
 
 def quantize_embedding(

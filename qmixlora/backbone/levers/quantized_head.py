@@ -48,8 +48,8 @@ class Int8Linear(nn.Module):
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, device: torch.device) -> None:
         super().__init__()
         self.out_features, self.in_features = weight_OI.shape
-        whole_OI, scale_O1 = quantize_rows(weight_OI, device)
-        self.register_buffer("weight", whole_OI)
+        int8_OI, scale_O1 = quantize_rows(weight_OI, device)
+        self.register_buffer("weight", int8_OI)
         self.register_buffer("scale", scale_O1)
         self.register_buffer("bias", None if bias_O is None else bias_O.to(device))
 
@@ -63,18 +63,18 @@ class _Int8Product(torch.autograd.Function):
     """x W^T, which keeps W for the backward pass as it is held, in 8 bits; autograd would keep the dequantised one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, whole_OI: Tensor, scale_O1: Tensor) -> Tensor:
-        ctx.save_for_backward(whole_OI, scale_O1)
-        return linear(x, _weight(whole_OI, scale_O1, x.dtype))
+    def forward(ctx: Any, x: Tensor, int8_OI: Tensor, scale_O1: Tensor) -> Tensor:
+        ctx.save_for_backward(int8_OI, scale_O1)
+        return linear(x, _weight(int8_OI, scale_O1, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override, unused-ignore]
-        whole_OI, scale_O1 = ctx.saved_tensors
-        return grad_y @ _weight(whole_OI, scale_O1, grad_y.dtype), None, None
+        int8_OI, scale_O1 = ctx.saved_tensors
+        return grad_y @ _weight(int8_OI, scale_O1, grad_y.dtype), None, None
 
 
-def _weight(whole_OI: Tensor, scale_O1: Tensor, dtype: torch.dtype) -> Tensor:
-    return whole_OI.to(dtype).mul_(scale_O1)
+def _weight(int8_OI: Tensor, scale_O1: Tensor, dtype: torch.dtype) -> Tensor:
+    return int8_OI.to(dtype).mul_(scale_O1)
 
 
 def quantize_head(head: nn.Linear, kind: Literal["int8", "nf4"], device: torch.device) -> PiecewiseLinear:

@@ -93,8 +93,8 @@ class Ring:
         module.register_forward_hook(after)
 
     def need(self, layer: int) -> None:
-        """Have a layer's bytes in its buffer before what the device is told to compute next; start copying the layer
-        after it, in the direction in which the layers are gone through.
+        """Have a layer's bytes in its buffer before the device computes its next kernel, and start copying the
+        neighbour that is needed next, in the direction of the pass.
         """
         self._bring(layer)
         self.copies.wait(layer % 2)
@@ -102,8 +102,8 @@ class Ring:
             return
         forward = layer == 0 or (layer != len(self.hosts) - 1 and self.last is not None and layer > self.last)
         self.last = layer
-        # what reads the other buffer has been launched: all of a layer's inputs come from the one before it, and all
-        # of its outputs' gradients from the one after it
+        # the kernels that read the other buffer have been launched: all of a layer's inputs come from the one before
+        # it, and all of its outputs' gradients from the one after it
         neighbour = layer + (1 if forward else -1)
         if 0 <= neighbour < len(self.hosts):
             self._bring(neighbour)
@@ -115,7 +115,7 @@ class Ring:
 
 
 class Copies:
-    """Copies into the buffers: on a CUDA device along what it computes, on a stream of their own; else at once."""
+    """Copies into the buffers: on a CUDA device on a stream of their own, beside its computing; else at once."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -132,7 +132,7 @@ class Copies:
         self.done[key] = self.stream.record_event()
 
     def wait(self, key: int) -> None:
-        """Let what is launched from now on wait for the copy that was started last under this key."""
+        """Have kernels that are launched from now on wait for the last copy under this key."""
         if self.stream is not None and (event := self.done.pop(key, None)) is not None:
             torch.cuda.current_stream(self.stream.device).wait_event(event)
 
@@ -164,12 +164,12 @@ def _to_host(buffer: Tensor) -> list[Tensor]:
 
 def _powers_of_two(size: int) -> list[int]:
     """The fewest powers of two that hold so many bytes, the last one filled up to `LEAST`."""
-    found = []
+    pieces = []
     while size > 0:
         piece = max(LEAST, 1 << (size.bit_length() - 1))
-        found.append(piece)
+        pieces.append(piece)
         size -= piece
-    return found
+    return pieces
 
 
 def host_like(tensor: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""The table of memory levers: each with its edit of a recipe, the parts of a run that it helps, and whether it changes
-what is learned. Advice, the recovery from out-of-memory, and the documentation read it.
+"""The table of memory levers. Each has its edit of a recipe, the parts of a run that it helps, and whether a run learns
+the same with it. Advice, the recovery from out-of-memory, and the documentation read it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The account of a step: what is alive, and the most that ever was, by phase of the step."""
+"""The account of a step: the bytes that are alive, and the most that ever were, by phase of the step."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ class Account:
         self.live -= self.allocator.give_back(key)
 
     def forward_is_over(self) -> None:
-        """Note what the backward pass finds, and begin it."""
+        """Note the bytes that the forward pass has left, and begin the backward pass."""
         self.saved = self.live
         self.begin("backward, before the last layer")

@@ -1,4 +1,4 @@
-"""What torch's CUDA allocator reserves for what a step takes: its rounding, and the gaps between blocks.
+"""torch's CUDA allocator: the memory that it reserves for a step, with its rounding and the gaps between blocks.
 
 After `c10/cuda/CUDACachingAllocator.cpp` (torch 2.13) with `expandable_segments:True`, which `qmixlora train` sets: one
 growing segment for blocks up to 1 MiB and one for larger ones, mapped by 2 and 20 MiB; best fit; every block is split;
@@ -26,15 +26,15 @@ class Segment:
 
     def take(self, size: int) -> int:
         """The start of a block of this size."""
-        place = bisect_left(self.free, (size, 0))
-        if place == len(self.free):
+        fit = bisect_left(self.free, (size, 0))
+        if fit == len(self.free):
             start = self.ends.get(self.mapped, self.mapped)  # a free block at the end grows
             grown = -(-(size - (self.mapped - start)) // self.page) * self.page
             if start < self.mapped:
                 self._remove(start)
             self.mapped += grown
         else:
-            start = self.free[place][1]
+            start = self.free[fit][1]
         end = start + self._remove(start) if start in self.starts else self.mapped
         if end > start + size:
             self._add(start + size, end - start - size)
@@ -71,7 +71,7 @@ class Allocator:
         return sum(segment.mapped for segment in self.segments.values())
 
     def take(self, key: int, size: int) -> int:
-        """A block for `size` bytes; returns what it really takes."""
+        """Take a block for `size` bytes; return its real size."""
         size = -(-size // ROUND) * ROUND
         small = size <= SMALL
         self.blocks[key] = (small, self.segments[small].take(size) if size else 0, size)

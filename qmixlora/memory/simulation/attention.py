@@ -20,8 +20,8 @@ FUSED = "qmixlora_fused"  # the name under which transformers finds it
 
 
 class _Fused(torch.autograd.Function):
-    """Allocates what the fused kernels allocate: forward the output and the log-sum-exp (B x H x S, fp32), and a mask's
-    numbers (B x 1 x S x S, 16 bits); backward the three gradients, and an fp32 sum of the queries' (flash attention 2).
+    """Allocates the tensors of the fused kernels: forward the output and the log-sum-exp (B x H x S, fp32), and the
+    numbers of a mask (B x 1 x S x S, 16 bits); backward the three gradients, and an fp32 sum of the queries' (flash attention 2).
     """
 
     @staticmethod
@@ -36,9 +36,9 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query_BHSD, key_BHSD, value_BHSD, *_ = ctx.saved_tensors
         sum_BHSD = torch.empty_like(query_BHSD, dtype=torch.float32)
-        found = torch.empty_like(query_BHSD), torch.empty_like(key_BHSD), torch.empty_like(value_BHSD)
+        gradients_of_inputs = torch.empty_like(query_BHSD), torch.empty_like(key_BHSD), torch.empty_like(value_BHSD)
         del sum_BHSD
-        return *found, None
+        return *gradients_of_inputs, None
 
 
 def fused_attention(

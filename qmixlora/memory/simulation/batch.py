@@ -49,7 +49,7 @@ def is_at_hand(recipe: Recipe) -> bool:
 
 def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> list[Batch]:
     """The batches to plan with: the worst of the data at hand, unless `tokens` says how long samples are; without
-    data, what it could hold.
+    data, a synthetic one.
 
     Raises UserError as `worst_batches` and `synthetic_batch`.
     """

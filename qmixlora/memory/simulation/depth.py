@@ -29,8 +29,8 @@ def shallow_depths(config: PretrainedConfig, period: int) -> list[int]:
 
 
 def first_layers(config: PretrainedConfig, period: int) -> int:
-    """Count the layers at the beginning that have phases of their own: those that get features of the vision tower,
-    and one period.
+    """Count the layers at the beginning that have phases of their own: the ones that get features of the vision
+    tower, and one period.
     """
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
     return max(period, len(deep) + 1)

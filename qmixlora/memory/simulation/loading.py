@@ -32,8 +32,8 @@ SCALE = 4 / 64  # bytes per weight: fp32 scales of NF4 before they are quantised
 
 @dataclass(frozen=True)
 class LoadingPeak:
-    """Bytes of tensors on the device and in host memory, both with what stays there. Without the CUDA context, without
-    Python's own memory, and without the file's pages, which the system drops when it is short.
+    """Bytes of tensors on the device and in host memory, weights that stay there included. Without the CUDA context,
+    Python's own memory, and the file's pages, which the system drops when it is short.
     """
 
     device: int
@@ -73,7 +73,7 @@ def _on_device(model: nn.Module) -> int:
 
 
 def _bytes(tensors: list[Tensor]) -> int:
-    """Of the storages, each counted once. What takes no storage on the CPU stands for as much as it shows."""
+    """Bytes of storages, each counted once. A tensor without storage on the CPU counts as much as it shows."""
     storages: dict[int, int] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()

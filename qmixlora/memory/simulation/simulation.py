@@ -1,4 +1,4 @@
-"""A training step on tensors without storage, with an account of what would be alive.
+"""A training step on tensors without storage, with an account of the bytes that would be alive.
 
 Every operation of the real step (the same model, loss, checkpointing and backward pass) goes through a dispatch mode,
 which adds up the storages that exist. Small tensors that are computed from known numbers (positions, masks, sizes) keep
@@ -153,7 +153,7 @@ class _LiteralsKeepValues(TorchFunctionMode):
 
 @contextmanager
 def simulated(held: Iterable[Tensor], account: Account) -> Iterator[None]:
-    """What happens in here on the meta device is entered into the account, beyond the tensors in `held`."""
+    """Enter into the account every storage that is made on the meta device in this block, beyond those in `held`."""
     with LiveStorages(held, account), _LiteralsKeepValues():
         yield
 
@@ -195,7 +195,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _signature(values: Iterable[Any]) -> Iterator[Any]:
-    """What an operation's result depends on, hashable: shapes of tensors, and everything else as it is."""
+    """The inputs that an operation's result depends on, hashable: shapes of tensors, and everything else as it is."""
     for value in values:
         if isinstance(value, Tensor):
             yield (value.shape, value.stride(), value.dtype, value.device.type)
@@ -239,11 +239,11 @@ def _value(tensor: Tensor) -> Tensor:
 
 def _as_positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
     """Boolean masks as positions without storage, as many as are true."""
-    found: list[Tensor | None] = []
+    positions: list[Tensor | None] = []
     for index in indices:
         if index is None or index.dtype != torch.bool:
-            found.append(index)
+            positions.append(index)
         else:
             count = int(_value(index).sum())
-            found += [torch.empty(count, dtype=torch.long, device="meta")] * index.dim()
-    return found
+            positions += [torch.empty(count, dtype=torch.long, device="meta")] * index.dim()
+    return positions

@@ -19,7 +19,7 @@ META = torch.device("meta")
 
 
 def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedModel, Anatomy]:
-    """What `load_backbone` gives, on the meta device; what it keeps in host memory is on the CPU and takes nothing.
+    """The backbone of `load_backbone`, on the meta device; weights in host memory are CPU tensors that take nothing.
 
     Raises UserError as `apply_levers`.
     """
@@ -42,9 +42,9 @@ def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedMode
 
 def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every tensor that the model holds, by name: parameters, buffers, and the scales of NF4 layers."""
-    found = [*model.named_parameters(), *model.named_buffers()]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
             state = quant_state_of(module)
-            found += [(f"{name}.weight.scales", t) for t in (state.absmax, state.code, state.state2.absmax)]
-    return found
+            tensors += [(f"{name}.weight.scales", t) for t in (state.absmax, state.code, state.state2.absmax)]
+    return tensors

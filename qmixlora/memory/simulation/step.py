@@ -183,7 +183,7 @@ def _sizes(
 
 
 def _weights(model: nn.Module) -> dict[str, int]:
-    """Bytes of what lies on the card before the first step, by the names of `Sizes`."""
+    """Bytes of the weights on the card before the first step, by the names of `Sizes`."""
     parts = dict.fromkeys(("nf4_weights", "kept_out_weights", "adapter", "routers", "projector"), 0)
     seen: set[int] = set()
     for name, tensor in tensors_of(model):
