@@ -43,18 +43,11 @@ def export(
     ] = "nf4",
     rank: Annotated[int | None, typer.Option(min=1, help="Cut the updates to this rank (default: exact).")] = None,
     polish: Annotated[
-        int | None,
-        typer.Option(min=0, help="Further steps on the task (default: the recipe's, where the mean lost something)."),
+        int | None, typer.Option(min=0, help="Further steps on the task (default: the recipe's, where it lost some).")
     ] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="Samples to take the routing from (default: as counted in training).")
-    ] = None,
-    projector_rank: Annotated[
-        int | None, typer.Option(min=1, help="Write the trained projector as LoRA of this rank (vLLM).")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Held-out samples per task to measure on (default: recipe).")
-    ] = None,
+    calibration: Annotated[str | None, typer.Option(help="Samples for the routing (default: as trained).")] = None,
+    projector_rank: Annotated[int | None, typer.Option(min=1, help="The projector as LoRA of this rank.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Held-out samples per task (default: recipe).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON, and nothing else.")] = False,
 ) -> None:
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError("This folder holds no model (no config.json).", where=f"model.id: {spec.id}")
     source: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    try:
+    with _clear_errors(spec.id):
         config = AutoConfig.from_pretrained(spec.id, **source)
         with torch.device("meta"):
             skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=spec.trust_remote_code)
@@ -60,24 +62,31 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
             **source,
         )
         processor = AutoProcessor.from_pretrained(spec.id, **source)
+    _check_template(processor, spec.id)
+    _finish(model, anatomy, spec)
+    return model, processor, anatomy
+
+
+@contextmanager
+def _clear_errors(where: str) -> Iterator[None]:
+    """Turn errors of reading a model into clear ones."""
+    try:
+        yield
     except UserError:
         raise
     except ImportError as error:
         raise UserError(
             f"The model needs a library that is not installed: {str(error).strip().splitlines()[0]}",
-            where=f"model.id: {spec.id}",
+            where=f"model.id: {where}",
             fix="pip install 'qmixlora[vision]' brings torchvision and num2words, which most processors need.",
         ) from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"Cannot load the model: {error}",
-            where=f"model.id: {spec.id}",
+            where=f"model.id: {where}",
             fix="Give a hub id (and be online once, or logged in if it is gated) or a local folder with config.json,"
             " safetensors weights and processor files.",
         ) from error
-    _check_template(processor, spec.id)
-    _finish(model, anatomy, spec)
-    return model, processor, anatomy
 
 
 def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:

@@ -84,7 +84,7 @@ def unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
 
 class StepStart(TrainerCallback):
-    """A copy, in host memory, of the state that a step changes before its optimiser runs, as it was at its beginning: the
+    """A copy, in host memory, of the state that a step changes before its optimiser runs, from its beginning: the
     random number generators, and `tensors` that forward passes add to (running means, counts).
 
     It has to be the last of a Trainer's callbacks: a step is completed when all others are done with it.

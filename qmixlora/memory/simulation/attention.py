@@ -20,8 +20,10 @@ FUSED = "qmixlora_fused"  # the name under which transformers finds it
 
 
 class _Fused(torch.autograd.Function):
-    """Allocates the tensors of the fused kernels: forward the output and the log-sum-exp (B x H x S, fp32), and the
-    numbers of a mask (B x 1 x S x S, 16 bits); backward the three gradients, and an fp32 sum of the queries' (flash attention 2).
+    """Allocates the tensors of the fused kernels.
+
+    Forward the output and the log-sum-exp (B x H x S, fp32), and the numbers of a mask (B x 1 x S x S, 16 bits);
+    backward the three gradients, and an fp32 sum of the queries' (flash attention 2).
     """
 
     @staticmethod
