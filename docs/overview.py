@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 
-def pictures(axes: list[Axes], demo: Path) -> None:
+def images(axes: list[Axes], demo: Path) -> None:
     rows = json.loads((demo / "data" / "test.json").read_text(encoding="utf-8"))
     for axis, start in zip(axes, (0, 10, 25), strict=True):
         row = rows[start]
@@ -38,7 +38,7 @@ def method(axis: Axes) -> None:
     axis.set_xlim(0, 10)
     axis.set_ylim(0, 10)
     axis.axis("off")
-    box(0.3, 7.6, 3.6, 1.6, "picture\nvision tower (frozen)", "#dddddd")
+    box(0.3, 7.6, 3.6, 1.6, "image\nvision tower (frozen)", "#dddddd")
     box(0.3, 5.0, 3.6, 1.6, "projector\n(trained, fp32)", "#bfe3c0")
     box(0.3, 0.6, 3.6, 3.2, "decoder layers\nNF4, 4-bit, frozen", "#c7d7ee")
     box(5.2, 7.6, 4.4, 1.6, "instruction\npicks R of E factors", "#f5e2b8")
@@ -71,8 +71,8 @@ def scores(axis: Axes, summary: dict) -> None:
 def main(demo: Path, target: Path) -> None:
     figure = plt.figure(figsize=(12, 4.8), layout="constrained")
     left, middle, right = figure.subfigures(1, 3, width_ratios=(0.8, 1.2, 1.2))
-    left.suptitle("one picture, many tasks", fontsize=10)
-    pictures(list(left.subplots(3, 1)), demo)
+    left.suptitle("one image, many tasks", fontsize=10)
+    images(list(left.subplots(3, 1)), demo)
     middle.suptitle("a mixture of LoRA factors on a 4-bit model", fontsize=10)
     method(middle.subplots())
     right.suptitle("after `qmixlora demo`", fontsize=10)
