@@ -46,14 +46,13 @@ def test_the_mean_of_the_live_layers_outputs_is_the_exported_layer() -> None:
     states_BSI = torch.randn(B, 3, I)
     with torch.no_grad():
         tuned(states_BSI)
-        mix_BEF = tuned.base_model.mixlora_routing.current.mixes[layer, "default"]
+        mix_BEF = tuned.base_model.last_selection()[0]
         x_I = torch.randn(I)
-        run = learned_by(tuned)
         outputs = []
         for mix_EF in mix_BEF:
             pool_A, pool_B = layer.mixlora_A["default"], layer.mixlora_B["default"]
             outputs.append(1.5 * ((x_I @ pool_A.T) @ mix_EF) @ pool_B)
-        exported = run.adapter(mix_BEF.mean(dim=0)[None]).updates["0"]
+        exported = learned_by(tuned).adapter(mix_BEF.mean(dim=0)[None]).updates["0"]
     torch.testing.assert_close(dense(exported).float() @ x_I, torch.stack(outputs).mean(dim=0), atol=1e-5, rtol=1e-5)
 
 
@@ -66,13 +65,23 @@ def test_truncation_is_the_best_of_its_rank(pools: tuple[Tensor, Tensor]) -> Non
         assert cut.rank == rank
         torch.testing.assert_close(dense(cut), best, atol=1e-4, rtol=0)
         assert kept == pytest.approx(float(values[:rank].square().sum() / values.square().sum()))
+
+
+def test_truncation_above_the_rank_changes_nothing(pools: tuple[Tensor, Tensor]) -> None:
+    update = mixed(*pools, 2.0, torch.rand(E, E))
     assert update.truncated(E + 1)[0] is update
+
+
+def test_truncation_of_nothing_keeps_all_of_it() -> None:
     assert LowRank(torch.randn(3, I), torch.zeros(O, 3)).truncated(1)[1] == 1.0
 
 
-def test_inner_products_and_norms_need_no_dense_matrix(pools: tuple[Tensor, Tensor]) -> None:
+def test_inner_products_are_those_of_dense_matrices(pools: tuple[Tensor, Tensor]) -> None:
     one, two = mixed(*pools, 2.0, torch.rand(E, E)), LowRank(torch.randn(3, I), torch.randn(O, 3))
     assert float(one.inner(two)) == pytest.approx(float((dense(one) * dense(two)).sum()))
+
+
+def test_norms_are_those_of_dense_matrices(pools: tuple[Tensor, Tensor]) -> None:
     mix_BEF = torch.rand(B, E, E)
     expected = torch.stack([dense(mixed(*pools, 2.0, mix)).square().sum() for mix in mix_BEF])
     torch.testing.assert_close(squared_norms(*pools, 2.0, mix_BEF), expected, rtol=1e-5, atol=0)

@@ -1,0 +1,46 @@
+"""Measurements of a model on some rows, against dense matrices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qmixlora.export.measurement import Measurement, measure, measure_updates
+from qmixlora.export.static import learned_by
+from qmixlora.recipe import Edit
+from qmixlora.session import open_tuned_run
+
+from .helpers import Q_PROJ, dense, rows_of
+
+
+def test_the_update_error_is_that_of_dense_matrices(run: Path) -> None:
+    session = open_tuned_run(run)
+    learned, rows = learned_by(session.model), rows_of(run, "color")
+    updates = measure_updates(session, learned, rows)
+    torch.manual_seed(0)
+    adapter = learned.adapter(torch.rand(14, 4, 4))
+    pools, own = learned.pools[Q_PROJ], []
+    for row in rows:
+        session.model(**session.on_device(session.collator([row])))
+        mix_EF = session.model.base_model.last_selection()[list(learned.pools).index(Q_PROJ), 0]
+        own.append(learned.scaling * pools[1].T @ mix_EF.T @ pools[0])
+    target = dense(adapter.updates[Q_PROJ])
+    error = sum((d - target).square().sum() for d in own) / sum(d.square().sum() for d in own)
+    assert updates.errors(learned, adapter)[Q_PROJ] == pytest.approx(float(error), rel=1e-4)
+
+
+def test_the_loss_does_not_depend_on_the_batches(run: Path) -> None:
+    session, rows = open_tuned_run(run), rows_of(run, "where", "train")
+    losses = []
+    for size in (1, 4, 6):
+        recipe = Edit({"train.eval_batch_size": size}).apply(session.recipe)
+        losses.append(measure(replace(session, recipe=recipe), rows).loss)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+
+
+def test_agreement_is_the_share_of_rows_with_the_same_words() -> None:
+    one, other = (Measurement(0.0, 0.0, answers) for answers in (["a", "b", "c", "d"], ["a", "B", "c", ""]))
+    assert one.agreement(other) == 0.5
