@@ -20,11 +20,10 @@ from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import without_levers
 from .data import BatchCollator, Collator, Conversation
 from .errors import UserError
-from .mixlora import MixLoraConfig, device_of, is_adapter_parameter
+from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of, is_adapter_parameter
 from .recipe import Adapter, Data, Model, Recipe, load_recipe
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."  # of a module's path in the backbone, inside a PEFT model and its files
 NO_DATA = Data(train="none: this model has no recipe")
 
 

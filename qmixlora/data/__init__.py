@@ -1,6 +1,8 @@
 """Conversations with images: formats, loading, collating, surveys."""
 
-from .collate import IGNORED, BatchCollator, Collator
+from qmixlora.mixlora import IGNORED
+
+from .collate import BatchCollator, Collator
 from .formats import IMAGE, Conversation, ImageFile, Turn, question_about
 from .images import image_size, open_images
 from .loading import load_conversations

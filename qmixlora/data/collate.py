@@ -14,11 +14,10 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from qmixlora.errors import UserError
+from qmixlora.mixlora import IGNORED, prompt_mask
 
 from .formats import IMAGE, Conversation, Turn, to_messages
 from .images import open_images
-
-IGNORED = -100  # the label of every token that is not supervised
 
 
 class BatchCollator(Protocol):
@@ -68,8 +67,7 @@ class Collator:
                 ids_S = batch["input_ids"][index]
                 labels_BS[index, length - start : length - end] = ids_S[length - start : length - end]
         batch["labels"] = labels_BS
-        unanswered_BS = (labels_BS != IGNORED).cumsum(dim=1) == 0
-        batch["routing_mask"] = unanswered_BS & batch["attention_mask"].bool()
+        batch["routing_mask"] = prompt_mask(labels_BS, batch["attention_mask"])
         batch["tasks"] = [row["task"] for row in rows]
         return batch
 

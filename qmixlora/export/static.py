@@ -20,8 +20,8 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qmixlora.mixlora import MixLoraLayer
-from qmixlora.session import ADAPTER_WEIGHTS, PEFT_PREFIX, Session, TunedSession, with_adapter
+from qmixlora.mixlora import PEFT_PREFIX, MixLoraLayer
+from qmixlora.session import ADAPTER_WEIGHTS, Session, TunedSession, with_adapter
 
 from .low_rank import LowRank, mixed
 

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from qmixlora.data import Conversation, indices_by_task
 from qmixlora.errors import UserError
 from qmixlora.loss import supervised_loss
+from qmixlora.mixlora import PEFT_PREFIX
 from qmixlora.session import Session
 
 POOLS = ("A", "B")
-POOL = re.compile(r"^(?:base_model\.model\.)?(?P<layer>.+)\.(?:mix)?lora_(?P<pool>[AB])\.")
+POOL = re.compile(r"^(?P<layer>.+)\.(?:mix)?lora_(?P<pool>[AB])\.")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def measure_interference(
 
 def _factors(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
     """The factor parameters by (layer, pool)."""
-    matches = ((POOL.match(name), parameter) for name, parameter in model.named_parameters())
+    matches = ((POOL.match(name.removeprefix(PEFT_PREFIX)), parameter) for name, parameter in model.named_parameters())
     return {(match["layer"], match["pool"]): parameter for match, parameter in matches if match}
 
 

@@ -5,10 +5,10 @@ from typing import cast
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 
-from .config import PEFT_TYPE, MixLoraConfig
+from .config import PEFT_PREFIX, PEFT_TYPE, MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel
-from .routing import device_of, is_adapter_parameter, routed_as
+from .routing import IGNORED, device_of, is_adapter_parameter, prompt_mask, routed_as
 
 # `peft.utils.register_peft_method` refuses names outside PEFT's enum; the enum is a str, so a plain string is a key.
 KEY = cast(PeftType, PEFT_TYPE)
@@ -17,11 +17,14 @@ PEFT_TYPE_TO_TUNER_MAPPING[KEY] = MixLoraModel
 PEFT_TYPE_TO_PREFIX_MAPPING[KEY] = MixLoraModel.prefix
 
 __all__ = [
+    "IGNORED",
+    "PEFT_PREFIX",
     "PEFT_TYPE",
     "MixLoraConfig",
     "MixLoraLayer",
     "MixLoraModel",
     "device_of",
     "is_adapter_parameter",
+    "prompt_mask",
     "routed_as",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from peft import PeftConfig
 
 PEFT_TYPE = "CONDITIONAL_MIXLORA"
+PEFT_PREFIX = "base_model.model."  # of a module's path in the backbone, inside a PEFT model and its files
 
 Pairing = Literal["conditional", "released", "independent", "tied"]
 Gate = Literal["hard", "straight_through", "weighted", "dense"]

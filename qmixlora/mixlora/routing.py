@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .selection import mean_over
 
+IGNORED = -100  # the label of every token that is not supervised
 Key = tuple[nn.Module, str]  # a layer, and the name of one of its adapters
 
 
@@ -157,6 +158,11 @@ def is_decoding(inputs: dict[str, Any]) -> bool:
     return cache is not None and int(cache.get_seq_length()) > 0
 
 
+def prompt_mask(labels_BS: Tensor, attention_BS: Tensor) -> Tensor:
+    """The tokens before the first supervised one, without padding (B x S)."""
+    return ((labels_BS != IGNORED).cumsum(dim=1) == 0) & attention_BS.bool()
+
+
 def routing_masks(
     inputs: dict[str, Any], routing_mask_BS: Tensor | None, image_ids: Sequence[int]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -173,7 +179,7 @@ def routing_masks(
         elif input_ids is not None:
             prompt_BS = torch.ones_like(input_ids, dtype=torch.bool)
         if prompt_BS is not None and labels is not None:
-            prompt_BS = prompt_BS & ((labels != -100).cumsum(dim=1) == 0)
+            prompt_BS = prompt_mask(labels, prompt_BS)
     if prompt_BS is None:
         return None, None
     prompt_BS = prompt_BS.bool()

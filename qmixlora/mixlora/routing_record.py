@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .config import MixLoraConfig
+from .config import PEFT_PREFIX, MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel
 from .routing import device_of
@@ -29,9 +29,7 @@ SUMS = "routing_sums.safetensors"  # in a checkpoint: the sums since the last sn
 def mixture_layers(model: PeftModel) -> list[str]:
     """The paths of a MixLoRA model's adapted layers in the backbone, in the order of the model."""
     return [
-        name.removeprefix("base_model.model.")
-        for name, module in model.named_modules()
-        if isinstance(module, MixLoraLayer)
+        name.removeprefix(PEFT_PREFIX) for name, module in model.named_modules() if isinstance(module, MixLoraLayer)
     ]
 
 

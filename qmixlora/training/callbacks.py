@@ -19,9 +19,9 @@ from qmixlora.backbone import Anatomy, check_quantized
 from qmixlora.device import peak_memory_gib
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log, read_log, replacing
-from qmixlora.mixlora import is_adapter_parameter
+from qmixlora.mixlora import PEFT_PREFIX, is_adapter_parameter
 from qmixlora.mixlora.routing_record import FILE, RoutingRecord, RoutingStatistics
-from qmixlora.session import PEFT_PREFIX, TunedSession
+from qmixlora.session import TunedSession
 
 GUARDED_STEPS = 3  # B starts at zero, so A and the routers see no gradient on the first step
 

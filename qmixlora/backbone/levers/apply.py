@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +64,16 @@ def host_tensors(model: nn.Module) -> list[Tensor]:
         if (ring := ring_of(module)) is not None:
             tensors += [piece for pieces in ring.hosts for piece in pieces]
     return tensors
+
+
+class HostBytes(NamedTuple):
+    """Bytes of weights in host memory; on the meta device, as many as there would be."""
+
+    embeddings: int
+    streamed: int
+
+
+def host_bytes(model: nn.Module) -> HostBytes:
+    """Add up the weights that levers keep in host memory."""
+    streamed = sum(tensor.nbytes for tensor in host_tensors(model) if tensor.dtype == torch.uint8)
+    return HostBytes(sum(tensor.nbytes for tensor in host_tensors(model)) - streamed, streamed)

@@ -24,8 +24,8 @@ class HostEmbedding(nn.Module):
         self.num_embeddings, self.embedding_dim = lookup.num_embeddings, lookup.embedding_dim
         self.device = device
         lookup.weight = nn.Parameter(host_like(lookup.weight.detach()), requires_grad=False)
-        if device.type != "meta":
-            lookup.to("cpu")  # whatever else it has, such as Gemma's scale
+        for name, buffer in list(lookup.named_buffers()):  # such as Gemma's scale
+            setattr(lookup, name, host_like(buffer))
         self._lookup = [lookup]  # in a list: only modules themselves are registered
 
     @property

@@ -19,7 +19,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qmixlora.backbone.levers import HostEmbedding, has_levers, host_tensors
+from qmixlora.backbone.levers import HostEmbedding, has_levers, host_bytes
 from qmixlora.backbone.levers.quantized_embedding import ROWS, Int8Embedding, NF4Embedding
 from qmixlora.backbone.levers.quantized_head import Int8Linear, PiecewiseLinear
 from qmixlora.backbone.levers.streaming import ring_of
@@ -55,7 +55,7 @@ def loading_peak(model: PreTrainedModel, spec: Model, stored: torch.dtype) -> Lo
     replaced = sum(_replaced(model)) * wide
     device = _on_device(model) + max([*_on_their_way(model, wide), 0])
     device += replaced if spec.quantization == "none" else 0
-    host = _bytes(host_tensors(model)) + (_largest_streamed(model) if placed else 0)
+    host = sum(host_bytes(model)) + (_largest_streamed(model) if placed else 0)
     if stored.itemsize != wide:
         sizes = sorted(_sizes(model), reverse=True)
         host += wide * sum(sizes[: THREADS if spec.quantization == "none" else 1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from qmixlora.backbone import Anatomy
-from qmixlora.backbone.levers import enable_checkpointing, host_tensors, in_place_of_images, take_out_vision
+from qmixlora.backbone.levers import enable_checkpointing, host_bytes, in_place_of_images, take_out_vision
 from qmixlora.backbone.levers.streaming import ring_of
 from qmixlora.loss import supervised_loss
 from qmixlora.mixlora import is_adapter_parameter
@@ -164,13 +164,13 @@ def _model(recipe: Recipe, config: PretrainedConfig) -> tuple[PeftModel, Anatomy
 def _sizes(
     model: PeftModel, trainable: list[nn.Parameter], waiting: list[Tensor], account: Account, loading: LoadingPeak
 ) -> Sizes:
-    on_host = host_tensors(model)
+    on_host = host_bytes(model)
     gradients, trained = sum(grad.nbytes for grad in waiting), sum(p.nbytes for p in trainable)
     return Sizes(
         **_weights(model),
         gradients=gradients,
-        host_streamed=sum(t.nbytes for t in on_host if t.dtype == torch.uint8),
-        host_embeddings=sum(t.nbytes for t in on_host if t.dtype != torch.uint8),
+        host_streamed=on_host.streamed,
+        host_embeddings=on_host.embeddings,
         host_activations=account.offloaded,
         activations_saved=account.saved,
         gradients_to_come=trained - gradients,
