@@ -86,8 +86,8 @@ def test_the_selection_of_the_prefill_is_used_for_every_step(
 def test_left_padded_batches_answer_as_single_samples(session: Session, rows: list[dict[str, Any]]) -> None:
     if first_layer(session).mixlora_config["default"].route_on == "all":
         pytest.skip("routing on all positions counts padding, as the released code does")
-    together = generate_answers(session.model, session.collator, rows, 5)
-    alone = [generate_answers(session.model, session.collator, [row], 5)[0] for row in rows]
+    together = generate_answers(session, rows, 5)
+    alone = [generate_answers(session, [row], 5)[0] for row in rows]
     assert len({len(session.collator.prompts([row])["input_ids"][0]) for row in rows}) > 1
     assert together == alone
 

@@ -15,6 +15,7 @@ from qmixlora.backbone import keep_cpu_weights_unpacked
 from qmixlora.mixlora import MixLoraConfig
 from qmixlora.mixlora.running_means import Center
 from qmixlora.mixlora.selection import conditional_scores, released_conditional_scores
+
 from .reference import update
 
 PAIRINGS, GATES = ("conditional", "released", "independent", "tied"), ("hard", "straight_through", "weighted", "dense")
@@ -206,7 +207,7 @@ def test_autocast_does_not_touch_the_selection(route_on: str, pairing: str) -> N
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             model(x_BSI, **BATCH)
-        mixes += model.base_model.mixlora_routing.current.mixes.values()
+        mixes += model.base_model.mixlora_routing.current.cache.mixing_matrices.values()
     assert torch.equal(mixes[0], mixes[1])
 
 

@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from qmixlora.mixlora import MixLoraConfig
+from qmixlora.mixlora.routing import OptimizerSteps
 from qmixlora.mixlora.running_means import update_means
 from qmixlora.mixlora.selection import conditional_scores, select
 
@@ -78,7 +79,7 @@ def collate(rows: list[tuple[list[int], list[int]]], extra: int = 0, left: bool 
 def mixes(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         model(**batch)
-    (mix,) = model.base_model.mixlora_routing.current.mixes.values()
+    (mix,) = model.base_model.mixlora_routing.current.cache.mixing_matrices.values()
     return mix
 
 
@@ -119,12 +120,12 @@ def test_permuting_a_batch_permutes_its_output(rows: list, route_on: str, random
 
 @settings(max_examples=40, deadline=None)
 @given(samples)
-def test_pictures_do_not_count_for_the_instruction(rows: list) -> None:
-    with_picture = [([IMAGE, IMAGE, *prompt], answer) for prompt, answer in rows]
+def test_images_do_not_count_for_the_instruction(rows: list) -> None:
+    with_image = [([IMAGE, IMAGE, *prompt], answer) for prompt, answer in rows]
     texts = [([token for token in prompt if token != IMAGE] or prompt, answer) for prompt, answer in rows]
     model = MODELS["instruction"]
     if all(any(token != IMAGE for token in prompt) for prompt, _ in rows):
-        torch.testing.assert_close(mixes(model, collate(with_picture)), mixes(model, collate(texts)))
+        torch.testing.assert_close(mixes(model, collate(with_image)), mixes(model, collate(texts)))
 
 
 @pytest.mark.parametrize(("pairing", "gate"), list(itertools.product(PAIRINGS, GATES)))
@@ -159,3 +160,52 @@ def test_task_means_are_exact_while_the_window_lasts(batches: list[list[int]], s
         assert count[task] == len(own)
         expected = torch.stack(own).mean(dim=0) if own else torch.zeros(2, 2)
         torch.testing.assert_close(mean[task], expected, rtol=1e-4, atol=1e-5)
+
+
+def trained(value: float) -> nn.Parameter:
+    parameter = nn.Parameter(torch.tensor([value]))
+    parameter.square().sum().backward()
+    return parameter
+
+
+def test_a_batch_is_of_the_same_step_while_gradients_wait() -> None:
+    steps, parameter = OptimizerSteps(), trained(2.0)
+    steps.have_gone_on(parameter)
+    assert not steps.have_gone_on(parameter)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_step_of_the_optimiser_is_noticed(set_to_none: bool) -> None:
+    steps, parameter = OptimizerSteps(), trained(2.0)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    steps.have_gone_on(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=set_to_none)
+    assert steps.have_gone_on(parameter)
+
+
+def test_the_batch_after_a_steps_first_one_is_of_that_step() -> None:
+    """Gradients are kept as zeros, so that the values alone tell of the step."""
+    steps, parameter = OptimizerSteps(), trained(2.0)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    assert steps.have_gone_on(parameter)
+    assert not steps.have_gone_on(parameter)
+
+
+def test_gradients_that_are_cleared_between_micro_batches_look_like_steps() -> None:
+    steps, parameter = OptimizerSteps(), trained(2.0)
+    steps.have_gone_on(parameter)
+    parameter.grad = None
+    assert steps.have_gone_on(parameter)
+
+
+def test_every_batch_is_a_step_where_no_gradient_reaches_the_tensor() -> None:
+    steps, parameter = OptimizerSteps(), nn.Parameter(torch.ones(1))
+    assert [steps.have_gone_on(parameter) for _ in range(3)] == [True] * 3
+
+
+def test_every_batch_is_a_step_where_nothing_learns() -> None:
+    steps = OptimizerSteps()
+    assert [steps.have_gone_on(None) for _ in range(3)] == [True] * 3
