@@ -91,7 +91,7 @@ def _polish(job: Job, static: TunedSession, mean: StaticAdapter, live: Live, is_
         polish(static, mean, rows, steps, job.console, start=start)
         return steps
     before = measure(static, check.rows)
-    if not has_lost(before, check.live):
+    if not has_lost(before, check.live) or not len(check.polish_on):  # all of its rows decide, where there is but one
         return 0
     job.say(f"{name}: polishing, {steps} steps")
     polish(static, mean, check.polish_on, steps, job.console, start=start)

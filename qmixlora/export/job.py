@@ -34,6 +34,10 @@ class Job:
     def training_rows(self) -> Dataset:
         return load_split(self.recipe.data, "train")
 
+    @cached_property
+    def validation_rows(self) -> Dataset | None:
+        return load_split(self.recipe.data, "validation") if self.recipe.data.validation else None
+
     @property
     def polish_steps(self) -> int:
         return self.recipe.export.polish if self.request.polish is None else self.request.polish

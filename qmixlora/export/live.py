@@ -81,10 +81,12 @@ def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live
 
 
 def _check(job: Job, session: TunedSession, target: Target) -> Check:
-    """Rows that the run was not trained on: of the validation split, else training rows that polishing leaves out."""
-    training = rows_of(job.training_rows, target, None, "train")
-    if job.recipe.data.validation:
-        rows = rows_of(load_split(job.recipe.data, "validation"), target, CHECKED, "validation")
+    """The rows of the validation split, if it has any of the target's tasks; else training rows that polishing leaves
+    out.
+    """
+    training, validation = rows_of(job.training_rows, target, None, "train"), job.validation_rows
+    if validation is not None and not target.shares.keys().isdisjoint(validation["task"]):
+        rows = rows_of(validation, target, CHECKED, "validation")
         return Check("validation", rows, measure(session, rows), training)
     set_aside = {index for own in indices_by_task(training).values() for index in own[:: max(5, len(own) // CHECKED)]}
     rows = training.select(sorted(set_aside))
