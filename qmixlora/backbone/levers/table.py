@@ -12,6 +12,7 @@ from qmixlora.recipe import Edit, Recipe
 
 Part = Literal["loading", "features", "training", "evaluation"]  # of a run
 SMALL_CHUNK, CHUNK = 32, 128  # tokens whose logits exist at a time
+LEAST_STREAMED = 3  # layers: fewer would lie in the two buffers that they are copied to
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ def _offloaded_embeddings(recipe: Recipe, facts: Facts) -> Edit | None:
 def _streamed_layers(recipe: Recipe, facts: Facts) -> Edit | None:
     """Half of the layers that are not streamed yet; eight, then twice as many, where their number is not known."""
     spec, streamed = recipe.train.checkpointing, recipe.model.stream_layers
-    if not (spec.enabled and spec.every_n_layers == 1):
+    if recipe.model.quantization != "nf4" or not (spec.enabled and spec.every_n_layers == 1):
         return None
     count = (streamed + facts.layers + 1) // 2 if facts.layers else max(8, 2 * streamed)
-    return Edit({"model.stream_layers": count}) if streamed < (facts.layers or 64) else None
+    count = max(LEAST_STREAMED, count)
+    can = streamed < (facts.layers or 64) and (not facts.layers or count <= facts.layers)
+    return Edit({"model.stream_layers": count}) if can else None
 
 
 def _paged_optimizer(recipe: Recipe, facts: Facts) -> Edit | None:
