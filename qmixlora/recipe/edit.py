@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,8 +74,18 @@ class Edit:
 
 def _as_typed(value: Any) -> str:
     """A YAML value on one line; words that YAML reads as themselves stay bare."""
-    bare = isinstance(value, str) and value == value.strip() and yaml.safe_load(value) == value
-    return value if bare else json.dumps(value)
+    if isinstance(value, str) and _reads_as_itself(value):
+        return value
+    quoted = '"' if isinstance(value, str) else None
+    text = yaml.safe_dump(value, default_style=quoted, default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").strip()  # the mark with which YAML ends a bare scalar
+
+
+def _reads_as_itself(text: str) -> bool:
+    try:
+        return text == text.strip() and yaml.safe_load(text) == text
+    except yaml.YAMLError:
+        return False
 
 
 def edited(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
