@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -25,6 +26,12 @@ from qmixlora.demo.dataset import make_dataset
 from qmixlora.recipe import Recipe, validate
 
 torch.set_num_threads(1)  # xdist runs one worker per core
+
+# the same inputs on every machine, however slow it is
+hypothesis.settings.register_profile(
+    "reproducible", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("reproducible")
 
 
 def pytest_configure() -> None:

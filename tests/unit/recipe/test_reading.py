@@ -1,0 +1,91 @@
+"""Recipes are read from files and by name; what is none is said to be none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qmixlora.errors import UserError
+from qmixlora.recipe import Recipe, json_schema, load_recipe, shipped_recipes, validate
+
+from .helpers import MINIMAL
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> str:
+        path = tmp_path / "r.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_numbers_are_read_as_yaml_writes_them(write: Write) -> None:
+    path = write("model: {id: m}\ndata: {train: d}\ntrain: {learning_rate: 1e-4}")
+    assert load_recipe(path).train.learning_rate == 1e-4
+
+
+def test_overrides_stand_over_the_file(write: Write) -> None:
+    path = write(yaml.safe_dump({**MINIMAL, "adapter": {"r": 3}}))
+    recipe = load_recipe(path, ["adapter.r=2", "train.checkpointing.enabled=false", "data.validation=v.json"])
+    assert (recipe.adapter.r, recipe.train.checkpointing.enabled, recipe.data.validation) == (2, False, "v.json")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("adapter.gates=hard", "Did you mean 'gate'"),
+        ("adapter", "section.key=value"),
+        ("model.id.x=1", "not a section"),
+        ("adapter.r=[1", "not a YAML value"),
+    ],
+)
+def test_a_wrong_override_is_refused(write: Write, override: str, message: str) -> None:
+    path = write(yaml.safe_dump(MINIMAL))
+    with pytest.raises(UserError, match=message):
+        load_recipe(path, [override])
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [1", "not YAML"), ("- 1", "mapping with the sections")])
+def test_a_file_that_is_no_recipe_is_refused(write: Write, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(write(text))
+
+
+def test_the_nearest_name_of_a_shipped_recipe_is_proposed() -> None:
+    with pytest.raises(UserError, match=r"Did you mean 'tiny-cpu'"):
+        load_recipe("tiny-gpu")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Cannot read the recipe") as caught:
+        load_recipe(str(tmp_path / "none.yaml"))
+    assert "none.yaml" in str(caught.value)
+
+
+def test_a_resolved_recipe_reads_back_as_itself(write: Write) -> None:
+    recipe = validate({**MINIMAL, "adapter": {"target_modules": ["q_proj"]}}, "x")
+    assert load_recipe(write(recipe.to_yaml())) == recipe
+
+
+def test_every_shipped_recipe_is_valid_and_says_what_it_is_for() -> None:
+    shipped = shipped_recipes()
+    assert len(shipped) == 26 and {"tiny-cpu", "llava-1.5-7b-rtx4060-8gb"} <= set(shipped)
+    for name, text in shipped.items():
+        assert isinstance(load_recipe(name), Recipe)
+        assert text.startswith("# ")
+        assert "Card:" in text
+
+
+def test_the_json_schema_knows_every_key() -> None:
+    schema = json_schema()
+    assert schema["additionalProperties"] is False
+    assert {"pairing", "gate", "route_on", "task_mix"} <= schema["$defs"]["Adapter"]["properties"].keys()
+    assert json.loads(json.dumps(schema)) == schema

@@ -1,0 +1,70 @@
+"""The recipe is strict: all mistakes at once, each with its path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qmixlora.recipe import edited, validate
+
+from .helpers import MINIMAL, mistakes_in
+
+WRONG = {
+    "model": {"id": "m", "quantisation": "nf4"},
+    "adapter": {"r": 8, "num_factors": 4, "gate": False, "rank": 3},
+    "data": {},
+    "train": {"learning_rate": "fast", "checkpointing": {"enabeld": True}, "micro_batch_size": 0},
+    "trian": {},
+}
+
+
+def test_every_mistake_is_reported_at_once_with_its_path() -> None:
+    message = mistakes_in(WRONG)
+    for expected in (
+        "9 mistakes",
+        "model.quantisation: unknown key. Did you mean 'quantization'?",
+        "adapter.gate:",
+        "quote the word",
+        "adapter.rank: unknown key",
+        "data.train: missing",
+        "train.learning_rate:",
+        "train.checkpointing.enabeld: unknown key. Did you mean 'enabled'?",
+        "train.micro_batch_size: input should be greater than or equal to 1, got 0",
+        "trian: unknown key. Did you mean 'train'?",
+        "adapter.r: 8 is more than adapter.num_factors, 4",
+    ):
+        assert expected in message
+
+
+def test_the_message_says_where_the_mistakes_are_and_where_the_keys_are_listed() -> None:
+    message = mistakes_in(WRONG)
+    assert "where: r.yaml" in message and "fix:" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("adapter", {"gate": "weighted", "r": 1}, "needs adapter.r >= 2"),
+        ("adapter", {"method": "lora", "task_mix": 0.5}, "no gates to replace"),
+        ("train", {"checkpointing": {"enabled": False, "offload": True}}, "nothing to offload"),
+        ("train", {"eval_every": 5}, "set data.validation"),
+        ("model", {"id": "x", "stream_layers": 2}, "stream 3 or more"),
+        ("model", {"id": "x", "stream_layers": 4, "quantization": "none"}, "only 4-bit layers are streamed"),
+        ("model", {"id": "x", "offload_embeddings": True, "quantize_embeddings": "nf4"}, "choose one of the two"),
+        ("train", {"cache_features": True}, "set adapter.train_projector: false"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(section: str, values: dict[str, Any], message: str) -> None:
+    assert message in mistakes_in({**MINIMAL, section: values})
+
+
+@pytest.mark.parametrize("checkpointing", [{"enabled": False}, {"every_n_layers": 2}])
+def test_streamed_layers_need_checkpointing_of_every_layer(checkpointing: dict[str, Any]) -> None:
+    values = {**MINIMAL, "model": {"id": "x", "stream_layers": 4}, "train": {"checkpointing": checkpointing}}
+    assert "gone when the backward pass" in mistakes_in(values)
+
+
+def test_layers_are_streamed_with_the_default_checkpointing() -> None:
+    recipe = validate({**MINIMAL, "model": {"id": "x", "stream_layers": 4}}, "x")
+    assert edited(recipe, ["model.stream_layers=8"]).model.stream_layers == 8
