@@ -1,0 +1,55 @@
+"""Shipped recipes that are named after a card fit it, and say so truly."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qmixlora.errors import CheckError
+from qmixlora.memory import card_of, check_fit
+from qmixlora.memory.architectures import config_of
+from qmixlora.recipe import edited, load_recipe, shipped_recipes
+
+SHIPPED = 25  # recipes that are named after a card
+
+
+CHECKED = {name: card for name in shipped_recipes() if (card := card_of(name)) is not None}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_recipe_for_a_card_fits_it_and_says_so(name: str) -> None:
+    assert check_fit(name, shipped_recipes()[name], load_recipe(name)).fits
+
+
+def test_many_recipes_are_for_a_card() -> None:
+    assert len(CHECKED) == SHIPPED
+
+
+def test_recipes_are_for_many_families() -> None:
+    assert len({config_of(load_recipe(name).model).model_type for name in CHECKED}) >= 7
+
+
+def test_cards_of_every_size_have_recipes() -> None:
+    sizes = [card.rpartition("-")[2] for card in CHECKED.values()]
+    assert all(sizes.count(size) >= 2 for size in ("8gb", "12gb", "16gb", "24gb", "32gb"))
+
+
+NAME = "llava-1.5-7b-rtx4060-8gb"
+
+
+def test_a_recipe_that_does_not_fit_its_card_is_refused() -> None:
+    recipe = edited(load_recipe(NAME), ["train.micro_batch_size=8"])
+    with pytest.raises(CheckError, match="leaves less than 8% of the 8 GiB free"):
+        check_fit(NAME, shipped_recipes()[NAME], recipe)
+
+
+def test_a_recipe_that_predicts_another_peak_is_refused() -> None:
+    text = re.sub(r"[\d.]+ GiB", "5.0 GiB", shipped_recipes()[NAME], count=1)
+    with pytest.raises(CheckError, match=r"predicts 5.0 GiB, the plan \d.\d GiB"):
+        check_fit(NAME, text, load_recipe(NAME))
+
+
+def test_a_recipe_that_predicts_nothing_is_refused() -> None:
+    with pytest.raises(CheckError, match="predicts nothing"):
+        check_fit(NAME, "", load_recipe(NAME))
