@@ -86,9 +86,11 @@ class Collator:
         """Inputs for `generate`: each conversation up to its last answer, padded on the left."""
         return self._encode([self._render(row["turns"][:-1], prompt=True) for row in rows], rows, "left")
 
-    def tokens(self, turns: Sequence[Turn]) -> list[int]:
-        """The tokens of a conversation, each image still one mark (or as many as the template writes)."""
-        text = self._render(turns)
+    def tokens(self, turns: Sequence[Turn], prompt: bool = False) -> list[int]:
+        """The tokens of a conversation (of a prompt: with what begins the answer), each image still one mark (or as
+        many as the template writes).
+        """
+        text = self._render(turns, prompt)
         return self._tokens(text, text)
 
     def _render(self, turns: Sequence[Turn], prompt: bool = False) -> str:

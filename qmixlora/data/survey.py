@@ -19,6 +19,7 @@ from .images import blank_image, image_size
 SAMPLED = 1000  # samples whose length is worked out for the median and the 99th percentile
 CANDIDATES = 256  # samples that may be the longest, by their characters and image sizes
 CHARACTERS = 4  # in a token, for that estimate
+SQUARE = (224, 224)
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,25 @@ def survey(rows: Dataset, collator: Collator) -> Survey:
 
 
 def _image_tokens(collator: Collator) -> Callable[[tuple[int, int]], int]:
-    """A function that gives the tokens of an image by its (width, height); every size is worked out once."""
+    """A function that gives the tokens of an image by its (width, height), the marks that the processor puts around it
+    included; every size is worked out once.
 
-    @cache
-    def tokens_of(size: tuple[int, int]) -> int:
+    Many processors count tokens without processing an image, some of them without the marks. These are as many for
+    every image: one processed image shows them. Other processors process a blank image of every size.
+    """
+
+    def processed(size: tuple[int, int]) -> int:
+        row = question_about([blank_image(size)], "")
+        with_mark = len(collator.tokens(row["turns"][:-1], prompt=True))
+        return int(collator.prompts([row])["input_ids"].shape[1]) - (with_mark - 1)
+
+    count = getattr(collator.processor, "_get_num_multimodal_tokens", None)  # what vLLM asks processors
+    if count is None:
+        return cache(processed)
+
+    def counted(size: tuple[int, int]) -> int:
         width, height = size
-        processor = collator.processor
-        if hasattr(processor, "_get_num_multimodal_tokens"):  # what vLLM asks processors
-            counted = processor._get_num_multimodal_tokens(image_sizes=[[height, width]])
-            return int(counted["num_image_tokens"][0])
-        prompt = collator.prompts([question_about([blank_image(size)], "")])
-        return int(prompt["input_ids"].shape[1])
+        return int(count(image_sizes=[[height, width]])["num_image_tokens"][0])
 
-    return tokens_of
+    marks = processed(SQUARE) - counted(SQUARE)
+    return cache(lambda size: counted(size) + marks)
