@@ -30,7 +30,7 @@ from qmixlora.training import run as training
 from qmixlora.training import train, train_within_memory
 from qmixlora.training.features import FeatureStore, compute, with_cached_features
 
-from .test_pictures import MAKERS, draw
+from tests.unit.backbone.image_tokens.families import MAKERS, draw
 
 QUIET = Console(file=io.StringIO())
 CACHED = {"adapter": {"train_projector": False}, "train": {"cache_features": True}}

@@ -1,0 +1,25 @@
+"""Rows by task."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+
+from qmixlora.data import indices_by_task, only_tasks
+from qmixlora.errors import UserError
+
+ROWS = datasets.Dataset.from_dict({"task": ["size", "color", "size", "digit"], "number": [0, 1, 2, 3]})
+
+
+def test_every_task_has_its_positions_and_tasks_are_sorted_by_name() -> None:
+    assert list(indices_by_task(ROWS).items()) == [("color", [1]), ("digit", [3]), ("size", [0, 2])]
+
+
+def test_the_rows_of_some_tasks_come_task_by_task() -> None:
+    assert only_tasks(ROWS, ["size", "color"], "split test")["number"][:] == [0, 2, 1]
+
+
+def test_a_task_that_the_data_lacks_is_named_with_those_that_it_has() -> None:
+    with pytest.raises(UserError, match="no task 'shape'") as caught:
+        only_tasks(ROWS, ["size", "shape"], "split test")
+    assert caught.value.where == "split test" and "color, digit, size" in str(caught.value.fix)
