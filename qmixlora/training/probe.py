@@ -168,9 +168,11 @@ def peak_of(work: Callable[[], None], model: nn.Module, device: torch.device) ->
         return int(torch.cuda.max_memory_reserved(device))
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _all_tensors(model)}
     gc.disable()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        work()
-    gc.enable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            work()
+    finally:
+        gc.enable()
     events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
