@@ -26,12 +26,13 @@ def test_a_tied_model_gets_no_advice_that_fails() -> None:
     assert edits and not any("lm_head" in edit or "embeddings" in edit for edit in edits)
 
 
+CARD = card_bytes("rtx3060-12gb")
 RECIPE = recipe_of(LLAVA_7B, micro_batch_size=4, gradient_accumulation=4)
 
 
 @pytest.fixture(scope="module")
 def advice() -> Advice:
-    return plan_with_advice(RECIPE, card=card_bytes("rtx3060-12gb"), tokens=700)
+    return plan_with_advice(RECIPE, card=CARD, tokens=700)
 
 
 def test_a_plan_that_fits_leaves_more_than_the_margin(advice: Advice) -> None:
@@ -61,24 +62,19 @@ def test_advice_is_json_in_gib(advice: Advice) -> None:
     assert [entry["saves_gib"] * GIB for entry in told["advice"]] == [saving.saves for saving in advice.savings]
 
 
-@pytest.fixture(scope="module")
-def on_a_small_card() -> Advice:
-    return plan_with_advice(recipe_of(LLAVA_7B), card=9 * GIB, tokens=700)
-
-
-def test_the_most_samples_fit_and_one_more_does_not(on_a_small_card: Advice) -> None:
-    assert on_a_small_card.largest is not None
-    most = on_a_small_card.largest.micro_batch_size
+def test_the_most_samples_fit_and_one_more_does_not(advice: Advice) -> None:
+    assert advice.largest is not None
+    most = advice.largest.micro_batch_size
     for samples, fits in ((most, True), (most + 1, False)):
-        recipe = edited(recipe_of(LLAVA_7B), [f"train.micro_batch_size={samples}"])
-        assert plan(recipe, card=9 * GIB, tokens=700).fits is fits
+        recipe = edited(RECIPE, [f"train.micro_batch_size={samples}"])
+        assert plan(recipe, card=CARD, tokens=700).fits is fits
 
 
-def test_the_longest_samples_fit_and_longer_ones_do_not(on_a_small_card: Advice) -> None:
-    assert on_a_small_card.largest is not None
-    longest = on_a_small_card.largest.tokens
+def test_the_longest_samples_fit_and_longer_ones_do_not(advice: Advice) -> None:
+    assert advice.largest is not None
+    longest = advice.largest.tokens
     for tokens, fits in ((longest, True), (longest + 128, False)):
-        assert plan(recipe_of(LLAVA_7B), card=9 * GIB, tokens=tokens).fits is fits
+        assert plan(RECIPE, card=CARD, tokens=tokens).fits is fits
 
 
 def test_where_nothing_fits_an_edit_may() -> None:

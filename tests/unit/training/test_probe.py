@@ -1,0 +1,175 @@
+"""The probe: two steps of the run's own Trainer take what was planned."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qmixlora.device import GIB
+from qmixlora.errors import UserError
+from qmixlora.memory import plan, planner
+from qmixlora.memory.residuals import remembered
+from qmixlora.recipe import Recipe, edited
+from qmixlora.training.probe import PlannedBatch, peak_of, probe, reserved
+from tests.backbones import save_llava
+from tests.unit.memory.helpers import LLAVA_7B, in_fp32, recipe_of, small_qwen
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory, processor: Any) -> Path:
+    """A LLaVA whose activations are megabytes: blocks of 512 bytes do not show."""
+    return save_llava(tmp_path_factory.mktemp("wide"), processor, layers=4, width=256)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals of this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def without_onednn() -> Iterator[None]:
+    """torch's own kernels alone. oneDNN packs the factors of products into memory of its own, which it takes from the
+    same allocator: how much depends on the processor (with AVX-512-BF16 or AMX, 3 % of a step in bf16).
+    """
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
+
+
+@pytest.mark.usefixtures("without_onednn")
+@pytest.mark.parametrize(
+    ("adapter", "train", "model"),
+    [
+        ({}, {}, []),
+        ({}, {"checkpointing": {"enabled": False}}, []),
+        ({}, {"gradient_accumulation": 1, "loss_chunk": None}, []),
+        ({"method": "lora", "r": 16}, {"optimizer": "paged_adamw_8bit"}, []),
+        ({"pairing": "conditional", "gate": "straight_through", "route_on": "instruction"}, {}, []),
+        ({"route_on": "task"}, {"checkpointing": {"every_n_layers": 2}}, []),
+        ({}, {}, ["model.offload_embeddings=true", "model.stream_layers=3"]),
+        ({"train_projector": False}, {"cache_features": True}, []),
+    ],
+)
+def test_a_probe_measures_what_was_planned(
+    wide: Path, adapter: dict[str, Any], train: dict[str, Any], model: list[str]
+) -> None:
+    """Within 1 % of what torch's CPU allocator hands out."""
+    recipe = in_fp32(recipe_of(str(wide), {"dropout": 0.0, **adapter}, **{"micro_batch_size": 3, **train}), *model)
+    result = probe(recipe, plan(recipe, tokens=150))
+    assert result.measured > 20 * 2**20
+    assert result.planned == pytest.approx(result.measured, rel=0.01)
+
+
+@pytest.mark.usefixtures("without_onednn")
+def test_a_bfloat16_step_is_planned_too(wide: Path) -> None:
+    train = {"micro_batch_size": 2, "gradient_accumulation": 1, "optimizer": "paged_adamw_8bit"}
+    recipe = recipe_of(str(wide), {"dropout": 0.0}, **train)
+    result = probe(recipe, plan(recipe, tokens=80))
+    assert result.planned == pytest.approx(result.measured, rel=0.01)
+
+
+@pytest.mark.usefixtures("without_onednn")
+def test_a_step_with_images_of_any_size_is_planned_too(tmp_path: Path) -> None:
+    """A small Qwen2.5-VL, whose positions and windows are worked out from the image's size while it runs."""
+    small_qwen(4).save_pretrained(tmp_path)
+    # on a CPU a batch is copied nowhere: images are small here, so that their pixels make no difference
+    recipe = in_fp32(recipe_of(str(tmp_path), {"dropout": 0.0}, micro_batch_size=2), "data.max_image_tokens=16")
+    result = probe(recipe, plan(recipe, tokens=200))
+    assert result.planned == pytest.approx(result.measured, rel=0.01)
+
+
+@pytest.fixture
+def small(make_recipe: Callable[..., Recipe]) -> Recipe:
+    return make_recipe(train={"micro_batch_size": 2})
+
+
+def test_a_probe_keeps_what_the_plan_missed(small: Recipe) -> None:
+    result = probe(small, plan(small, tokens=40))
+    assert remembered()["cpu"][small.model.id] == result.residual == result.measured - result.planned
+
+
+def test_a_probe_that_runs_out_of_memory_says_what_was_planned(small: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_small(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("qmixlora.training.trainer.supervised_loss", too_small)
+    planned = plan(small, tokens=40)
+    with pytest.raises(UserError, match=f"planned were {planned.peak / GIB:.1f} GiB"):
+        probe(small, planned)
+    assert remembered() == {}
+
+
+def test_measuring_leaves_the_garbage_collector_as_it_was() -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    peak_of(lambda: None, nn.Linear(2, 2), CPU)
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        peak_of(fails, nn.Linear(2, 2), CPU)
+    assert gc.isenabled()
+
+
+def test_the_peak_is_of_the_model_and_of_what_is_alive_at_once() -> None:
+    def work() -> None:
+        for _ in range(3):
+            torch.empty(1000, dtype=torch.uint8)  # one after another
+        kept = [torch.empty(5000, dtype=torch.uint8) for _ in range(2)]
+        del kept
+
+    assert peak_of(work, nn.Linear(10, 10), CPU) == 110 * 4 + 2 * 5000
+
+
+class Heavy:
+    """Garbage that only the collector finds."""
+
+    def __init__(self) -> None:
+        self.own = self
+        self.bytes = torch.empty(2**20, dtype=torch.uint8)
+
+
+def test_garbage_of_others_is_not_measured() -> None:
+    def work() -> None:
+        kept = torch.empty(5000, dtype=torch.uint8)
+        gc.collect()
+        del kept
+
+    Heavy()
+    assert peak_of(work, nn.Linear(10, 10), CPU) == 110 * 4 + 5000
+
+
+def test_what_the_allocator_reserves_is_neither_the_context_nor_what_was_missed_before() -> None:
+    recipe = recipe_of(LLAVA_7B)
+    planned = plan(recipe, tokens=700)
+    assert reserved(plan(recipe, tokens=700, residual=GIB), recipe) == planned.peak - planner.CONTEXT
+
+
+def test_paged_states_lie_outside_the_allocator() -> None:
+    recipe = edited(recipe_of(LLAVA_7B), ["train.optimizer=paged_adamw_8bit"])
+    planned = plan(recipe, tokens=700)
+    assert reserved(planned, recipe) == planned.peak - planner.CONTEXT - planned.parts.optimizer
+
+
+def test_a_planned_batch_is_what_it_was_made_of_whatever_the_rows() -> None:
+    inputs = {"input_ids": torch.ones(2, 3), "tasks": ["plan", "plan"]}
+    batch = PlannedBatch(inputs)
+    made = batch([])
+    made["more"] = 1  # as Trainer takes things out of a batch
+    again = batch([{}, {}, {}])  # type: ignore[list-item]
+    assert again.keys() == inputs.keys() and again["input_ids"] is inputs["input_ids"]
+
+
+def test_a_planned_batch_is_for_training_alone() -> None:
+    batch = PlannedBatch({})
+    with pytest.raises(NotImplementedError, match="for training"):
+        batch.prompts([])
+    with pytest.raises(NotImplementedError, match="for training"):
+        batch.decode(torch.ones(1, 1))
