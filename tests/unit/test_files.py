@@ -1,0 +1,159 @@
+"""Files and folders that are whole or not there, and logs that a crash may have cut short."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from qmixlora.errors import UserError
+from qmixlora.files import append_to_log, clear_disk_errors, read_log, replacing, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make_folder(path: Path, text: str) -> None:
+    path.mkdir()
+    (path / "file").write_text(text)
+
+
+@pytest.fixture
+def of_the_dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def of_the_living() -> int:
+    return os.getppid()
+
+
+def test_a_file_is_not_there_until_it_is_whole(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        assert not (tmp_path / "a").exists()
+        temporary.write_text("whole")
+    assert (tmp_path / "a").read_text() == "whole" and names(tmp_path) == ["a"]
+
+
+def test_until_then_the_one_before_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("before")
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("after")
+        assert (tmp_path / "a").read_text() == "before"
+    assert (tmp_path / "a").read_text() == "after"
+
+
+def test_a_folder_replaces_the_one_before_as_a_whole(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a", "before")
+    (tmp_path / "a" / "another").touch()
+    with replacing(tmp_path / "a") as temporary:
+        make_folder(temporary, "after")
+    assert names(tmp_path / "a") == ["file"] and (tmp_path / "a" / "file").read_text() == "after"
+    assert names(tmp_path) == ["a"]
+
+
+def test_the_folder_around_it_is_made(tmp_path: Path) -> None:
+    with replacing(tmp_path / "deep" / "er" / "a") as temporary:
+        temporary.touch()
+    assert (tmp_path / "deep" / "er" / "a").is_file()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_leaves_nothing_and_the_one_before(tmp_path: Path, error: type[BaseException]) -> None:
+    make_folder(tmp_path / "a", "before")
+    with pytest.raises(error), replacing(tmp_path / "a") as temporary:
+        make_folder(temporary, "after")
+        raise error
+    assert names(tmp_path) == ["a"] and (tmp_path / "a" / "file").read_text() == "before"
+
+
+def test_leftovers_of_dead_processes_go(tmp_path: Path, of_the_dead: int) -> None:
+    (tmp_path / f".a.{of_the_dead}.tmp").touch()
+    make_folder(tmp_path / f".a.{os.getpid()}.tmp", "of a process before us with our number")
+    with replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+    assert names(tmp_path) == ["a"]
+
+
+def test_files_of_living_processes_and_of_other_names_stay(
+    tmp_path: Path, of_the_living: int, of_the_dead: int
+) -> None:
+    others = [f".a.{of_the_living}.tmp", f".b.{of_the_dead}.tmp", ".a.mine.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+    assert names(tmp_path) == sorted([*others, "a"])
+
+
+def test_a_folder_that_another_process_made_meanwhile_stays_if_asked_for(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a", unless_there=True) as temporary:
+        make_folder(temporary, "ours")
+        make_folder(tmp_path / "a", "theirs")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a" / "file").read_text() == "theirs"
+
+
+def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    write_json(tmp_path / "a.json", {"x": 2})
+    assert names(tmp_path) == ["a.json"] and json.loads((tmp_path / "a.json").read_text()) == {"x": 2}
+
+
+def test_json_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert names(tmp_path) == ["a.json"] and json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+def test_a_log_reads_as_it_was_written(tmp_path: Path) -> None:
+    for step in (1, 2):
+        append_to_log(tmp_path / "run" / "log.jsonl", {"step": step, "text": "ä\n"})
+    assert read_log(tmp_path / "run" / "log.jsonl") == [{"step": 1, "text": "ä\n"}, {"step": 2, "text": "ä\n"}]
+
+
+@pytest.mark.parametrize(
+    "cut", ['{"step": 2, "lo', "2", "\xff\xfe", ""], ids=["cut short", "a number", "no UTF-8", "empty"]
+)
+def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path, cut: str) -> None:
+    (tmp_path / "log.jsonl").write_bytes(f'{{"step": 1}}\n{cut}\n{{"step": 3}}\n'.encode("latin-1"))
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 3}]
+
+
+def test_a_log_that_is_not_there_has_no_records(tmp_path: Path) -> None:
+    assert read_log(tmp_path / "log.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0: file write failed"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["the system", "a quota", "torch", "safetensors"],
+)
+def test_a_full_disk_is_one_clear_message(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(UserError, match="The disk is full") as raised, clear_disk_errors(tmp_path, "Free some space."):
+        raise error
+    assert str(tmp_path) in str(raised.value) and "Free some space." in str(raised.value)
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("shapes"), KeyError("x")])
+def test_other_errors_pass_as_they_are(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, clear_disk_errors(tmp_path, "Free some space."):
+        raise error
+    assert raised.value is error
