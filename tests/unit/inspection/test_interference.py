@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from qmixlora.data import load_split, only_tasks
 from qmixlora.errors import UserError
-from qmixlora.inspection.interference import interference_matrix, measure_interference
+from qmixlora.inspection.interference import Interference, interference_matrix, measure_interference
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 
 
-def test_matrix_by_hand() -> None:
+def test_the_ratio_is_1_for_the_task_itself_0_across_and_negative_against() -> None:
     gradients = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]], [[-3.0, 0.0]]])
     expected = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
     torch.testing.assert_close(interference_matrix(gradients), expected)
 
 
-def test_matrix_averages_over_batches() -> None:
+def test_the_ratio_is_averaged_over_batches() -> None:
     # task 0: its two batches point along x and y; task 1 points along x
     gradients = torch.tensor([[[2.0, 0.0], [0.0, 4.0]], [[1.0, 0.0], [1.0, 0.0]]])
-    found = interference_matrix(gradients)
     # E[g_0/|g_0|] = (1/2, 1/2): own change 1 and 2; task 1's step changes the batches by 2 and 0
-    torch.testing.assert_close(found, torch.tensor([[1.0, (2 / 1 + 0 / 2) / 2], [0.5, 1.0]]))
+    expected = torch.tensor([[1.0, (2 / 1 + 0 / 2) / 2], [0.5, 1.0]])
+    torch.testing.assert_close(interference_matrix(gradients), expected)
 
 
 def test_a_task_at_rest_has_no_ratio() -> None:
-    found = interference_matrix(torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]]))
-    assert found[0].isnan().all() and found[1].tolist() == [0.0, 1.0]
+    matrix = interference_matrix(torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]]))
+    assert matrix[0].isnan().all() and matrix[1].tolist() == [0.0, 1.0]
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def test_it_is_what_a_step_does_to_the_loss(session: Session) -> None:
     tasks = ["count", "digit"]
     chosen = {task: only_tasks(rows, [task], "train") for task in tasks}
     both = rows.select([i for i, task in enumerate(rows["task"]) if task in tasks])
-    found = measure_interference(session, both, batches=1, batch_size=6)
+    interference = measure_interference(session, both, batches=1, batch_size=6)
 
     layer, pool = "model.language_model.layers.0.self_attn.v_proj", "B"
     weight = session.model.base_model.model.get_submodule(layer).mixlora_B["default"]
@@ -74,29 +73,54 @@ def test_it_is_what_a_step_does_to_the_loss(session: Session) -> None:
     for i, task in enumerate(tasks):
         for j, other in enumerate(tasks):
             expected = change(task, other) / change(task, task)
-            assert float(found.matrices[layer, pool][i, j]) == pytest.approx(expected, rel=0.02, abs=0.01)
+            assert float(interference.matrices[layer, pool][i, j]) == pytest.approx(expected, rel=0.02, abs=0.01)
 
 
-def test_model_is_left_as_it_was(session: Session) -> None:
+def test_the_model_is_left_as_it_was(session: Session) -> None:
     before = {name: (p.requires_grad, p.grad) for name, p in session.model.named_parameters()}
     session.model.train()
-    found = measure_interference(session, load_split(session.recipe.data, "train"), batches=2, batch_size=2)
+    measure_interference(session, load_split(session.recipe.data, "train"), batches=2, batch_size=2)
     assert session.model.training
     assert {name: (p.requires_grad, p.grad) for name, p in session.model.named_parameters()} == before
-    assert found.mean("A").shape == (10, 10)
-    assert all(cause != harmed and value < 0 for _, cause, harmed, value in found.conflicts(5))
-    torch.testing.assert_close(found.mean("B").diagonal(), torch.ones(10))
+
+
+@pytest.fixture
+def interference(session: Session) -> Interference:
+    return measure_interference(session, load_split(session.recipe.data, "train"), batches=2, batch_size=2)
+
+
+def test_a_task_does_not_disturb_itself(interference: Interference) -> None:
+    assert interference.mean("A").shape == (10, 10)
+    torch.testing.assert_close(interference.mean("B").diagonal(), torch.ones(10))
+
+
+def test_conflicts_are_between_tasks_and_harm_the_worst_first(interference: Interference) -> None:
+    conflicts = interference.conflicts(5)
+    assert len(conflicts) == 5
+    assert all(cause != harmed and value < 0 for _, cause, harmed, value in conflicts)
+    assert [value for *_, value in conflicts] == sorted(value for *_, value in conflicts)
+
+
+def test_the_file_of_interference_has_the_mean_and_every_layer(interference: Interference) -> None:
+    content = interference.to_dict()
+    assert content["tasks"] == interference.tasks and content["mean"].keys() == {"A", "B"}
+    assert len(content["layers"]) == 14 and all(pools.keys() == {"A", "B"} for pools in content["layers"].values())
+    mean = torch.tensor([[float("nan") if value is None else value for value in row] for row in content["mean"]["B"]])
+    torch.testing.assert_close(mean, interference.mean("B"), atol=1e-4, rtol=0, equal_nan=True)
 
 
 def test_lora_is_measured_too(make_recipe: Callable[..., Recipe]) -> None:
     session = open_session(make_recipe(adapter={"method": "lora"}), [])
-    found = measure_interference(session, load_split(session.recipe.data, "train"), batches=1, batch_size=2)
-    assert {pool for _, pool in found.matrices} == {"A", "B"} and len(found.matrices) == 2 * 14
+    interference = measure_interference(session, load_split(session.recipe.data, "train"), batches=1, batch_size=2)
+    assert {pool for _, pool in interference.matrices} == {"A", "B"} and len(interference.matrices) == 2 * 14
 
 
-def test_mistakes(session: Session, tmp_path: Path) -> None:
+def test_one_task_alone_cannot_interfere(session: Session) -> None:
     rows = load_split(session.recipe.data, "train")
     with pytest.raises(UserError, match="only one"):
         measure_interference(session, only_tasks(rows, ["digit"], "train"))
+
+
+def test_a_task_with_fewer_samples_than_batches_is_named(session: Session) -> None:
     with pytest.raises(UserError, match="Too few samples for 9 batches"):
-        measure_interference(session, rows, batches=9)
+        measure_interference(session, load_split(session.recipe.data, "train"), batches=9)

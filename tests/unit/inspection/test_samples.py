@@ -1,0 +1,45 @@
+"""Samples as a run learns from them, decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from qmixlora.data import load_split
+from qmixlora.errors import UserError
+from qmixlora.inspection.samples import DecodedSample, decode_samples
+from qmixlora.recipe import Recipe
+
+
+def text_of(sample: DecodedSample, kind: str) -> str:
+    return " ".join(text for own, text in sample.pieces if own == kind)
+
+
+@pytest.fixture
+def recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
+    return make_recipe()
+
+
+def test_the_answer_is_supervised_and_the_question_routes(recipe: Recipe) -> None:
+    row = load_split(recipe.data, "train")[0]
+    (sample,) = decode_samples(recipe, "train", 1)
+    question, answer = (turn["text"].replace("<image>", "").strip() for turn in row["turns"])
+    assert sample.task == row["task"]
+    assert answer in text_of(sample, "supervised") and answer not in text_of(sample, "routing").split()
+    assert question in text_of(sample, "routing")
+
+
+def test_the_tokens_of_an_image_are_one_piece(recipe: Recipe) -> None:
+    (sample,) = decode_samples(recipe, "train", 1)
+    assert [text for _, text in sample.pieces if "image tokens" in text] == ["[4 image tokens] "]
+
+
+def test_no_more_samples_are_decoded_than_there_are(recipe: Recipe) -> None:
+    assert len(list(decode_samples(recipe, "test", 3))) == 3
+    assert len(list(decode_samples(recipe, "test", 1000))) == len(load_split(recipe.data, "test"))
+
+
+def test_a_split_that_the_recipe_lacks_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="no split 'validation'"):
+        next(decode_samples(recipe, "validation", 1))
