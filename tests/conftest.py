@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,13 +53,13 @@ class Completed(NamedTuple):
 CommandLine = Callable[..., Completed]
 
 
-@pytest.fixture
-def qmixlora(monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+@pytest.fixture(scope="session")
+def qmixlora() -> CommandLine:
     """The command line, run in this process: `qmixlora("eval", run, "--json", stdin="", cwd=None)`."""
 
     def call(*arguments: object, stdin: str = "", cwd: Path | None = None) -> Completed:
         out, err = io.StringIO(), io.StringIO()
-        with monkeypatch.context() as patch, as_it_was(), pytest.raises(SystemExit) as end:
+        with pytest.MonkeyPatch.context() as patch, as_it_was(), pytest.raises(SystemExit) as end:
             patch.setattr(sys, "argv", ["qmixlora", *map(str, arguments)])
             patch.setattr(sys, "stdin", io.StringIO(stdin))
             patch.setenv("COLUMNS", "200")
@@ -116,17 +117,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset.SPLITS.update(sizes)
 
 
-@pytest.fixture
-def make_recipe(backbone: Path, data: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """A recipe for the random backbone; keyword arguments are sections with what to change."""
+@pytest.fixture(scope="session")
+def make_recipe_in(backbone: Path, data: Path) -> Callable[..., Recipe]:
+    """A recipe for the random backbone, its run in a folder; keyword arguments are sections with what to change."""
 
-    def make(**sections: dict[str, Any]) -> Recipe:
+    def make(folder: Path, **sections: dict[str, Any]) -> Recipe:
         values: dict[str, Any] = {
             "model": {"id": str(backbone), "dtype": "float32"},
             "adapter": {"num_factors": 4, "r": 2, "alpha": 4, "dropout": 0.0},
             "data": {"train": str(data / "train.json"), "test": str(data / "test.json"), "max_length": 128},
             "train": {
-                "output": str(tmp_path / "run"),
+                "output": str(folder / "run"),
                 "max_steps": 4,
                 "micro_batch_size": 4,
                 "gradient_accumulation": 1,
@@ -140,6 +141,12 @@ def make_recipe(backbone: Path, data: Path, tmp_path: Path) -> Callable[..., Rec
         return validate(values, "test")
 
     return make
+
+
+@pytest.fixture
+def make_recipe(make_recipe_in: Callable[..., Recipe], tmp_path: Path) -> Callable[..., Recipe]:
+    """The same, with its run in the test's own folder."""
+    return partial(make_recipe_in, tmp_path)
 
 
 @pytest.fixture

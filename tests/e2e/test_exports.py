@@ -1,0 +1,84 @@
+"""The command line on exports: they are made, evaluated and talked to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmixlora.export import merge
+from tests.conftest import CommandLine
+
+FORMS = ("lora", "merged")
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of this module's own, which gets exports."""
+    return Path(shutil.copytree(finished_run("mixlora"), tmp_path_factory.mktemp("exports") / "run"))
+
+
+@pytest.fixture(scope="module")
+def reports(run: Path, qmixlora: CommandLine) -> dict[str, Any]:
+    """What `qmixlora export` printed of an adapter and a merged checkpoint for one task, by form."""
+    done = qmixlora("export", run, "--task", "digit", "--as", "lora", "--as", "merged", "--polish", 2, "--json")
+    assert done.code == 0, done.stderr
+    return dict(zip(FORMS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_export_prints_the_fidelity_that_it_writes(run: Path, reports: dict[str, Any], form: str) -> None:
+    written = json.loads((run / "exports" / f"digit-{form}" / "fidelity.json").read_text())
+    assert reports[form] == written and written["form"] == form
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_eval_of_an_export_gives_the_score_that_its_fidelity_has(
+    qmixlora: CommandLine, run: Path, reports: dict[str, Any], form: str
+) -> None:
+    done = qmixlora("eval", run / "exports" / f"digit-{form}", "--json")
+    assert done.code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert list(result["tasks"]) == ["digit"]
+    assert result["mean_exact_match"] == pytest.approx(reports[form]["exact_match"][form])
+
+
+def test_a_merged_checkpoint_answers(qmixlora: CommandLine, run: Path, reports: dict[str, Any], image: Path) -> None:
+    merged = run / "exports" / "digit-merged"
+    done = qmixlora("chat", merged, "--image", image, "--prompt", "what digit is written ?")
+    assert done.code == 0, done.stderr
+
+
+def test_a_merged_checkpoint_has_no_backbone_to_evaluate(
+    qmixlora: CommandLine, run: Path, reports: dict[str, Any]
+) -> None:
+    done = qmixlora("eval", run / "exports" / "digit-merged", "--backbone")
+    assert done.code == 2 and "no adapter to leave out" in done.stderr
+
+
+def test_all_tasks_are_exported_with_a_table_of_their_fidelity(qmixlora: CommandLine, run: Path) -> None:
+    done = qmixlora("export", run, "--all", "--polish", 0)
+    printed = done.stdout + done.stderr
+    assert done.code == 0 and all(word in printed for word in ("reading", "where", "mean", "update error")), printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [((), "--all"), (("--task", "juggling"), "no task 'juggling'")], ids=["none", "unknown"]
+)
+def test_export_says_which_tasks_it_can_export(
+    qmixlora: CommandLine, run: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = qmixlora("export", run, *arguments)
+    assert done.code == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_merged_checkpoint_that_computes_something_else_fails_the_check(
+    qmixlora: CommandLine, copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "add_update", lambda weight, update: None)
+    done = qmixlora("export", copied_run, "--task", "digit", "--as", "merged", "--polish", 0)
+    assert done.code == 1 and "does not compute what its adapter computes" in done.stdout + done.stderr

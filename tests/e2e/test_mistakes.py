@@ -1,0 +1,72 @@
+"""A mistake of the user is one message and exit 2; what stops a run leaves nothing that looks finished."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandLine
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rat=1", ["Did you mean 'learning_rate'?"]),
+        ("data.train=none.json", ["no such data file", "none.json"]),
+        ("model.id=/nowhere/model", ["Cannot load the model", "/nowhere/model"]),
+        ("adapter.target_modules=[w_proj]", ["'w_proj'", "q_proj"]),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_2(
+    qmixlora: CommandLine, recipe_file: Path, tmp_path: Path, override: str, words: list[str]
+) -> None:
+    done = qmixlora("train", recipe_file, override)
+    assert done.code == 2 and done.stderr.startswith("qmixlora: ")
+    for word in [*words, "where:"]:
+        assert word in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, as a shell runs it."""
+    line = [sys.executable, "-c", "from qmixlora.cli.main import run; run()", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_process_ends_with_2_and_no_traceback(recipe_file: Path) -> None:
+    done = command("train", recipe_file, "train.learning_rat=1")
+    assert done.returncode == 2 and done.stderr.startswith("qmixlora: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+def test_a_process_that_trained_ends_with_0_and_our_own_words_alone(recipe_file: Path) -> None:
+    done = command("train", recipe_file)
+    assert done.returncode == 0 and "step     4/4" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr and "Loading weights" not in done.stderr + done.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield small
+    subprocess.run(["umount", small], check=True)
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(
+    qmixlora: CommandLine, recipe_file: Path, small_disk: Path
+) -> None:
+    done = qmixlora("train", recipe_file, f"train.output={small_disk / 'run'}")
+    assert done.code == 2, done.stderr
+    assert "disk is full" in done.stderr and str(small_disk) in done.stderr
+    assert not (small_disk / "run" / "adapter").exists() and not (small_disk / "run" / "adapter.tmp").exists()

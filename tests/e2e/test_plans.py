@@ -1,0 +1,81 @@
+"""The command line plans memory: for a recipe with data, for a model by its name, with a probe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmixlora.recipe import Recipe
+from tests.conftest import CommandLine
+
+NAMED = ("--model", "llava-hf/llava-1.5-7b-hf", "--vram", 4, "--tokens", 700)
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a probe keeps what it measured."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def probed(
+    cache_folder: Path,
+    make_recipe_in: Callable[..., Recipe],
+    tmp_path_factory: pytest.TempPathFactory,
+    qmixlora: CommandLine,
+) -> dict[str, Any]:
+    """The plan of the random backbone's recipe for a card, with a probe."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "recipe.yaml").write_text(make_recipe_in(folder).to_yaml(), encoding="utf-8")
+    card = ("--card", "rtx3060-12gb", "--probe", "--json")
+    done = qmixlora("plan", folder / "recipe.yaml", "train.max_steps=1", *card)
+    assert done.code == 0, done.stderr
+    shown: dict[str, Any] = json.loads(done.stdout)
+    return shown
+
+
+@pytest.fixture(scope="module")
+def too_large(qmixlora: CommandLine, cache_folder: Path) -> str:
+    """The plan of a model by its name, for a card that is too small."""
+    done = qmixlora("plan", "train.micro_batch_size=2", *NAMED)
+    assert done.code == 0, done.stderr
+    return done.stdout
+
+
+def test_a_plan_is_of_the_worst_of_the_data_and_adds_up(probed: dict[str, Any]) -> None:
+    assert "worst of the training data" in probed["batch"]["source"]
+    assert probed["peak_gib"] == pytest.approx(sum(probed["parts"].values()))
+
+
+def test_a_plan_says_how_much_of_the_card_is_left(probed: dict[str, Any]) -> None:
+    assert probed["fits"] and probed["card_gib"] == 12
+    assert probed["margin_gib"] == pytest.approx(12 - probed["peak_gib"])
+
+
+def test_there_is_nothing_to_save_on_megabytes(probed: dict[str, Any]) -> None:
+    assert probed["advice"] == []
+
+
+def test_a_probe_measures_this_machine_and_is_kept(probed: dict[str, Any], cache_folder: Path) -> None:
+    assert probed["probe"]["device"] == "cpu" and 0 < probed["probe"]["measured_gib"] < 0.1
+    assert (cache_folder / "qmixlora" / "probes.json").is_file()
+
+
+def test_a_model_by_its_name_is_planned_with_the_default_recipe_and_overrides(too_large: str) -> None:
+    assert "NF4 weights" in too_large and "2 x 700 tokens" in too_large
+
+
+def test_a_plan_that_does_not_fit_says_what_to_change(too_large: str) -> None:
+    assert "does not fit" in too_large and "train.optimizer=paged_adamw_8bit" in too_large
+
+
+def test_a_card_that_is_not_known_is_named(qmixlora: CommandLine, recipe_file: Path) -> None:
+    done = qmixlora("plan", recipe_file, "--card", "rtx9999")
+    assert done.code == 2 and "no card 'rtx9999'" in done.stderr

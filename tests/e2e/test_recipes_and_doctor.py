@@ -1,0 +1,47 @@
+"""The verbs that need no run: recipes and doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandLine
+
+
+@pytest.fixture
+def copied(qmixlora: CommandLine, tmp_path: Path) -> Path:
+    """A shipped recipe, copied."""
+    assert qmixlora("recipes", "copy", "tiny-cpu", tmp_path / "my.yaml").code == 0
+    return tmp_path / "my.yaml"
+
+
+def test_the_shipped_recipes_are_listed(qmixlora: CommandLine) -> None:
+    listed = json.loads(qmixlora("recipes", "list", "--json").stdout)
+    assert {row["name"] for row in listed} >= {"tiny-cpu"}
+
+
+def test_a_shipped_recipe_is_shown_as_it_is_copied(qmixlora: CommandLine, copied: Path) -> None:
+    shown = qmixlora("recipes", "show", "tiny-cpu").stdout
+    assert shown.startswith("# ") and shown == copied.read_text(encoding="utf-8")
+
+
+def test_a_copy_overwrites_nothing(qmixlora: CommandLine, copied: Path) -> None:
+    copied.write_text("mine", encoding="utf-8")
+    assert qmixlora("recipes", "copy", "tiny-cpu", copied).code == 2
+    assert copied.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_good_recipe_passes_the_check(qmixlora: CommandLine, copied: Path) -> None:
+    assert qmixlora("recipes", "check", copied).code == 0
+
+
+def test_a_bad_recipe_fails_the_check(qmixlora: CommandLine, copied: Path) -> None:
+    copied.write_text("model: {}", encoding="utf-8")
+    assert qmixlora("recipes", "check", copied).code == 1
+
+
+def test_the_doctor_examines_libraries_gpu_and_nf4(qmixlora: CommandLine) -> None:
+    findings = json.loads(qmixlora("doctor", "--json").stdout)
+    assert {"torch", "GPU", "NF4 (bitsandbytes)"} <= {row["what"] for row in findings}
