@@ -29,7 +29,6 @@ from qmixlora.session import Session, open_run, open_session
 from qmixlora.training import run as training
 from qmixlora.training import train, train_within_memory
 from qmixlora.training.features import FeatureStore, compute, with_cached_features
-
 from tests.unit.backbone.image_tokens.families import MAKERS, draw
 
 QUIET = Console(file=io.StringIO())
