@@ -59,7 +59,7 @@ def short_recipe(make_recipe: Callable[..., Recipe], card: Card, data: Path) -> 
     card.runs_out(above=3, during="evaluation")
     return make_recipe(
         data={"validation": str(data / "validation.json")},
-        train={"micro_batch_size": 6, "gradient_accumulation": 3, "eval_every": 2},
+        train={"micro_batch_size": 6, "gradient_accumulation": 3, "eval_every": 2, "max_steps": 2},
     )
 
 
