@@ -60,8 +60,8 @@ def test_a_merged_checkpoint_has_no_backbone_to_evaluate(
     assert done.code == 2 and "no adapter to leave out" in done.stderr
 
 
-def test_all_tasks_are_exported_with_a_table_of_their_fidelity(qmixlora: CommandLine, run: Path) -> None:
-    done = qmixlora("export", run, "--all", "--polish", 0)
+def test_all_tasks_are_exported_with_a_table_of_their_fidelity(qmixlora: CommandLine, copied_run: Path) -> None:
+    done = qmixlora("export", copied_run, "--all", "--polish", 0)
     printed = done.stdout + done.stderr
     assert done.code == 0 and all(word in printed for word in ("reading", "where", "mean", "update error")), printed
 
