@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
-from method import PreparedCollator, Run, data_folder, prepared, recipe_of, trained
+from method import PreparedCollator, Run, answered, data_folder, prepared, recipe_of, trained
 from methods import METHODS
 
 from qmixlora.data import indices_by_task, load_conversations, only_tasks
-from qmixlora.evaluation import evaluate
 from qmixlora.export.calibration import calibrate
 from qmixlora.export.polish import START, polish
 from qmixlora.export.static import Learned, StaticAdapter, learned_by, lora_session, put
 from qmixlora.files import write_json
-from qmixlora.session import Session, open_run
+from qmixlora.session import Session, open_tuned_run
 
 RESULTS = Path(__file__).parent / "results" / "export"
 RUNS = Path(tempfile.gettempdir()) / "qmixlora-benchmark-runs"
@@ -57,58 +57,56 @@ def run_folder(name: str, seed: int) -> Path:
     return folder
 
 
-def scores(session: Session, rows: Any) -> dict[str, float]:
-    found = evaluate(session.model, session.collator, rows, split="test", batch_size=200, max_new_tokens=6)
-    return {task: values["exact_match"] for task, values in found["tasks"].items()}
+def scores(session: Session, rows: Dataset) -> dict[str, float]:
+    return {task: own.exact_match for task, own in answered(session, rows, "test").tasks.items()}
 
 
-def with_mean(found: dict[str, float]) -> dict[str, float]:
-    return {"mean": sum(found.values()) / len(found), **found}
+def with_mean(by_task: dict[str, float]) -> dict[str, float]:
+    return {"mean": sum(by_task.values()) / len(by_task), **by_task}
 
 
-def fresh_adapter(run: Learned) -> StaticAdapter:
+def fresh_adapter(learned: Learned) -> StaticAdapter:
     """A LoRA as PEFT makes it, with the run's projector left out: the base's own."""
     updates = {}
-    for layer, update in run.adapter(run.identity()).updates.items():
+    for layer, update in learned.adapter(learned.identity()).updates.items():
         down_KI = torch.empty_like(update.down_KI)
         torch.nn.init.kaiming_uniform_(down_KI, a=5**0.5)
         updates[layer] = replace(update, down_KI=down_KI, up_OK=torch.zeros_like(update.up_OK))
-    return StaticAdapter(updates, run.originals)
+    return StaticAdapter(updates, learned.originals)
 
 
 def execute(name: str, seed: int) -> dict[str, Any]:
     start = time.monotonic()
     is_fresh = name == "fresh"
-    session = open_run(run_folder("mixlora" if is_fresh else name, seed))
+    session = open_tuned_run(run_folder("mixlora" if is_fresh else name, seed))
     test = load_conversations(str(data_folder() / "test.json"))
     tasks = list(indices_by_task(test))
-    run = learned_by(session.model)
+    learned = learned_by(session.model)
     result: dict[str, Any] = {"name": name, "seed": seed, "date": time.strftime("%Y-%m-%d"), "start": START}
     result["exported"] = {}
     if not is_fresh:
         result["live"] = with_mean(scores(session, test))
     if is_fresh:
-        adapters = dict.fromkeys(tasks, fresh_adapter(run))
-    elif run.is_mixture:
+        adapters = dict.fromkeys(tasks, fresh_adapter(learned))
+    elif learned.is_mixture:
         rows = load_conversations(str(data_folder() / "train.json")).shuffle(seed=0).select(range(CALIBRATION))
-        means, _ = calibrate(session, rows, tasks)
-        mixes = {task: torch.stack([means[layer][index] for layer in run.pools]) for index, task in enumerate(tasks)}
-        adapters = {task: run.adapter(mixes[task]) for task in tasks}
+        mean_LTEF = calibrate(session, rows, tasks)
+        adapters = {task: learned.adapter(mean_LTEF[:, index]) for index, task in enumerate(tasks)}
     else:
-        adapters = dict.fromkeys(tasks, run.adapter(run.identity()))
-    static = lora_session(session, adapters[tasks[0]], trained=set(run.pools))
+        adapters = dict.fromkeys(tasks, learned.adapter(learned.identity()))
+    static = lora_session(session, adapters[tasks[0]], trained=set(learned.pools))
     by_task: dict[str, list[Any]] = {}
     for row in prepared(session.recipe.model.id):
         by_task.setdefault(row["task"], []).append(row)
-    collator = PreparedCollator(static.processor, static.recipe.data.max_length)
+    collator = PreparedCollator(static.collator.processor, static.recipe.data.max_length)
     for steps in (0, *POLISH.get(name, (100, 300))):
-        found = {}
+        exact_match: dict[str, float] = {}
         for task in tasks:
             put(static.model, adapters[task])
             if steps:
                 polish(replace(static, collator=collator), adapters[task], by_task[task], steps, Console(quiet=True))
-            found |= scores(static, only_tasks(test, [task], "test"))
-        result["exported"][str(steps)] = with_mean(found)
+            exact_match |= scores(static, only_tasks(test, [task], "test"))
+        result["exported"][str(steps)] = with_mean(exact_match)
         print(f"{name:24} {steps:5} steps  {result['exported'][str(steps)]['mean']:.3f}", flush=True)
     return {**result, "seconds": time.monotonic() - start}
 
@@ -131,9 +129,9 @@ def main() -> None:
         for name in arguments.names:
             file = RESULTS / f"{name}--start{START:g}--seed{seed}.json"
             if not file.exists():
-                found = execute(name, seed)
+                result = execute(name, seed)
                 RESULTS.mkdir(parents=True, exist_ok=True)
-                write_json(file, found)
+                write_json(file, result)
 
 
 if __name__ == "__main__":

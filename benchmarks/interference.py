@@ -23,11 +23,11 @@ FOLDER = RESULTS.with_name("interference")
 RUNS = {"lora-r4": 2e-3, "lora-r16": 1.5e-3, "mixlora": 3e-3}
 
 
-def summary(found: Interference) -> dict[str, Any]:
+def summary(interference: Interference) -> dict[str, Any]:
     """Of each pool's mean matrix off the diagonal: its mean, its mean size, the negative share, the most negative."""
     result = {}
     for pool in POOLS:
-        mean_TT = found.mean(pool)
+        mean_TT = interference.mean(pool)
         others = mean_TT[~torch.eye(len(mean_TT), dtype=torch.bool)]
         result[pool] = {
             "mean": float(others.mean()),
@@ -44,12 +44,13 @@ def main() -> None:
     heat_maps = {}
     for name, rate in RUNS.items():
         session, _ = trained(Run(name, METHODS[name], rate, 0))
-        session = dataclasses.replace(session, collator=Collator(session.processor, 128))
-        found = measure_interference(session, load_conversations(str(data_folder() / "validation.json")), batch_size=10)
-        write_json(FOLDER / f"{name}.json", {"name": name, **summary(found), "tasks": found.tasks})
-        heat_maps[f"B of {name}"] = found.mean("B")
-        print(name, summary(found), flush=True)
-    draw_interference(found.tasks, heat_maps, Path(__file__).parents[1] / "docs" / "interference.png")
+        session = dataclasses.replace(session, collator=Collator(session.collator.processor, 128))
+        rows = load_conversations(str(data_folder() / "validation.json"))
+        interference = measure_interference(session, rows, batch_size=10)
+        write_json(FOLDER / f"{name}.json", {"name": name, **summary(interference), "tasks": interference.tasks})
+        heat_maps[f"B of {name}"] = interference.mean("B")
+        print(name, summary(interference), flush=True)
+    draw_interference(interference.tasks, heat_maps, Path(__file__).parents[1] / "docs" / "interference.png")
 
 
 if __name__ == "__main__":

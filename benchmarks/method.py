@@ -28,16 +28,17 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from datasets import Dataset
 from rich.console import Console
 from torch.nn.utils.rnn import pad_sequence
 
+from qmixlora import evaluation
 from qmixlora.data import IGNORED, Collator, load_conversations
 from qmixlora.demo import resolve
 from qmixlora.demo.dataset import make_dataset
-from qmixlora.evaluation import evaluate
 from qmixlora.files import write_json
 from qmixlora.recipe import Recipe, load_recipe
-from qmixlora.session import Session, open_session
+from qmixlora.session import Session, TunedSession, open_session
 from qmixlora.training import make_trainer
 from qmixlora.training.callbacks import ProgressDisplay
 
@@ -117,12 +118,13 @@ def recipe_of(run: Run) -> Recipe:
     return resolve(load_recipe("tiny-cpu", overrides), data_folder(), Console(stderr=True))
 
 
-def trained(run: Run) -> tuple[Session, float]:
+def trained(run: Run) -> tuple[TunedSession, float]:
     """The session of a run after its training, and the mean training loss."""
     recipe = recipe_of(run)
     rows = prepared(recipe.model.id)
     session = open_session(recipe, sorted({row["task"] for row in rows}))
-    session = dataclasses.replace(session, collator=PreparedCollator(session.processor, recipe.data.max_length))
+    collator = PreparedCollator(session.collator.processor, recipe.data.max_length)
+    session = dataclasses.replace(session, collator=collator)
     with tempfile.TemporaryDirectory() as folder:
         display = ProgressDisplay(Console(quiet=True))
         trainer = make_trainer(session, rows, None, Path(folder), display)
@@ -155,11 +157,15 @@ def execute(run: Run) -> dict[str, Any]:
     }
 
 
+def answered(session: Session, rows: Dataset, split: str) -> evaluation.Scores:
+    """The scores of a session's answers, in larger batches and with shorter answers than a recipe allows for."""
+    return evaluation.score(rows, evaluation.answer_rows(session, rows, batch_size=200, max_new_tokens=6), split)
+
+
 def score(session: Session, split: str) -> dict[str, float]:
-    rows = load_conversations(str(data_folder() / f"{split}.json"))
-    found = evaluate(session.model, session.collator, rows, split=split, batch_size=200, max_new_tokens=6)
-    tasks = {task: round(values["exact_match"], 4) for task, values in found["tasks"].items()}
-    return {"mean": round(found["mean_exact_match"], 5), **tasks}
+    scores = answered(session, load_conversations(str(data_folder() / f"{split}.json")), split)
+    tasks = {task: round(own.exact_match, 4) for task, own in scores.tasks.items()}
+    return {"mean": round(scores.mean_exact_match, 5), **tasks}
 
 
 def run_all(runs: Sequence[Run]) -> None:

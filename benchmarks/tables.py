@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qmixlora.device import GIB
+
 SPLITS = ("validation", "test", "paraphrased", "held_out")
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-GIB = 2**30
 
 
 def read(folder: Path) -> dict[str, dict[float, list[dict[str, Any]]]]:
@@ -71,12 +72,12 @@ def speed(folder: Path) -> str:
     """The ratios that benchmarks/speed.py left, one block per machine and size."""
     blocks = []
     for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        compiled = ", torch.compile" if found["compiled"] else ""
-        head = f"{found['size']}{compiled}, {found['hardware']}, torch {found['torch']}, {found['date']}"
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        compiled = ", torch.compile" if measured["compiled"] else ""
+        head = f"{measured['size']}{compiled}, {measured['hardware']}, torch {measured['torch']}, {measured['date']}"
         lines = [f"**{head}**\n", "| variant | layer | whole step | step, ms |", "|---|---|---|---|"]
-        for name, step in found["step"].items():
-            cells = f"{found['layer'][name]['ratio']:.2f} | {step['ratio']:.2f} | {step['milliseconds']:.1f}"
+        for name, step in measured["step"].items():
+            cells = f"{measured['layer'][name]['ratio']:.2f} | {step['ratio']:.2f} | {step['milliseconds']:.1f}"
             lines.append(f"| {name} | {cells} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -113,11 +114,11 @@ def interference(folder: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8"))
         for pool in ("A", "B"):
-            row = found[pool]
+            row = run[pool]
             numbers = " | ".join(f"{row[key]:.3f}" for key in ("mean", "mean_size", "negative", "worst"))
-            lines.append(f"| {found['name']} | {pool} | {numbers} |")
+            lines.append(f"| {run['name']} | {pool} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -152,22 +153,22 @@ def write_memory(folder: Path, names: dict[str, list[str]]) -> None:
     for kind, configurations in names.items():
         for name in configurations:
             file = folder / f"{kind}-{name}.json"
-            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-            lines.append(f"| {name} | {_probe(kind, found)} |")
+            probe = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            lines.append(f"| {name} | {_probe(kind, probe)} |")
     fill(PAGE.with_name("memory.md"), {"probes": "\n".join(lines)})
 
 
-def _probe(kind: str, found: dict[str, Any] | None) -> str:
+def _probe(kind: str, probe: dict[str, Any] | None) -> str:
     """The cells of a line. "Of the step's own": the difference as a share of what lies there for a moment only."""
-    if found is None:
+    if probe is None:
         return f"{kind.upper()} | | not measured | | "
-    layers = f", {found['layers']} layers" if found["layers"] else ""
-    card = f" held to {found['card'] / GIB:g} GiB" if found["card"] else ""
-    device = f"{found['hardware']}{card}{layers}"
-    if "measured" not in found:
+    layers = f", {probe['layers']} layers" if probe["layers"] else ""
+    card = f" held to {probe['card'] / GIB:g} GiB" if probe["card"] else ""
+    device = f"{probe['hardware']}{card}{layers}"
+    if "measured" not in probe:
         return f"{device} | | out of memory | | "
-    planned, measured = found["planned"], found["measured"]
-    share = f"{(planned - measured) / measured:+.2%} | {(planned - measured) / found['of_the_step']:+.2%}"
+    planned, measured = probe["planned"], probe["measured"]
+    share = f"{(planned - measured) / measured:+.2%} | {(planned - measured) / probe['of_the_step']:+.2%}"
     return f"{device} | {planned / GIB:.3f} | {measured / GIB:.3f} | {share}"
 
 
@@ -176,9 +177,9 @@ def fill(page: Path, blocks: dict[str, str]) -> None:
     text = page.read_text(encoding="utf-8")
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-        before, found, rest = text.partition(start)
+        before, started, rest = text.partition(start)
         _, ended, after = rest.partition(end)
-        if not found or not ended:
+        if not started or not ended:
             raise ValueError(f"{page} has no {start} ... {end}")
         text = f"{before}{start}\n{block}\n{end}{after}"
     page.write_text(text, encoding="utf-8")
