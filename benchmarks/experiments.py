@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,12 +69,13 @@ def word_dropout(trainer: Any) -> None:
     original = tuner._condition
 
     def condition(name: str, inputs: dict[str, Tensor]) -> Tensor:
-        routing = tuner.mixlora_routing.current
-        whole_BS = routing.instruction_BS
+        context = tuner.mixlora_routing
+        whole = context.current
         if trainer.model.training:
-            routing.instruction_BS = whole_BS & (torch.rand(whole_BS.shape) > 0.2)
+            kept_BS = whole.instruction_BS & (torch.rand(whole.instruction_BS.shape) > 0.2)
+            context.current = replace(whole, instruction_BS=kept_BS)
         condition_BD = original(name, inputs)
-        routing.instruction_BS = whole_BS
+        context.current = whole
         return condition_BD
 
     tuner._condition = condition
