@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,12 @@ from qmixlora.errors import UserError
 from qmixlora.files import write_json
 from qmixlora.memory import card_bytes, card_of, plan
 from qmixlora.memory.architectures import ARCHITECTURES, config_of
-from qmixlora.memory.planner import CONTEXT
+from qmixlora.memory.planner import CONTEXT, LABELS
 from qmixlora.memory.simulation.depth import at_depth
 from qmixlora.recipe import Recipe, edited, load_recipe, validate
 from qmixlora.training.probe import probe
 
 RESULTS = Path(__file__).parent / "results" / "memory"
-SUMMED = ("activations saved", "gradients and transients")  # what a step takes beyond what lies there all along
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ CPU = {
         "OpenGVLab/InternVL3-8B-hf", (*ON_CPU, "data.max_image_tokens=256"), 448, 2, vision_layers=4
     ),
     "gemma-3-4b": Configuration("google/gemma-3-4b-it", ON_CPU, 448, 2, vision_layers=2),
-    "qwen3-vl-8b": Configuration(QWEN3_8B, (*SMALL, EIGHT_BIT), 384, 3),  # pictures' features go to three layers
+    "qwen3-vl-8b": Configuration(QWEN3_8B, (*SMALL, EIGHT_BIT), 384, 3),  # images' features go to three layers
     "qwen3-vl-8b-two-layers": Configuration(QWEN3_8B, SMALL, 384, 2),  # one of three mergers idle, AdamW at the peak
     **{
         f"llava-1.5-7b-{name}": Configuration(LLAVA_7B, (*ON_CPU, *LEVERS[name]), 640, 2, vision_layers=4)
@@ -153,7 +152,7 @@ def execute(name: str) -> dict[str, Any]:
         os.environ["XDG_CACHE_HOME"] = folder  # the residual of a card that is emulated is not this card's
         start = time.monotonic()
         recipe = recipe_of(configuration, Path(folder))
-        found = plan(recipe, card=card, tokens=configuration.tokens)
+        planned = plan(recipe, card=card, tokens=configuration.tokens)
         result = {
             "name": name,
             "model": recipe.model.id if configuration.layers is None else configuration.source,
@@ -161,8 +160,8 @@ def execute(name: str) -> dict[str, Any]:
             "layers": configuration.layers,
             "vision_layers": configuration.vision_layers,
             "overrides": configuration.overrides,
-            "tokens": found.batch.tokens,
-            "image_tokens": found.batch.image_tokens,
+            "tokens": planned.batch.tokens,
+            "image_tokens": planned.batch.image_tokens,
             "micro_batch": recipe.train.micro_batch_size,
             "hardware": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
             "card": card,
@@ -170,14 +169,15 @@ def execute(name: str) -> dict[str, Any]:
             "bitsandbytes": bitsandbytes.__version__,
             "transformers": transformers.__version__,
             "date": time.strftime("%Y-%m-%d"),
-            "planned_peak": found.peak,
-            "fits": found.fits,
-            "parts": found.parts,
-            "place": found.place,
-            "of_the_step": sum(found.parts[part] for part in SUMMED),
+            "planned_peak": planned.peak,
+            "fits": planned.fits,
+            "parts": {LABELS.get(name, name): size for name, size in asdict(planned.parts).items()},
+            "place": planned.place,
+            # what a step takes beyond what lies there all along
+            "of_the_step": planned.parts.activations_saved + planned.parts.transients,
         }
         try:
-            probed = probe(recipe, found)
+            probed = probe(recipe, planned)
             result |= {"planned": probed.planned, "measured": probed.measured, "built": probed.built}
         except UserError as error:  # out of memory
             result |= {"error": str(error)}
@@ -210,10 +210,12 @@ def main() -> None:
     if arguments.command == "run":
         run(arguments.names)
     elif arguments.command == "execute":
-        found = execute(arguments.names[0])
-        write_json(arguments.to, found)
-        outcome = found.get("error") or f"planned {found['planned'] / GIB:.3f}, measured {found['measured'] / GIB:.3f}"
-        print(f"  {outcome} GiB, {found['seconds']:.0f} s", flush=True)
+        result = execute(arguments.names[0])
+        write_json(arguments.to, result)
+        outcome = (
+            result.get("error") or f"planned {result['planned'] / GIB:.3f}, measured {result['measured'] / GIB:.3f}"
+        )
+        print(f"  {outcome} GiB, {result['seconds']:.0f} s", flush=True)
     else:
         tables.write_memory(RESULTS, {"gpu": list(GPU), "cpu": list(CPU)})
 
