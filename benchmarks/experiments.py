@@ -27,17 +27,17 @@ ADAPTER = "default"
 @contextmanager
 def undone() -> Iterator[None]:
     """Whatever is changed in the package's modules inside the block is as before after it."""
-    places = [
+    changed = [
         (tuner_module, "select"),
         (layer_module, "conditional_scores"),
         (selection, "independent_scores"),
         (selection, "_weights"),
     ]
-    before = [getattr(module, name) for module, name in places]
+    before = [getattr(module, name) for module, name in changed]
     try:
         yield
     finally:
-        for (module, name), value in zip(places, before, strict=True):
+        for (module, name), value in zip(changed, before, strict=True):
             setattr(module, name, value)
 
 

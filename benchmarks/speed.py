@@ -168,11 +168,11 @@ def backbone_folder(size: Size) -> Path:
 
 
 def batch_of(size: Size, model: nn.Module) -> dict[str, Any]:
-    """One picture, a text of the wanted length, three supervised tokens."""
+    """One image, a text of the wanted length, three supervised tokens."""
     config = model.config
-    pictures = config.image_seq_length
+    image_tokens = config.image_seq_length
     ids = torch.randint(5, config.text_config.vocab_size, (size.batch, size.tokens))
-    ids[:, 1 : 1 + pictures] = config.image_token_id
+    ids[:, 1 : 1 + image_tokens] = config.image_token_id
     labels = torch.full_like(ids, -100)
     labels[:, -3:] = ids[:, -3:]
     pixels = torch.randn(size.batch, 3, config.vision_config.image_size, config.vision_config.image_size)
@@ -233,7 +233,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     size = SIZES[arguments.size]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "size": arguments.size,
         "compiled": arguments.compile,
         "hardware": gpu or f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
@@ -243,14 +243,14 @@ def main() -> None:
         "step": ratios(whole_steps(size, arguments.compile), arguments.rounds),
     }
     print(f"{'':32}{'layer':>14}{'whole step':>16}   (time over LoRA r={R}; ms)")
-    for name in found["step"]:
+    for name in result["step"]:
         cells = (
-            f"{found[part][name]['ratio']:.2f} {found[part][name]['milliseconds']:7.1f}" for part in ("layer", "step")
+            f"{result[part][name]['ratio']:.2f} {result[part][name]['milliseconds']:7.1f}" for part in ("layer", "step")
         )
         print(f"{name:32}" + "  ".join(f"{cell:>14}" for cell in cells))
     RESULTS.mkdir(parents=True, exist_ok=True)
     name = f"{'gpu' if gpu else 'cpu'}-{arguments.size}{'-compiled' if arguments.compile else ''}.json"
-    (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def test_the_two_conditional_scores_differ() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (3, 1, 5, 2, 2), (5, 5, 3, 17, 4), (33, 2, 1, 3, 31)])
 @pytest.mark.parametrize("pairing", PAIRINGS)
-def test_odd_shapes(shape: tuple[int, ...], pairing: str) -> None:
+def test_odd_shapes_equal_the_reference(shape: tuple[int, ...], pairing: str) -> None:
     factors, r, batch, width, out = shape
     base = nn.Linear(width, out)
     model = adapted(base, num_factors=factors, r=r, pairing=pairing, gate="straight_through", route_on="all")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor
@@ -67,13 +67,17 @@ def test_what_is_routed_on_embeddings_has_their_width_and_one_centre(session: Se
     }
 
 
-def test_initialisation(session: Session) -> None:
+def test_the_second_factors_start_at_zero(session: Session) -> None:
+    assert not any(layer.mixlora_B["default"].any() for layer in layers(session.model))
+
+
+@pytest.mark.parametrize("name", ["mixlora_A", "mixlora_route_A"])
+def test_factors_and_routers_are_drawn_as_linear_layers_are(session: Session, name: str) -> None:
+    """Kaiming uniform with a = sqrt 5 is uniform within 1 / sqrt(I)."""
     layer = layers(session.model)[0]
     width = layer.in_features
-    assert not layer.mixlora_B["default"].any()
-    for name in ("mixlora_A", "mixlora_route_A"):  # Kaiming uniform with a = sqrt 5 is uniform within 1 / sqrt(I)
-        values = getattr(layer, name)["default"]
-        assert 0.8 / width**0.5 < values.abs().max() <= 1 / width**0.5
+    values = getattr(layer, name)["default"]
+    assert 0.8 / width**0.5 < values.abs().max() <= 1 / width**0.5
 
 
 SCRIPT = """
@@ -110,23 +114,42 @@ def test_saved_adapters_give_the_same_logits_in_another_process(
     assert done.stdout.split() == [word for folder in folders for word in ("same", str(folder))], done.stderr
 
 
-def test_several_adapters(session: Session, batch: dict[str, Any]) -> None:
+OTHER = MixLoraConfig(
+    num_factors=3, r=1, pairing="conditional", gate="hard", route_on="prompt", target_modules=["q_proj", "v_proj"]
+)
+
+
+@pytest.fixture
+def with_another(session: Session) -> PeftModel:
+    """A model with a second adapter, of other factors on fewer layers, with hard gates."""
+    randomize(session.model)
+    session.model.add_adapter("other", OTHER)
+    return session.model.eval()
+
+
+def test_another_adapter_changes_nothing_of_the_first(session: Session, batch: dict[str, Any]) -> None:
+    randomize(session.model)
     model = session.model.eval()
-    randomize(model)
     first = logits(model, batch)
-    targets = ["q_proj", "v_proj"]
-    other = MixLoraConfig(
-        num_factors=3, r=1, pairing="conditional", gate="hard", route_on="prompt", target_modules=targets
-    )
-    model.add_adapter("other", other)
+    model.add_adapter("other", OTHER)
     assert torch.equal(first, logits(model, batch))
     model.set_adapter("other")
-    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trainable and all(".other" in n and "route" not in n for n in trainable)  # hard: routers are frozen
     model.set_adapter("default")
     assert torch.equal(first, logits(model, batch))
-    model.delete_adapter("other")
-    assert torch.equal(first, logits(model, batch))
+
+
+def test_the_active_adapter_alone_is_trained_without_its_routers_where_gates_are_hard(with_another: PeftModel) -> None:
+    with_another.set_adapter("other")
+    trainable = {name for name, parameter in with_another.named_parameters() if parameter.requires_grad}
+    assert trainable and all(".other" in name and "route" not in name for name in trainable)
+
+
+def test_an_adapter_that_is_deleted_leaves_the_others(with_another: PeftModel, batch: dict[str, Any]) -> None:
+    first = logits(with_another, batch)
+    with_another.set_adapter("other")
+    with_another.set_adapter("default")
+    with_another.delete_adapter("other")
+    assert torch.equal(first, logits(with_another, batch))
 
 
 def test_the_trainable_set_is_the_adapter_and_the_projector_in_fp32(make_recipe: Callable[..., Recipe]) -> None:

@@ -74,8 +74,8 @@ def test_what_was_changed_is_told_at_once_and_at_the_end(short_recipe: Recipe) -
         "train.eval_batch_size=2",
         "write into",
     ]
-    places = [text.index(line) for line in told]
-    assert places == sorted(places)
+    positions = [text.index(line) for line in told]
+    assert positions == sorted(positions)
     assert "Starting again" in text and "Going on from step 2" in text
     assert yaml.safe_load(text[text.index("train:\n") :].partition("\nor give")[0]) == {"train": CHANGES}
 
