@@ -20,6 +20,7 @@ def test_a_tied_model_is_told_so() -> None:
         plan(edited(recipe, ["model.quantize_lm_head=nf4"]), tokens=600)
 
 
+@pytest.mark.long
 def test_a_tied_model_gets_no_advice_that_fails() -> None:
     recipe = recipe_of("Qwen/Qwen2.5-VL-3B-Instruct", optimizer="paged_adamw_8bit")
     edits = [str(saving.edit) for saving in plan_with_advice(recipe, tokens=600).savings]
@@ -77,6 +78,7 @@ def test_the_longest_samples_fit_and_longer_ones_do_not(advice: Advice) -> None:
         assert plan(RECIPE, card=CARD, tokens=tokens).fits is fits
 
 
+@pytest.mark.long
 def test_where_nothing_fits_an_edit_may() -> None:
     small = plan_with_advice(recipe_of(LLAVA_7B), card=6 * GIB, tokens=700)
     assert not small.plan.fits and small.largest is not None and small.largest.micro_batch_size == 0

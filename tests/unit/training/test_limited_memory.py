@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from qmixlora.recipe import Recipe, load_recipe
 
 from .card import records
@@ -29,6 +31,7 @@ run()
 """
 
 
+@pytest.mark.long
 def test_memory_that_really_runs_out(make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path) -> None:
     """A long sample in the second step: attention of 16 x 1,000 x 1,000 and more does not fit in half a GiB."""
     samples = json.loads((data / "train.json").read_text())[:32]
