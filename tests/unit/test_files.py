@@ -80,10 +80,17 @@ def test_what_fails_leaves_nothing_and_the_one_before(tmp_path: Path, error: typ
 
 def test_leftovers_of_dead_processes_go(tmp_path: Path, of_the_dead: int) -> None:
     (tmp_path / f".a.{of_the_dead}.tmp").touch()
-    make_folder(tmp_path / f".a.{os.getpid()}.tmp", "of a process before us with our number")
     with replacing(tmp_path / "a") as temporary:
         temporary.touch()
     assert names(tmp_path) == ["a"]
+
+
+def test_what_a_process_before_us_with_our_number_left_goes_too(tmp_path: Path) -> None:
+    make_folder(tmp_path / f".a.{os.getpid()}.tmp", "before us")
+    with replacing(tmp_path / "a") as temporary:
+        assert not temporary.exists()
+        temporary.touch()
+    assert (tmp_path / "a").is_file()
 
 
 def test_files_of_living_processes_and_of_other_names_stay(

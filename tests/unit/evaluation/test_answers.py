@@ -18,11 +18,11 @@ from qmixlora.session import Session, open_session
 
 @pytest.fixture
 def session(make_recipe: Callable[..., Recipe]) -> Session:
-    session = open_session(make_recipe(), [])
+    session = open_session(make_recipe(adapter={"dropout": 0.5}), [])
     torch.manual_seed(0)
     for name, parameter in session.model.named_parameters():
         if "mixlora_B" in name:  # a fresh adapter changes nothing
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=0.2)
     return session
 
 
@@ -52,9 +52,11 @@ def test_progress_counts_samples(session: Session, rows: Dataset) -> None:
     assert told == [4, 6]
 
 
-def test_answering_leaves_the_model_in_its_mode(session: Session, rows: Dataset) -> None:
+def test_answering_is_without_dropout_and_leaves_the_model_in_its_mode(session: Session, rows: Dataset) -> None:
+    session.model.eval()
+    expected = answer_rows(session, rows)
     session.model.train()
-    answer_rows(session, rows, max_new_tokens=1)
+    assert answer_rows(session, rows) == expected
     assert session.model.training
 
 
