@@ -2,7 +2,7 @@
 
 from .anatomy import Anatomy, find_anatomy
 from .checks import check_quantized, keep_cpu_weights_unpacked
-from .loading import load_backbone
+from .loading import load_backbone, load_processor
 from .nf4 import nf4_linear, quant_state_of
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "find_anatomy",
     "keep_cpu_weights_unpacked",
     "load_backbone",
+    "load_processor",
     "nf4_linear",
     "quant_state_of",
 ]

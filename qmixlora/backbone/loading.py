@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -23,6 +24,7 @@ from qmixlora.recipe import Model
 
 from .anatomy import Anatomy, find_anatomy
 from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
+from .image_tokens import limit_image_tokens
 from .levers import apply_levers, check_levers, has_levers
 from .quantizer import PlacedConfig, as_plain
 
@@ -65,6 +67,23 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
     _check_template(processor, spec.id)
     _finish(model, anatomy, spec)
     return model, processor, anatomy
+
+
+def load_processor(spec: Model, max_image_tokens: int | None, config: PretrainedConfig | None = None) -> ProcessorMixin:
+    """A model's processor without the model, its images held to a number of tokens as in a run.
+
+    `config` is the model's, where it is not to be read from its folder or the hub.
+
+    Raises:
+        UserError: the images cannot be held to it.
+        OSError, ValueError, ImportError: the processor cannot be loaded.
+    """
+    source: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    processor: ProcessorMixin = AutoProcessor.from_pretrained(spec.id, **source)
+    if max_image_tokens is not None:
+        config = AutoConfig.from_pretrained(spec.id, **source) if config is None else config
+        limit_image_tokens(processor, config, max_image_tokens)
+    return processor
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from datasets import Dataset
 from torch import Tensor
 
 from qmixlora.files import replacing
@@ -29,6 +31,13 @@ class Adapter:
     outputs: Tensor | None
 
 
+class Polished(NamedTuple):
+    """The polishing steps of the adapter that was kept, and those that were made."""
+
+    kept: int
+    tried: int
+
+
 def write_adapters(
     job: Job, session: TunedSession, learned: Learned, live: Sequence[Live], scratch: Path
 ) -> list[Adapter]:
@@ -38,7 +47,7 @@ def write_adapters(
     for number, one in enumerate(live, start=1):
         mean, kept = _static(job, learned, one)
         put(static.model, mean)
-        steps = _polish(job, static, mean, one, learned.is_mixture, f"{number}/{len(live)} {one.target.name}")
+        polished = _polish(job, static, mean, one, learned.is_mixture, f"{number}/{len(live)} {one.target.name}")
         wanted = "lora" in job.request.forms
         final = job.folder_of(one.target, "lora") if wanted else scratch / f"{one.target.name}-lora"
         fidelity = Fidelity(
@@ -48,7 +57,8 @@ def write_adapters(
             split=one.split,
             samples=len(one.rows),
             rank=max(update.rank for update in mean.updates.values()),
-            polish_steps=steps,
+            polish_steps=polished.kept,
+            polish_tried=polished.tried,
             decided_on=None if one.check is None else one.check.source,
             kept={name: ByLayer(shares) for name, shares in kept.items()},
             update_error=ByLayer(one.updates.errors(learned, taken_off(static.model))),
@@ -77,25 +87,24 @@ def _static(job: Job, learned: Learned, live: Live) -> tuple[StaticAdapter, dict
     return adapter, kept
 
 
-def _polish(job: Job, static: TunedSession, mean: StaticAdapter, live: Live, is_mixture: bool, name: str) -> int:
-    """Polish the adapter in place if that was asked for, or if its mean lost something and polishing makes it better;
-    return the steps of the adapter that stays.
-    """
+def _polish(job: Job, static: TunedSession, mean: StaticAdapter, live: Live, is_mixture: bool, name: str) -> Polished:
+    """Polish the adapter in place if that was asked for, or if its mean lost something; keep the better of the two."""
     steps, check = job.polish_steps, live.check
-    if not steps:
-        return 0
-    start = START if is_mixture else 1.0  # a plain LoRA is no mean of anything
-    if check is None:
+
+    def train(rows: Dataset) -> None:
         job.say(f"{name}: polishing, {steps} steps")
-        rows = rows_of(job.training_rows, live.target, None, "train")
-        polish(static, mean, rows, steps, job.console, start=start)
-        return steps
+        polish(static, mean, rows, steps, job.console, start=START if is_mixture else 1.0)  # a plain LoRA is no mean
+
+    if not steps:
+        return Polished(0, 0)
+    if check is None:  # asked for
+        train(rows_of(job.training_rows, live.target, None, "train"))
+        return Polished(steps, steps)
     before = measure(static, check.rows)
     if not has_lost(before, check.live) or not len(check.polish_on):  # all of its rows decide, where there is but one
-        return 0
-    job.say(f"{name}: polishing, {steps} steps")
-    polish(static, mean, check.polish_on, steps, job.console, start=start)
+        return Polished(0, 0)
+    train(check.polish_on)
     if is_better(measure(static, check.rows), before):
-        return steps
+        return Polished(steps, steps)
     put(static.model, mean)
-    return 0
+    return Polished(0, steps)

@@ -50,8 +50,9 @@ class Fidelity:
 
     `tasks` are the shares of the tasks in it; `split` names the rows of `live` and `measurements`, which are by form
     (`lora`, `merged`), the last one of the folder's own contents. `kept` are shares that cuts keep of a squared norm;
-    `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`. `decided_on` names the rows on which it was decided whether to
-    polish (None: nothing was to decide).
+    `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`. `polish_steps` are those of the adapter itself, `polish_tried`
+    those that were made; where they were thrown away the mean stands. `decided_on` names the rows on which that was
+    decided (None: nothing was to decide).
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class Fidelity:
     samples: int
     rank: int
     polish_steps: int
+    polish_tried: int
     decided_on: str | None
     kept: Mapping[str, ByLayer]
     update_error: ByLayer
@@ -92,8 +94,8 @@ class Fidelity:
         if from_original and self.measurements["lora"].exact_match >= TOLERATED * live:
             advice = "merge into the weights that training saw (--base nf4)."
         else:
-            longer = f"polish it longer (--polish {2 * self.polish_steps})"
-            more = longer if self.polish_steps else "polish it (--polish 200)"
+            longer = f"polish it longer (--polish {2 * self.polish_tried})"
+            more = longer if self.polish_tried else "polish it (--polish 200)"
             advice = f"{more}, or train with adapter.task_mix=0.3 or adapter.route_on=task."
         scores = f"{self.folder.name} scores {self.score:.3f}, the live model {live:.3f} (split {self.split})"
         return [f"{scores}: {advice}"]
@@ -112,6 +114,7 @@ class Fidelity:
             "samples": self.samples,
             "rank": self.rank,
             "polish_steps": self.polish_steps,
+            "polish_tried": self.polish_tried,
             "decided_on": self.decided_on,
             "kept": {name: by_layer.to_dict() for name, by_layer in self.kept.items()},
             "update_error": self.update_error.to_dict(),

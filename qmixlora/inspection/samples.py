@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from transformers import AutoProcessor
-
+from qmixlora.backbone import load_processor
 from qmixlora.data import IGNORED, Collator, load_split
 from qmixlora.recipe import Recipe
 
@@ -24,7 +23,7 @@ class DecodedSample(NamedTuple):
 def decode_samples(recipe: Recipe, split: str, count: int) -> Iterator[DecodedSample]:
     """The first samples of a split as the collator makes them. Raises UserError as loading the data does."""
     rows = load_split(recipe.data, split)
-    processor = AutoProcessor.from_pretrained(recipe.model.id, revision=recipe.model.revision)
+    processor = load_processor(recipe.model, recipe.data.max_image_tokens)
     collator = Collator(processor, recipe.data.max_length)
     for index in range(min(count, len(rows))):
         batch = collator([rows[index]])

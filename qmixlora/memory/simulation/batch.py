@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoProcessor, PretrainedConfig
+from transformers import PretrainedConfig
 
-from qmixlora.backbone.image_tokens import largest_images, limit_image_tokens
+from qmixlora.backbone import load_processor
+from qmixlora.backbone.image_tokens import largest_images
 from qmixlora.data import IGNORED, Collator, load_split
 from qmixlora.data.survey import Survey, survey
 from qmixlora.recipe import Data, Model, Recipe
@@ -102,8 +103,7 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
 
 @lru_cache(maxsize=4)  # edits of a recipe are planned one after another
 def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
-    processor = AutoProcessor.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    limit_image_tokens(processor, config_of(spec), data.max_image_tokens)
+    processor = load_processor(spec, data.max_image_tokens, config_of(spec))
     rows, collator = load_split(data, "train"), Collator(processor, data.max_length)
     return rows, collator, survey(rows, collator)
 

@@ -11,7 +11,12 @@ from qmixlora.export.measurement import Measurement
 
 
 def made(
-    live: float, polish_steps: int = 0, merging: Merging | None = None, split: str = "test", **scores: float
+    live: float,
+    polish_steps: int = 0,
+    polish_tried: int | None = None,
+    merging: Merging | None = None,
+    split: str = "test",
+    **scores: float,
 ) -> Fidelity:
     """The fidelity of an export with these scores, by form."""
     return Fidelity(
@@ -22,6 +27,7 @@ def made(
         samples=2,
         rank=4,
         polish_steps=polish_steps,
+        polish_tried=polish_steps if polish_tried is None else polish_tried,
         decided_on="validation",
         kept={"rank": ByLayer({"q": 0.5, "k": 1.0})},
         update_error=ByLayer({"q": 0.1, "k": 0.3}),
@@ -45,6 +51,11 @@ def test_an_export_that_keeps_less_is_warned_of_with_its_numbers() -> None:
 def test_the_advice_is_to_polish_or_to_polish_longer(polish_steps: int, longer: str) -> None:
     (warning,) = made(0.8, lora=0.5, polish_steps=polish_steps).warnings
     assert longer in warning
+
+
+def test_polishing_that_was_thrown_away_is_not_advised_again() -> None:
+    (warning,) = made(0.8, lora=0.5, polish_steps=0, polish_tried=150).warnings
+    assert "--polish 300" in warning
 
 
 def test_a_loss_that_came_with_the_original_weights_has_other_advice() -> None:
@@ -73,6 +84,7 @@ def test_the_file_holds_everything() -> None:
         "samples": 2,
         "rank": 4,
         "polish_steps": 0,
+        "polish_tried": 0,
         "decided_on": "validation",
         "kept": {"rank": {"mean": 0.75, "layers": {"q": 0.5, "k": 1.0}}},
         "update_error": {"mean": pytest.approx(0.2), "layers": {"q": 0.1, "k": 0.3}},

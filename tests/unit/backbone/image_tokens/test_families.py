@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from qmixlora.data import Conversation, load_conversations
 from qmixlora.data.survey import survey
 from qmixlora.errors import UserError
 from qmixlora.files import read_log
+from qmixlora.inspection import decode_samples
 from qmixlora.loss import supervised_loss
 from qmixlora.mixlora import is_adapter_parameter
 from qmixlora.recipe import Recipe
@@ -85,6 +87,17 @@ def recipe_for(checkpoint: Checkpoint, make_recipe: Callable[..., Recipe], data_
 
 def rows(data_file: Path) -> list[Conversation]:
     return list(load_conversations(str(data_file)))
+
+
+@pytest.mark.parametrize(("family", "budget", "unlimited", "limited"), LIMITED)
+def test_inspected_samples_keep_to_the_limit_of_the_run(
+    recipe_for: Callable[..., Recipe], family: str, budget: int, unlimited: int, limited: int
+) -> None:
+    for limit, tokens in ((None, unlimited), (budget, limited)):
+        recipe = recipe_for(family, data={"max_image_tokens": limit})
+        square = list(decode_samples(recipe, "train", 3))[2]  # 112 x 112
+        shown = sum(int(count) for _, text in square.pieces for count in re.findall(r"\[(\d+) image tokens", text))
+        assert shown == tokens
 
 
 @pytest.mark.parametrize("family", MAKERS)
