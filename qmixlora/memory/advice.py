@@ -73,24 +73,25 @@ def plan_with_advice(recipe: Recipe, *, card: int | None = None, tokens: int | N
     """
     config = config_of(recipe.model)
     batches = batches_of(recipe, config, tokens)
-    worst = _worst(recipe, card, batches)
+    residual = residual_of(recipe.model.id)  # asked for here: forked processes must not ask CUDA for anything
+    worst = _worst(recipe, card, batches, residual)
     facts = Facts(int(config.get_text_config().num_hidden_layers), worst.batch.image_tokens)
 
     def saving(lever: Lever, edit: Edit) -> Saving:
         try:
             changed = edit.apply(recipe)
-            other = _worst(changed, card, _rebatched(batches, recipe, changed, config, tokens))
+            other = _worst(changed, card, _rebatched(batches, recipe, changed, config, tokens), residual)
         except UserError:  # not with this model, such as an lm_head that is tied
             return Saving(lever, edit, 0, None)
         return Saving(lever, edit, worst.peak - other.peak, other.fits)
 
     savings = side_by_side([partial(saving, lever, edit) for lever, edit in lever_edits(recipe, facts)])
     worthy = sorted((s for s in savings if s.saves >= WORTH), key=lambda s: -s.saves)
-    return Advice(worst, tuple(worthy), None if card is None else _largest(recipe, worst, card))
+    largest = None if card is None else _largest(recipe, worst, card, residual)
+    return Advice(worst, tuple(worthy), largest)
 
 
-def _worst(recipe: Recipe, card: int | None, batches: Sequence[Batch]) -> Plan:
-    residual = residual_of(recipe.model.id)
+def _worst(recipe: Recipe, card: int | None, batches: Sequence[Batch], residual: int) -> Plan:
     plans = (plan(recipe, card=card, batch=batch, residual=residual) for batch in batches)
     return max(plans, key=lambda one: one.peak)
 
@@ -108,7 +109,7 @@ def _rebatched(
     return [synthetic_batch(config, changed, batches[0].tokens - shorter)]
 
 
-def _largest(recipe: Recipe, worst: Plan, card: int) -> Largest:
+def _largest(recipe: Recipe, worst: Plan, card: int, residual: int) -> Largest:
     config, tokens = config_of(recipe.model), worst.batch.tokens
 
     def peak_of_samples(count: int) -> int:
@@ -118,7 +119,7 @@ def _largest(recipe: Recipe, worst: Plan, card: int) -> Largest:
     def peak_of_tokens(count: int) -> int:
         return plan(recipe, batch=synthetic_batch(config, recipe, count)).peak
 
-    room = int((1 - MARGIN) * card) - residual_of(recipe.model.id)
+    room = int((1 - MARGIN) * card) - residual
     samples, longest = side_by_side(
         [
             partial(_most, peak_of_samples, recipe.train.micro_batch_size, room, MOST_SAMPLES, 1),

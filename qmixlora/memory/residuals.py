@@ -14,9 +14,10 @@ def residual_of(model: str) -> int:
     """Bytes that the last probe of this model on the GPU at hand found missing in its plan; 0 where there was none, or
     nothing was missing.
     """
-    if not torch.cuda.is_available():
+    known = {device: models[model] for device, models in remembered().items() if model in models}
+    if not known or not torch.cuda.is_available():  # asking for the name makes a CUDA context
         return 0
-    return max(0, remembered().get(torch.cuda.get_device_name(0), {}).get(model, 0))
+    return max(0, known.get(torch.cuda.get_device_name(0), 0))
 
 
 def remember(device: str, model: str, residual: int) -> None:

@@ -6,6 +6,7 @@ order; then the planner's edits follow, only those that change nothing of what i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,10 +76,15 @@ def _edits(recipe: Recipe, moment: Moment) -> Iterator[Edit]:
 
 
 def _planned(recipe: Recipe) -> list[tuple[Lever, Edit]] | None:
-    """The planner's edits, largest saving first; None where it cannot plan the model."""
+    """The planner's edits, largest saving first; None where it cannot plan the model, which a warning tells unless the
+    planner itself has refused it.
+    """
     try:
         return [(saving.lever, saving.edit) for saving in plan_with_advice(recipe).savings]
-    except Exception:  # whatever the planner makes of a model that it does not know must not end the run
+    except UserError:
+        return None
+    except Exception as error:  # a model that the planner does not know must not end the run
+        warnings.warn(f"The memory planner failed ({error!r}); levers follow in the order of their cost.", stacklevel=2)
         return None
 
 
