@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.graph import save_on_cpu
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
 from qmixlora.recipe import Checkpointing
 
 from ..anatomy import Anatomy
+from .host_memory import pinned_or_pageable
 
 
 def enable_checkpointing(backbone: PreTrainedModel, anatomy: Anatomy, spec: Checkpointing) -> None:
@@ -35,13 +37,26 @@ def enable_checkpointing(backbone: PreTrainedModel, anatomy: Anatomy, spec: Chec
 
 
 def _offloaded(checkpoint: Callable[..., Any]) -> Any:
-    """Wrap a checkpointing function so that a layer's input is kept in host memory, pinned where there is a GPU.
+    """Wrap a checkpointing function so that a layer's input is kept in host memory.
 
-    (transformers 5.23 has this as `offload=True`, and asks for pinned memory even where there is no GPU, which fails.)
+    (transformers 5.23 has this as `offload=True`, and torch has `save_on_cpu`: both pin memory where there is a GPU,
+    even for tensors on meta, and fail where no more can be pinned.)
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:  # as torch.utils.checkpoint.checkpoint
-        with save_on_cpu(pin_memory=torch.cuda.is_available()):
+        with saved_tensors_hooks(_to_host, _to_device):
             return checkpoint(*args, **kwargs)
 
     return run
+
+
+def _to_host(tensor: Tensor) -> tuple[torch.device, Tensor]:
+    """(where the tensor was, its copy in host memory); copied on the stream that computes, as in `save_on_cpu`."""
+    if not tensor.is_cuda:
+        return tensor.device, tensor.cpu()
+    return tensor.device, pinned_or_pageable(tensor.shape, tensor.dtype).copy_(tensor, non_blocking=True)
+
+
+def _to_device(packed: tuple[torch.device, Tensor]) -> Tensor:
+    device, tensor = packed
+    return tensor.to(device, non_blocking=tensor.is_pinned()) if device.type == "cuda" else tensor.to(device)

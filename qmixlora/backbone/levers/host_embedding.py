@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .streaming import host_like
+from .host_memory import host_like
 
 
 class HostEmbedding(nn.Module):

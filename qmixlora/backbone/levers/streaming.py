@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..anatomy import Anatomy
 from ..nf4 import quant_state_of, with_bytes
+from .host_memory import host_like, pinned_or_pageable
 
 ALIGN = 512  # bytes: where a weight may start in a buffer, as in torch's CUDA allocator
 RING = "streaming"  # the attribute of a decoder that holds its ring
@@ -154,7 +155,8 @@ def _to_host(buffer: Tensor) -> list[Tensor]:
         if buffer.device.type == "meta":
             pieces.append(host_like(torch.empty(size, dtype=torch.uint8, device="meta")))
         else:
-            piece = torch.empty(size, dtype=torch.uint8, pin_memory=buffer.device.type == "cuda")
+            byte = torch.uint8
+            piece = pinned_or_pageable([size], byte) if buffer.is_cuda else torch.empty(size, dtype=byte)
             source = buffer[start : start + size]
             piece[: len(source)].copy_(source)
             pieces.append(piece)
@@ -170,13 +172,6 @@ def _powers_of_two(size: int) -> list[int]:
         pieces.append(piece)
         size -= piece
     return pieces
-
-
-def host_like(tensor: Tensor) -> Tensor:
-    """A tensor in host memory with this one's numbers; for one on meta, a CPU tensor that takes no memory."""
-    if tensor.device.type == "meta":
-        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
-    return tensor.cpu()
 
 
 def _aligned(size: int) -> int:

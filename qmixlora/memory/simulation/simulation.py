@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from qmixlora.backbone.levers.streaming import host_like
+from qmixlora.backbone.levers.host_memory import host_like
 
 from .account import Account
 
