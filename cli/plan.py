@@ -50,11 +50,12 @@ def plan(
     quiet()
     from qmixlora.demo import resolve
     from qmixlora.device import GIB
-    from qmixlora.memory import card_bytes, plan_with_advice
+    from qmixlora.memory import card_at_hand, card_bytes, card_of, plan_with_advice
     from qmixlora.training.probe import probe
 
     parsed = resolve(parsed, None, Console(stderr=True))
-    size = card_bytes(card) if card else None if vram is None else int(vram * GIB)
+    named = card or card_of((recipe or "").removesuffix(".yaml"))  # shipped recipes are named after theirs
+    size = int(vram * GIB) if vram else card_bytes(named) if named else card_at_hand()
     advice = plan_with_advice(parsed, card=size, tokens=tokens)
     shown = advice.to_dict() | ({"probe": probe(parsed, advice.plan).to_dict()} if probing else {})
     if as_json:
@@ -83,7 +84,7 @@ def _show(plan: dict[str, Any], console: Console) -> None:
     if plan["card_gib"] is not None:
         verdict = "[green]fits[/green]" if plan["fits"] else "[bold red]does not fit[/bold red]"
         console.print(
-            f"It {verdict} a card of {plan['card_gib']:g} GiB: {plan['margin_gib']:.2f} GiB left, "
+            f"It {verdict} a card with {plan['card_gib']:.1f} GiB for programs: {plan['margin_gib']:.2f} GiB left, "
             f"{plan['needed_margin_gib']:.2f} wanted.",
             highlight=False,
         )

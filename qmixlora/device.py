@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import resource
+import platform
+import sys
+from functools import cache
 
+import psutil
 import torch
 
 GIB = 2**30  # bytes; every size in a message is in these
@@ -14,8 +17,50 @@ def default_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
+@cache
+def prepare_card() -> None:
+    """Have torch's allocator work on the GPU at hand, once; does nothing without one.
+
+    Where expandable segments fail at the first allocation (some drivers under WSL) they are switched off. Where the
+    driver would spill into host memory without a word (Windows, WSL) the allocator is held to the memory that is free
+    now, so that running out of it raises.
+    """
+    if not torch.cuda.is_available():
+        return
+    try:
+        torch.empty(2**20, dtype=torch.uint8, device="cuda")
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+    if spills():
+        free, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(free / total)
+
+
+def spills() -> bool:
+    """Whether the driver moves memory to the host where the card is full: on Windows, and under WSL."""
+    return sys.platform == "win32" or "microsoft" in platform.uname().release.lower()
+
+
+def reset_peak_memory() -> None:
+    """Forget the peak of an earlier attempt on the GPU. (The resident peak of a process cannot be reset.)"""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_gib() -> float:
-    """Peak memory of this process so far: reserved on the GPU, or resident where there is none (GiB)."""
+    """Peak memory since `reset_peak_memory`: reserved on the GPU, or resident where there is none (GiB)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    return _peak_resident() / GIB
+
+
+def _peak_resident() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

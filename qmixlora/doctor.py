@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import sys
 from typing import NamedTuple
 
+import psutil
 import torch
 
-from .device import GIB, default_device
+from .device import GIB, default_device, spills
 
 PACKAGES = ("torch", "bitsandbytes", "transformers", "accelerate", "peft", "datasets")
 
@@ -29,7 +29,7 @@ def examine() -> list[Finding]:
     findings = [Finding("python", sys.version.split()[0], sys.version_info >= (3, 11), "Use Python 3.11 or newer.")]
     findings += [Finding(name, importlib.metadata.version(name), True) for name in PACKAGES]
     findings += [_gpu(), _nf4()]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    memory = psutil.virtual_memory().total / GIB
     findings.append(Finding("host memory", f"{memory:.1f} GiB", memory >= 4, "Loading a 7B model needs about 8 GiB."))
     free = shutil.disk_usage(".").free / GIB
     findings.append(Finding("free disk here", f"{free:.1f} GiB", free >= 5, "A 7B checkpoint takes about 15 GiB."))
@@ -39,10 +39,24 @@ def examine() -> list[Finding]:
 def _gpu() -> Finding:
     if not torch.cuda.is_available():
         return Finding("GPU", "none: everything runs on the CPU, which is fit for tiny models", True)
-    properties = torch.cuda.get_device_properties(0)
-    return Finding(
-        "GPU", f"{properties.name}, {properties.total_memory / GIB:.1f} GiB, CUDA {torch.version.cuda}", True
-    )
+    properties, (free, total) = torch.cuda.get_device_properties(0), torch.cuda.mem_get_info()
+    facts = [
+        properties.name,
+        f"{free / GIB:.1f} of {total / GIB:.1f} GiB free",
+        f"compute capability {properties.major}.{properties.minor}{_slow_bfloat16(properties.major)}",
+        f"CUDA {torch.version.cuda}",
+    ]
+    if torch.cuda.device_count() > 1:
+        facts.append(f"the first of {torch.cuda.device_count()}: the others are not used")
+    if spills():
+        facts.append("the driver spills into host memory, so runs are held to the memory that is free at their start")
+    return Finding("GPU", "; ".join(facts), True)
+
+
+def _slow_bfloat16(major: int) -> str:
+    """Before Ampere, bfloat16 is emulated, and attention holds a matrix that the planner does not count."""
+    slow = "bfloat16 is slow here and its attention takes more memory than planned; set model.dtype: float16"
+    return f" ({slow})" if major < 8 else ""
 
 
 def _nf4() -> Finding:

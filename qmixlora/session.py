@@ -144,12 +144,14 @@ def _open_adapter(recipe: Recipe, folder: Path) -> TunedSession:
     return TunedSession(recipe, model, anatomy, Collator(processor, recipe.data.max_length))
 
 
-def open_model(recipe: Recipe) -> Session:
-    """The recipe's model without any adapter, for inference; weights that do not fit the GPU stay in host memory.
+def open_model(recipe: Recipe, device: torch.device | None = None) -> Session:
+    """The recipe's model without any adapter, for inference, on the device (by default, the GPU if there is one).
+
+    16-bit weights that do not fit a GPU stay in host memory.
 
     Raises UserError as `load_backbone`, or if images cannot keep to `data.max_image_tokens`.
     """
-    model, processor, anatomy = load_backbone(recipe.model, offload=True)
+    model, processor, anatomy = load_backbone(recipe.model, offload=True, device=device)
     limit_image_tokens(processor, model.config, recipe.data.max_image_tokens)
     return Session(recipe, model.eval(), anatomy, Collator(processor, recipe.data.max_length))
 

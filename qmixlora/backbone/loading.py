@@ -18,7 +18,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from qmixlora.device import default_device
+from qmixlora.device import default_device, prepare_card
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
@@ -26,13 +26,15 @@ from .anatomy import Anatomy, find_anatomy
 from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
 from .image_tokens import limit_image_tokens
 from .levers import apply_levers, check_levers, has_levers
-from .quantizer import PlacedConfig, as_plain
+from .quantizer import LoadingOutOfMemory, PlacedConfig, as_plain
 
 
-def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy]:
-    """The frozen backbone, its processor and its anatomy; on the GPU if there is one, else on the CPU.
+def load_backbone(
+    spec: Model, *, offload: bool = False, device: torch.device | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy]:
+    """The frozen backbone, its processor and its anatomy; on `device` (the GPU if there is one, else the CPU).
 
-    With `offload`, for inference alone, weights that do not fit the GPU stay in host memory or on the disk
+    With `offload`, for inference alone, 16-bit weights that do not fit the GPU stay in host memory or on the disk
     (accelerate), unless the recipe itself places them (`apply_levers`).
 
     With `quantization: nf4` every linear layer of the decoder is a bitsandbytes `Linear4bit` (NF4, double
@@ -47,25 +49,27 @@ def load_backbone(spec: Model, *, offload: bool = False) -> tuple[PreTrainedMode
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError("This folder holds no model (no config.json).", where=f"model.id: {spec.id}")
     source: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    with _clear_errors(spec.id):
+    device = device or default_device()
+    prepare_card()
+    with _clear_errors(spec.id), _out_of_memory_shows():
         config = AutoConfig.from_pretrained(spec.id, **source)
         with torch.device("meta"):
             skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=spec.trust_remote_code)
         anatomy = find_anatomy(skeleton)
         check_levers(skeleton, anatomy, spec)
-        quantization = _quantization(spec, anatomy)
+        quantization = _quantization(spec, anatomy, device)
         model = AutoModelForImageTextToText.from_pretrained(
             spec.id,
             dtype=getattr(torch, spec.dtype),
             quantization_config=quantization,
             attn_implementation=spec.attention,
-            device_map=_device_map(offload, quantization, spec),
+            device_map=_device_map(offload, quantization, spec, device),
             use_safetensors=True,
             **source,
         )
         processor = AutoProcessor.from_pretrained(spec.id, **source)
     _check_template(processor, spec.id)
-    _finish(model, anatomy, spec)
+    _finish(model, anatomy, spec, device)
     return model, processor, anatomy
 
 
@@ -84,6 +88,28 @@ def load_processor(spec: Model, max_image_tokens: int | None, config: Pretrained
         config = AutoConfig.from_pretrained(spec.id, **source) if config is None else config
         limit_image_tokens(processor, config, max_image_tokens)
     return processor
+
+
+@contextmanager
+def _out_of_memory_shows() -> Iterator[None]:
+    """Raise torch.OutOfMemoryError where memory ran out inside transformers' loader.
+
+    The loader (5.23) catches every Exception of a weight, goes on with the next, and in the end raises a RuntimeError
+    without a cause: only the allocator's own count tells.
+    """
+    before = _times_out_of_memory()
+    try:
+        yield
+    except LoadingOutOfMemory as error:
+        raise torch.OutOfMemoryError(str(error)) from None
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or _times_out_of_memory() == before:
+            raise
+        raise torch.OutOfMemoryError(f"CUDA out of memory while loading: {error}") from None
+
+
+def _times_out_of_memory() -> int:
+    return int(torch.cuda.memory_stats().get("num_ooms", 0)) if torch.cuda.is_initialized() else 0
 
 
 @contextmanager
@@ -108,14 +134,14 @@ def _clear_errors(where: str) -> Iterator[None]:
         ) from error
 
 
-def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:
+def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch.device) -> None:
     """Freeze the model, apply its levers, and check it."""
     model.requires_grad_(False)
     model.config.use_cache = True
     if isinstance(getattr(model.config, "quantization_config", None), PlacedConfig):
         as_plain(model)
     if has_levers(spec):
-        apply_levers(model, anatomy, spec, default_device())
+        apply_levers(model, anatomy, spec, device)
     keep_cpu_weights_unpacked(model)
     if spec.quantization == "nf4":
         check_quantized(model, anatomy)
@@ -131,15 +157,15 @@ def _check_template(processor: ProcessorMixin, where: str) -> None:
         )
 
 
-def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Model) -> Any:
+def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Model, device: torch.device) -> Any:
     if isinstance(quantization, PlacedConfig):
         return {"": "cpu"}
-    if offload and torch.cuda.is_available() and not has_levers(spec):
+    if offload and device.type == "cuda" and quantization is None and not has_levers(spec):
         return "auto"
-    return {"": str(default_device())}
+    return {"": str(device)}
 
 
-def _quantization(spec: Model, anatomy: Anatomy) -> BitsAndBytesConfig | None:
+def _quantization(spec: Model, anatomy: Anatomy, device: torch.device) -> BitsAndBytesConfig | None:
     if spec.quantization == "none":
         return None
     plain = BitsAndBytesConfig(
@@ -153,4 +179,4 @@ def _quantization(spec: Model, anatomy: Anatomy) -> BitsAndBytesConfig | None:
     if not has_levers(spec):
         return plain
     streamed = [path for layer in list(anatomy.layers.values())[: spec.stream_layers] for path in layer]
-    return PlacedConfig(plain, default_device(), frozenset(f"{path}.weight" for path in streamed))
+    return PlacedConfig(plain, device, frozenset(f"{path}.weight" for path in streamed))

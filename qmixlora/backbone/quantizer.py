@@ -23,6 +23,10 @@ from .nf4 import with_bytes
 METHOD = "qmixlora_placed_nf4"
 
 
+class LoadingOutOfMemory(BaseException):
+    """Memory ran out while a weight was placed. (No Exception, so that transformers' loader lets it through.)"""
+
+
 @register_quantization_config(METHOD)
 class PlacedConfig(BitsAndBytesConfig):
     """`plain`, with the device that quantises, and the parameters whose packed bytes return to the host.
@@ -51,6 +55,14 @@ class _QuantizeAndPlace(Bnb4bitQuantize):
         full_layer_name: str | None = None,
         model: nn.Module | None = None,
         **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        try:
+            return self._placed(input_dict, full_layer_name, model)
+        except torch.OutOfMemoryError as error:  # transformers notes any Exception, goes on, and raises another one
+            raise LoadingOutOfMemory(str(error)) from None
+
+    def _placed(
+        self, input_dict: dict[str, list[Tensor]], full_layer_name: str | None, model: nn.Module | None
     ) -> dict[str, Tensor]:
         config = self.hf_quantizer.quantization_config
         there = {}

@@ -31,6 +31,7 @@ class Survey:
     longest: list[int]
     largest_images: list[int]
     samples: int
+    tasks: int
     median: float
     p99: float
     most_tokens: int
@@ -66,6 +67,7 @@ def survey(rows: Dataset, collator: Collator) -> Survey:
         longest=sorted(candidates, key=lambda index: candidates[index], reverse=True),
         largest_images=largest[:CANDIDATES],
         samples=len(rows),
+        tasks=len(set(rows["task"])),
         median=cuts[49],
         p99=cuts[98],
         most_tokens=max(candidates.values()),

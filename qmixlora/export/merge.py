@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qmixlora.backbone import find_anatomy
+from qmixlora.device import default_device
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
@@ -59,7 +60,7 @@ class Merge:
                     if name in expected | rounded:
                         weight = as_tensor(entry, data)
                         if name in rounded:
-                            nf4_round_trip(weight, getattr(torch, self.spec.dtype))
+                            nf4_round_trip(weight, getattr(torch, self.spec.dtype), default_device())
                         self._merge(name, weight, entry)
                         del weight
                         merged.add(name)
@@ -109,17 +110,18 @@ def add_update(weight_OI: Tensor, update: LowRank) -> None:
         weight_OI[part] = (weight_OI[part].float() + update.up_OK[part].float().cpu() @ down_KI).to(weight_OI.dtype)
 
 
-def nf4_round_trip(weight: Tensor, dtype: torch.dtype) -> None:
+def nf4_round_trip(weight: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     """Send a weight, in place, to NF4 with double quantisation and back, as `load_backbone` does.
 
-    bitsandbytes' quantiser on the CPU compares every weight with 16 levels in memory, so it gets a part at a time; the
-    scales of all parts are then quantised together, as it does for a whole tensor (`compress_statistics`): the result
-    is the same to the bit.
+    On the device that the adapter was measured on: bitsandbytes' quantisers for CPU and CUDA differ in the last bit of
+    a scale, and some codes with it. Its quantiser on the CPU compares every weight with 16 levels in memory, so a part
+    of the weight goes at a time; the scales of all parts are then quantised together, as it does for a whole tensor
+    (`compress_statistics`): the result is the same to the bit.
     """
     flat = weight.view(-1)
     starts = range(0, len(flat), BLOCK)
     parts = [
-        bnb.functional.quantize_4bit(flat[start : start + BLOCK].to(dtype), blocksize=64, quant_type="nf4")
+        bnb.functional.quantize_4bit(flat[start : start + BLOCK].to(device, dtype), blocksize=64, quant_type="nf4")
         for start in starts
     ]
     scales = torch.cat([state.absmax for _, state in parts])
@@ -128,7 +130,7 @@ def nf4_round_trip(weight: Tensor, dtype: torch.dtype) -> None:
     scales += offset
     for start, (packed, state) in zip(starts, parts, strict=True):
         state.absmax = scales[start // 64 :][: len(state.absmax)]
-        flat[start : start + BLOCK] = bnb.functional.dequantize_4bit(packed, state)
+        flat[start : start + BLOCK] = bnb.functional.dequantize_4bit(packed, state).to(flat.device, flat.dtype)
 
 
 def _check_shape(shape: torch.Size, weight: Tensor, entry: Entry) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate.utils.memory import clear_device_cache
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -15,6 +16,7 @@ from qmixlora.backbone.levers import without_levers
 from qmixlora.errors import CheckError
 from qmixlora.files import replacing
 from qmixlora.session import open_model, open_run
+from qmixlora.training.recovery import unless_out_of_memory
 
 from .adapters import Adapter
 from .fidelity import Fidelity, Merging
@@ -61,11 +63,14 @@ def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
 
 
 def _on_base(job: Job, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """The adapters with their logits on the base that they are merged into."""
+    """The adapters with their logits on the base that they are merged into: the run's model without its levers, on the
+    CPU where a card that the levers were for does not hold it.
+    """
     spec = without_levers(job.recipe.model)
     if job.request.base == "original":
         spec = spec.model_copy(update={"quantization": "none"})
-    session = open_model(job.recipe.model_copy(update={"model": spec}))
+    recipe = job.recipe.model_copy(update={"model": spec})
+    session = unless_out_of_memory(lambda: open_model(recipe)) or open_model(recipe, torch.device("cpu"))
     static = lora_session(session, read(adapters[0].folder))
     moved = []
     for adapter in adapters:

@@ -1,8 +1,8 @@
 """The planner: the memory that a run will take of a card, from its own training step on tensors without storage."""
 
 from .advice import Advice, plan_with_advice
-from .cards import CARDS, card_bytes
+from .cards import CARDS, card_at_hand, card_bytes
 from .check import card_of, check_fit
 from .planner import Plan, plan
 
-__all__ = ["CARDS", "Advice", "Plan", "card_bytes", "card_of", "check_fit", "plan", "plan_with_advice"]
+__all__ = ["CARDS", "Advice", "Plan", "card_at_hand", "card_bytes", "card_of", "check_fit", "plan", "plan_with_advice"]

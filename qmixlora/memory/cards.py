@@ -1,13 +1,16 @@
-"""Consumer cards by name, with the memory that is printed on the box."""
+"""Cards: consumer cards by name, and the one at hand."""
 
 from __future__ import annotations
 
 import difflib
 
+import torch
+
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
 
-CARDS = {  # GiB
+KEPT = 0.025  # of a card: the driver keeps 1.5 to 3 % of the memory that is printed on the box
+CARDS = {  # GiB, as printed on the box
     "rtx3050-8gb": 8,
     "rtx3060-12gb": 12,
     "rtx3070-8gb": 8,
@@ -26,7 +29,7 @@ CARDS = {  # GiB
 
 
 def card_bytes(name: str) -> int:
-    """The memory of a card in bytes. Raises UserError for a card that is not in the list."""
+    """The memory of a card that the driver hands out, in bytes. Raises UserError for a card that is not in the list."""
     if name not in CARDS:
         close = difflib.get_close_matches(name, CARDS, n=1, cutoff=0.4)
         meant = f" Did you mean {close[0]}?" if close else ""
@@ -35,4 +38,9 @@ def card_bytes(name: str) -> int:
             where="--card",
             fix=f"Give its memory with --vram GB, or one of: {', '.join(CARDS)}.",
         )
-    return CARDS[name] * GIB
+    return int(CARDS[name] * GIB * (1 - KEPT))
+
+
+def card_at_hand() -> int | None:
+    """The memory of the GPU at hand that is free now (a desktop takes some), in bytes; None without a GPU."""
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None

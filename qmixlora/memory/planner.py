@@ -21,7 +21,7 @@ MARGIN = 0.08  # of the card: a plan leaves it free
 @dataclass(frozen=True)
 class CardParts:
     """Bytes on the card at the peak of a training step. `gradients` are those of earlier micro-batches; `missed` are
-    the bytes that probes have found missing in plans of this model.
+    the bytes that probes have found missing in plans of this model, `routing_sums` those of the routing record.
     """
 
     nf4_weights: int
@@ -31,6 +31,7 @@ class CardParts:
     projector: int
     gradients: int
     optimizer: int
+    routing_sums: int
     activations_saved: int
     transients: int
     gaps: int
@@ -58,6 +59,7 @@ class Loading:
 LABELS = {  # for people, and in JSON; other parts are called by their names
     "nf4_weights": "NF4 weights",
     "kept_out_weights": "kept-out weights",
+    "routing_sums": "routing record",
     "activations_saved": "activations saved",
     "transients": "gradients and transients",
     "gaps": "allocator's gaps",
@@ -65,7 +67,13 @@ LABELS = {  # for people, and in JSON; other parts are called by their names
     "missed": "missed by plans before (probe)",
     "streamed_layers": "streamed layers",
 }
-UNLESS_ZERO = {"missed", "streamed_layers", "embeddings", "activations"}  # parts that most plans do not have
+UNLESS_ZERO = {
+    "missed",
+    "routing_sums",
+    "streamed_layers",
+    "embeddings",
+    "activations",
+}  # parts that most plans do not have
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class Plan:
     loading: Loading
     batch: Batch
     card: int | None
+    paged: int  # bytes of the optimiser's states that lie outside torch's allocator
 
     @property
     def peak(self) -> int:
@@ -152,6 +161,7 @@ def plan(
         projector=sizes.projector,
         gradients=sizes.gradients,
         optimizer=states,
+        routing_sums=step.sizes.routing_sums * batch.tasks,
         activations_saved=saved,
         transients=beyond - saved,
         gaps=step.gaps,
@@ -159,7 +169,9 @@ def plan(
         missed=residual,
     )
     host = HostParts(sizes.host_streamed, sizes.host_embeddings, sizes.host_activations)
-    return Plan(parts, place, host, Loading(sizes.loading_card + CONTEXT, sizes.loading_host), batch, card)
+    loading = Loading(sizes.loading_card + CONTEXT, sizes.loading_host)
+    paged = sizes.states_paged if recipe.train.optimizer.startswith("paged") else 0
+    return Plan(parts, place, host, loading, batch, card, paged)
 
 
 def _optimizer(recipe: Recipe, sizes: Sizes) -> tuple[int, int]:

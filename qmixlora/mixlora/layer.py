@@ -14,7 +14,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch.nn import functional
 
 from .config import MixLoraConfig
 from .routing import Key, RoutingContext, no_autocast
@@ -176,8 +176,8 @@ class MixLoraLayer(BaseTunerLayer):
         config = self.mixlora_config[adapter_name]
         mix_BEF = (config.scaling * self.mixing(x, adapter_name)).to(x.dtype)  # E x E is the cheapest place to scale
         if config.dropout > 0:
-            x = dropout(x, config.dropout, self.training)
-        h_BSE = linear(x, self.mixlora_A[adapter_name].to(x.dtype))
+            x = functional.dropout(x, config.dropout, self.training)
+        h_BSE = functional.linear(x, self.mixlora_A[adapter_name].to(x.dtype))
         y_BSO: Tensor = (h_BSE @ mix_BEF) @ self.mixlora_B[adapter_name].to(x.dtype)
         return y_BSO.view(*shape, self.out_features)
 

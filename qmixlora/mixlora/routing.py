@@ -124,12 +124,14 @@ def routed_as(model: nn.Module, tasks: Sequence[str]) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device that a model computes on: the one of any parameter that is not on the host, else the host.
+    """The device that a model computes on: that of any parameter on a card; else the host; meta if all are there.
 
-    (Some frozen weights may be kept in host memory; the place of the first parameter says nothing.)
+    (Some frozen weights may be kept in host memory, or on meta until accelerate fetches them from the host or the disk:
+    the place of the first parameter says nothing.)
     """
-    devices = (parameter.device for parameter in model.parameters())
-    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+    devices = {parameter.device.type: parameter.device for parameter in model.parameters()}
+    card = next((device for kind, device in devices.items() if kind not in ("cpu", "meta")), None)
+    return card or devices.get("cpu") or devices.get("meta") or torch.device("cpu")
 
 
 def is_adapter_parameter(name: str) -> bool:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
-from qmixlora.backbone.levers.table import Lever, lever_edits
+from qmixlora.backbone.levers.table import Facts, Lever, lever_edits
 from qmixlora.device import peak_memory_gib
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log
 from qmixlora.memory.advice import plan_with_advice
+from qmixlora.memory.architectures import config_of
 from qmixlora.recipe import Edit, Recipe
 
 from .recovery import Moment, OutOfMemoryError
@@ -66,13 +68,20 @@ def _attempt(recipe: Recipe, checkpoint: Path | None, console: Console) -> Path 
 
 def _edits(recipe: Recipe, moment: Moment) -> Iterator[Edit]:
     """Edits to try: the batch first, then in the order of the planner."""
-    by_cost = lever_edits(recipe, part=moment.during)
+    by_cost = lever_edits(recipe, _facts(recipe), part=moment.during)
     yield from (edit for lever, edit in by_cost if lever.key in BATCHES)
     planned = _planned(recipe)
     if planned is None:
         no_gpu = not torch.cuda.is_available()
         planned = [(lever, edit) for lever, edit in by_cost if not (lever.moves_to_host and no_gpu)]
     yield from (edit for lever, edit in planned if lever.learns_the_same and moment.during in lever.helps)
+
+
+def _facts(recipe: Recipe) -> Facts:
+    """The number of decoder layers, as far as the model's configuration tells it."""
+    with suppress(UserError, AttributeError):
+        return Facts(layers=int(config_of(recipe.model).get_text_config().num_hidden_layers))
+    return Facts()
 
 
 def _planned(recipe: Recipe) -> list[tuple[Lever, Edit]] | None:

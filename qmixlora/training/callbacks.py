@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from qmixlora.backbone import Anatomy, check_quantized
-from qmixlora.device import peak_memory_gib
+from qmixlora.device import peak_memory_gib, reset_peak_memory
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log, read_log, replacing
 from qmixlora.mixlora import PEFT_PREFIX, is_adapter_parameter
@@ -94,6 +94,7 @@ class MetricsLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = time.monotonic()
+        reset_peak_memory()
         if self.path.exists():  # a resumed run repeats the steps after its checkpoint
             records = read_log(self.path)
             with replacing(self.path) as temporary:

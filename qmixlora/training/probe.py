@@ -14,10 +14,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from qmixlora.backbone import Anatomy, find_anatomy, nf4_linear
 from qmixlora.backbone.levers import apply_levers, in_place_of_images, take_out_vision
+from qmixlora.backbone.nf4 import with_bytes
 from qmixlora.data import Conversation
 from qmixlora.device import GIB, default_device
 from qmixlora.errors import UserError
@@ -113,21 +115,22 @@ def _probe(recipe: Recipe, config: PretrainedConfig, plan: Plan) -> Probe:
     session = TunedSession(recipe, model, anatomy, PlannedBatch(inputs))
     if recipe.train.cache_features:
         features = take_out_vision(backbone, anatomy, session.on_device(inputs))
-        session = replace(session, collator=PlannedBatch(in_place_of_images(inputs, features)))
+        on_host = tree_map_only(Tensor, Tensor.cpu, features)  # as feature files give them
+        session = replace(session, collator=PlannedBatch(in_place_of_images(inputs, on_host)))
     measured = peak_of(lambda: _train(session), model, device)
     if device.type == "cuda":
-        name, planned = torch.cuda.get_device_name(device), reserved(plan, recipe)
+        name, planned = torch.cuda.get_device_name(device), reserved(plan)
     else:
-        name, planned = "cpu", plan.tensors
+        name, planned = "cpu", plan.tensors - plan.parts.routing_sums
     return Probe(name, recipe.model.id, planned, measured, built)
 
 
-def reserved(plan: Plan, recipe: Recipe) -> int:
-    """The part of a plan that torch's CUDA allocator reserves: neither the context nor paged states, which bitsandbytes
-    takes from the driver.
+def reserved(plan: Plan) -> int:
+    """The part of a plan that torch's CUDA allocator reserves in a probe: neither the context, nor paged states, which
+    bitsandbytes takes from the driver, nor routing sums, which a probe has none of.
     """
-    paged = plan.parts.optimizer if recipe.train.optimizer.startswith("paged") else 0
-    return plan.peak - CONTEXT - paged - plan.parts.missed
+    parts = plan.parts
+    return plan.peak - CONTEXT - plan.paged - parts.routing_sums - parts.missed
 
 
 def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device) -> tuple[PreTrainedModel, Anatomy]:
@@ -145,9 +148,11 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
     on_host = {path for layer in list(anatomy.layers.values())[: spec.stream_layers] for path in layer}
     for path in anatomy.targets if spec.quantization == "nf4" else ():
         linear = cast(nn.Linear, model.get_submodule(path))
-        target = torch.device("cpu") if path in on_host else device
-        bias = None if linear.bias is None else _random(linear.bias, target)
-        model.set_submodule(path, nf4_linear(_random(linear.weight, target), bias, target))
+        bias = None if linear.bias is None else _random(linear.bias, device)
+        layer = nf4_linear(_random(linear.weight, device), bias, device)  # a card quantises much faster than a CPU
+        if path in on_host:
+            layer.weight = with_bytes(layer.weight, layer.weight.data.cpu())
+        model.set_submodule(path, layer)
     embedding = model.get_input_embeddings()
     for module in model.modules():
         on_cpu = module is embedding and spec.offload_embeddings

@@ -11,15 +11,20 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from qmixlora.errors import UserError
 
 T = TypeVar("T")
-# words that accelerate does not look for: of CUDA (the context, bitsandbytes), of cuBLAS' and cuDNN's handles, of C++
-ALSO = ("out of memory", "ALLOC_FAILED", "bad_alloc")
+WORDS = (  # of errors that mean exhausted memory, wherever they come from
+    "out of memory",  # CUDA, ROCm, bitsandbytes
+    "ALLOC_FAILED",  # handles of cuBLAS and cuDNN
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cublasCreate, as often as ALLOC_FAILED
+    "can't allocate memory",  # torch's CPU allocator
+    "bad_alloc",  # C++
+)
 PARTS = {  # of a run
     "loading": "loading the model",
     "features": "computing the features of images",
@@ -63,9 +68,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on the card or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and (
-        should_reduce_batch_size(error) or any(words in str(error) for words in ALSO)
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:

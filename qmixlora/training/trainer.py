@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.optim.optimizer import GlobalOptimManager
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
@@ -27,6 +28,7 @@ def make_trainer(
     enable_checkpointing(session.backbone, session.anatomy, session.recipe.train.checkpointing)
     trainer = SupervisedTrainer(
         session.recipe.train.loss_chunk,
+        session.recipe.model.dtype == "float16",
         model=session.model,
         args=_arguments(session.recipe, folder, validation is not None),
         train_dataset=rows,
@@ -42,13 +44,25 @@ def make_trainer(
 class SupervisedTrainer(Trainer):
     """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step."""
 
-    def __init__(self, loss_chunk: int | None, **arguments: Any) -> None:
+    def __init__(self, loss_chunk: int | None, in_float16: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.loss_chunk = loss_chunk
+        self.gradient_scale = GradientScale(arguments["model"]) if in_float16 else None
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
         # Trainer collects the micro-batches of a whole step; each goes to the card when its turn comes, not before
         self.accelerator.device_placement = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does, and let go of the model afterwards.
+
+        With an 8-bit optimiser, Trainer (5.23) registers every embedding with bitsandbytes' process-wide
+        `GlobalOptimManager`, which would keep the weights on the card for the next attempt.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            GlobalOptimManager.get_instance().initialize()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -70,12 +84,46 @@ class SupervisedTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         loss = supervised_loss(model, inputs, num_items_in_batch, chunk=self.loss_chunk)
+        if self.gradient_scale is not None and num_items_in_batch is not None:
+            loss = self.gradient_scale(loss, num_items_in_batch)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+
+class GradientScale:
+    """Keeps gradients in the range of float16 on their way through the backbone.
+
+    The loss is a mean over the step's supervised tokens, and float16 flushes most of its gradients to zero. On the way
+    back they are those of the sum instead (at most 1 for a logit), and are divided by the number of tokens where they
+    arrive at a trained parameter, in fp32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.scale: Tensor | int = 1
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda gradient: gradient / self.scale)
+
+    def __call__(self, loss: Tensor, scale: Tensor | int) -> Tensor:
+        """The loss, with gradients `scale` times as large until they arrive."""
+        self.scale = scale
+        scaled: Tensor = _ScaledBackward.apply(loss, scale)
+        return scaled
+
+
+class _ScaledBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, scale: Tensor | int) -> Tensor:
+        ctx.scale = scale
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.scale, None
 
 
 def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArguments:
     spec = recipe.train
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=spec.epochs,
         max_steps=spec.max_steps or -1,
@@ -100,7 +148,11 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArgumen
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         prediction_loss_only=True,
+        logging_nan_inf_filter=False,  # it waits for the device in every micro-batch
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
     )
+    # of several visible GPUs the first: all of them would multiply the micro-batch, or wrap the model around our hooks
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments

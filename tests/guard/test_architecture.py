@@ -26,10 +26,11 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "evaluation": {"errors", "mixlora", "data", "session"},
     "memory": {"errors", "files", "device", "recipe", "mixlora", "backbone", "data", "session", "loss"},
     "training": {"errors", "files", "device", "recipe", "mixlora", "backbone", "data", "session", "loss", "memory"},
-    "inspection": {"errors", "recipe", "mixlora", "data", "session", "loss"},
+    "inspection": {"errors", "recipe", "mixlora", "backbone", "data", "session", "loss"},
     "export": {
         "errors",
         "files",
+        "device",
         "recipe",
         "mixlora",
         "backbone",

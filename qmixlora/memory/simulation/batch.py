@@ -32,6 +32,7 @@ class Batch:
     tokens: int
     image_tokens: int = 0  # of the sample with the most
     source: str = "one image per sample, half of the text supervised"
+    tasks: int = 1  # in the training data, as far as it is known
 
     def to_dict(self) -> dict[str, Any]:
         """The batch in a plan's JSON."""
@@ -112,4 +113,5 @@ def _batch(rows: Sequence[Any], collator: Collator, config: PretrainedConfig, fa
     inputs = collator(rows)
     ids_BS = inputs["input_ids"]
     image_tokens_B = (ids_BS == config.image_token_id).sum(dim=1)
-    return Batch(inputs, ids_BS.shape[1], int(image_tokens_B.max()), f"the worst of the training data ({facts})")
+    source = f"the worst of the training data ({facts})"
+    return Batch(inputs, ids_BS.shape[1], int(image_tokens_B.max()), source, facts.tasks)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -152,9 +153,27 @@ class _LiteralsKeepValues(TorchFunctionMode):
 
 
 @contextmanager
+def _dropout_of_a_card() -> Iterator[None]:
+    """Have dropout be one kernel for a block, as on a card, which keeps a mask of one byte per number; elsewhere torch
+    composes it, and keeps a mask in the input's dtype. (No function mode does that: the recomputation of checkpointing
+    runs without it.)
+    """
+
+    def fused(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
+
+    composed = functional.dropout
+    functional.dropout = fused
+    try:
+        yield
+    finally:
+        functional.dropout = composed
+
+
+@contextmanager
 def simulated(held: Iterable[Tensor], account: Account) -> Iterator[None]:
     """Enter into the account every storage that is made on the meta device in this block, beyond those in `held`."""
-    with LiveStorages(held, account), _LiteralsKeepValues():
+    with LiveStorages(held, account), _LiteralsKeepValues(), _dropout_of_a_card():
         yield
 
 

@@ -16,7 +16,7 @@ from qmixlora.backbone import Anatomy
 from qmixlora.backbone.levers import enable_checkpointing, host_bytes, in_place_of_images, take_out_vision
 from qmixlora.backbone.levers.streaming import ring_of
 from qmixlora.loss import supervised_loss
-from qmixlora.mixlora import is_adapter_parameter
+from qmixlora.mixlora import MixLoraLayer, is_adapter_parameter
 from qmixlora.recipe import Recipe
 from qmixlora.session import adapter_config, backbone_of, with_fresh_adapter
 
@@ -27,6 +27,7 @@ from .loading import LoadingPeak, loading_peak
 from .simulation import on_meta, simulate_step, simulated
 from .skeleton import meta_backbone, tensors_of
 
+PAGED = 100_000  # and parameters of fewer elements have states that are never paged (bitsandbytes)
 SMALL = 4096  # parameters of fewer elements keep 32-bit states under an 8-bit optimiser (bitsandbytes)
 TASKS = ("plan", "other")  # of an adapter that is only planned
 
@@ -53,6 +54,9 @@ class Sizes:
     trainable: int
     states_32_bit: int
     states_8_bit: int
+    states_paged: int  # of the 8-bit ones, where they are paged
+    # on the card all along, in a run that records its routing: for each task
+    routing_sums: int
     # peaks of loading
     loading_card: int
     loading_host: int
@@ -177,9 +181,17 @@ def _sizes(
         trainable=trained,
         states_32_bit=sum(8 * p.numel() for p in trainable),
         states_8_bit=sum(_eight_bit_states(p.numel()) for p in trainable),
+        states_paged=sum(2 * p.numel() for p in trainable if p.numel() >= PAGED),
+        routing_sums=_routing_sums(model),
         loading_card=loading.device,
         loading_host=loading.host,
     )
+
+
+def _routing_sums(model: nn.Module) -> int:
+    """Bytes of `RoutingStatistics` for one task: a matrix in fp64 for every adapted layer."""
+    layers = (module for module in model.modules() if isinstance(module, MixLoraLayer))
+    return sum(8 * config.num_factors**2 for layer in layers for config in layer.mixlora_config.values())
 
 
 def _weights(model: nn.Module) -> dict[str, int]:

@@ -106,7 +106,7 @@ def test_the_round_trip_is_what_training_saw(run: Path, backbone: Path) -> None:
         t for name, t in tensors.items() if "language" in name and name.endswith("layers.0.self_attn.q_proj.weight")
     )
     rounded = weight.clone()
-    nf4_round_trip(rounded, torch.float32)
+    nf4_round_trip(rounded, torch.float32, torch.device("cpu"))
     assert torch.equal(rounded, seen.view_as(weight)) and not torch.equal(rounded, weight)
 
 
@@ -118,5 +118,5 @@ def test_the_round_trip_in_blocks_is_that_of_the_whole(monkeypatch: pytest.Monke
     packed = bnb.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True)
     packed = packed.to("cpu")
     whole = bnb.functional.dequantize_4bit(packed.data, packed.quant_state)
-    nf4_round_trip(weight, dtype)
+    nf4_round_trip(weight, dtype, torch.device("cpu"))
     assert torch.equal(weight, whole)

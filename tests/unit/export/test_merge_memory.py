@@ -24,7 +24,7 @@ updates = {
     f"model.language_model.layers.{n}.mlp.down_proj": LowRank(torch.randn(16, I) * 0.01, torch.randn(O, 16) * 0.01)
     for n in range(layers)
 }
-nf4_round_trip(torch.randn(256, 256).bfloat16(), torch.bfloat16)
+nf4_round_trip(torch.randn(256, 256).bfloat16(), torch.bfloat16, torch.device("cpu"))
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 Merge(StaticAdapter(updates, {}), Model(id=folder), base).write(Path(out))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

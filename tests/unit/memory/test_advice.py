@@ -38,7 +38,7 @@ def advice() -> Advice:
 
 def test_a_plan_that_fits_leaves_more_than_the_margin(advice: Advice) -> None:
     told = advice.to_dict()
-    assert told["fits"] and told["card_gib"] == 12 and told["margin_gib"] > told["needed_margin_gib"]
+    assert told["fits"] and told["card_gib"] == CARD / GIB and told["margin_gib"] > told["needed_margin_gib"]
 
 
 def test_advice_can_be_pasted_as_overrides(advice: Advice) -> None:

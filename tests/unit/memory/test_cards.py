@@ -10,8 +10,13 @@ from qmixlora.memory import CARDS, card_bytes
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_has_the_memory_that_is_in_its_name(name: str) -> None:
-    assert name.endswith(f"-{card_bytes(name) // GIB}gb")
+def test_the_memory_on_a_cards_box_is_in_its_name(name: str) -> None:
+    assert name.endswith(f"-{CARDS[name]}gb")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_is_planned_with_the_memory_that_its_driver_hands_out(name: str) -> None:
+    assert 0.97 * CARDS[name] * GIB < card_bytes(name) < 0.985 * CARDS[name] * GIB
 
 
 def test_an_unknown_card_is_refused_with_the_nearest_known_one() -> None:

@@ -49,7 +49,7 @@ def test_figures_to_reach(model: str, adapter: dict[str, Any], overrides: list[s
 def test_checkpointing_saves_gigabytes() -> None:
     base = plan(recipe_of(LLAVA_7B), tokens=1024)
     dense = plan(recipe_of(LLAVA_7B, checkpointing={"enabled": False}), tokens=1024)
-    assert dense.peak - base.peak > 7 * GIB
+    assert dense.peak - base.peak > 6.5 * GIB
 
 
 def test_8_bit_states_take_a_quarter() -> None:

@@ -152,13 +152,14 @@ def test_garbage_of_others_is_not_measured() -> None:
 def test_what_the_allocator_reserves_is_neither_the_context_nor_what_was_missed_before() -> None:
     recipe = recipe_of(LLAVA_7B)
     planned = plan(recipe, tokens=700)
-    assert reserved(plan(recipe, tokens=700, residual=GIB), recipe) == planned.peak - planner.CONTEXT
+    expected = planned.peak - planner.CONTEXT - planned.parts.routing_sums
+    assert reserved(plan(recipe, tokens=700, residual=GIB)) == expected
 
 
 def test_paged_states_lie_outside_the_allocator() -> None:
     recipe = edited(recipe_of(LLAVA_7B), ["train.optimizer=paged_adamw_8bit"])
     planned = plan(recipe, tokens=700)
-    assert reserved(planned, recipe) == planned.peak - planner.CONTEXT - planned.parts.optimizer
+    assert reserved(planned) == planned.peak - planner.CONTEXT - planned.parts.routing_sums - planned.paged
 
 
 def test_a_planned_batch_is_what_it_was_made_of_whatever_the_rows() -> None:

@@ -1,0 +1,117 @@
+"""Plans are made on machines with a GPU as on those without, and count what a card's kernels take."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import dropout
+
+from qmixlora.device import GIB
+from qmixlora.files import cache_folder
+from qmixlora.memory import card_at_hand, card_bytes, plan, plan_with_advice
+from qmixlora.memory.residuals import remember
+from qmixlora.memory.simulation import simulation
+from qmixlora.memory.simulation.account import Account
+from qmixlora.memory.simulation.simulation import simulated
+from qmixlora.recipe import edited
+from qmixlora.training import adapt
+from qmixlora.training.probe import reserved
+
+from .helpers import LLAVA_7B, recipe_of
+
+RECIPE = recipe_of(LLAVA_7B, micro_batch_size=2)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_edits_are_planned_in_forked_processes_that_ask_the_gpu_nothing() -> None:
+    remember("NVIDIA GeForce RTX 4090", LLAVA_7B, GIB)
+    advice = plan_with_advice(RECIPE, card=card_bytes("rtx3060-12gb"), tokens=700)
+    assert advice.savings and advice.plan.parts.missed == GIB
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_a_run_that_ran_out_gets_the_edits_of_the_planner() -> None:
+    assert adapt._planned(RECIPE)
+
+
+def test_a_planner_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a shape that nobody thought of")
+
+    monkeypatch.setattr(adapt, "plan_with_advice", broken)
+    with pytest.warns(UserWarning, match="a shape that nobody thought of"):
+        assert adapt._planned(RECIPE) is None
+
+
+def test_a_gpu_whose_probes_are_not_known_is_not_asked_for_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(device: int | None = None) -> str:
+        raise AssertionError("a CUDA context for nothing")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", asked)
+    assert plan_with_advice(RECIPE, tokens=700).plan.parts.missed == 0
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_offloaded_activations_are_planned_without_pinned_memory() -> None:
+    offloaded = plan(edited(RECIPE, ["train.checkpointing.offload=true"]), tokens=700)
+    assert offloaded.host.activations > 0
+    assert offloaded.parts.activations_saved < plan(RECIPE, tokens=700).parts.activations_saved
+
+
+def test_dropout_keeps_a_mask_of_one_byte_per_number() -> None:
+    states = torch.empty(1024, 1024, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    account = Account()
+    with simulated([states], account):
+        kept = dropout(states, 0.1, True)
+        assert account.live == 2**21 + 2**20
+    assert kept.shape == states.shape
+
+
+def test_dropout_is_its_own_again_after_a_simulation() -> None:
+    with simulated([], Account()):
+        pass
+    assert torch.nn.functional.dropout is dropout
+
+
+def test_plans_count_a_byte_where_torch_composes_dropout_with_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = edited(RECIPE, ["train.checkpointing.enabled=false", "adapter.dropout=0.05"])
+    fused = plan(dense, tokens=700).parts.activations_saved
+    monkeypatch.setattr(simulation, "_dropout_of_a_card", nullcontext)
+    composed = plan(dense, tokens=700).parts.activations_saved
+    assert composed - fused == 2 * 700 * 32 * (4096 * 6 + 11008)  # every input of the seven layers that are adapted
+
+
+def test_only_large_parameters_have_paged_states() -> None:
+    paged = plan(edited(RECIPE, ["train.optimizer=paged_adamw_8bit"]), tokens=700)
+    assert 0 < paged.paged < paged.parts.optimizer
+    assert reserved(paged) == paged.peak - paged.parts.routing_sums - paged.paged - GIB // 2
+    assert plan(RECIPE, tokens=700).paged == 0
+
+
+def test_the_routing_record_is_planned_for_every_task() -> None:
+    one = plan(RECIPE, tokens=700)
+    assert one.parts.routing_sums == 32 * 7 * 16 * 16 * 8
+    assert plan(edited(RECIPE, ["adapter.method=lora"]), tokens=700).parts.routing_sums == 0
+
+
+def test_the_gpu_at_hand_is_planned_with_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert card_at_hand() is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7 * GIB, 8 * GIB))
+    assert card_at_hand() == 7 * GIB
+
+
+def test_the_cache_of_residuals_is_the_tests_own(tmp_path: Path) -> None:
+    remember("a card", LLAVA_7B, 5)
+    assert json.loads((tmp_path / "qmixlora" / "probes.json").read_text()) == {"a card": {LLAVA_7B: 5}}
+    assert cache_folder() == tmp_path / "qmixlora"
