@@ -60,7 +60,7 @@ def test_an_old_run_gives_the_loss_and_the_answers_that_it_gave(release: Path, n
     assert score(rows, answers, "test").to_dict() == expected["evaluation"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [RUNS[0], *(pytest.param(name, marks=pytest.mark.long) for name in RUNS[1:])])
 def test_the_first_steps_of_an_old_recipe_have_the_losses_that_they_had(release: Path, name: str) -> None:
     recipe = load_recipe(str(release / "runs" / name / "recipe.yaml"))
     short = edited(recipe, [f"train.output={release / 'again'}", "train.save_every="])

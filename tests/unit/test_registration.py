@@ -66,6 +66,7 @@ def test_the_method_is_registered_when_peft_came_first() -> None:
     run(f"import peft, qmixlora\n{USE}")
 
 
+@pytest.mark.long
 def test_the_config_is_imported_without_peft_before_it() -> None:
     run(f"from qmixlora import MixLoraConfig\nassert MixLoraConfig(r=2).r == 2\nimport peft\n{USE}")
 

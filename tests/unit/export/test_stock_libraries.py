@@ -68,7 +68,7 @@ def test_an_exported_lora_says_what_it_is(run: Path) -> None:
     assert "base_model:" in card and "# LoRA for color" in card and "More Information Needed" not in card
 
 
-@pytest.mark.parametrize("base", ["nf4", "original"])
+@pytest.mark.parametrize("base", ["nf4", pytest.param("original", marks=pytest.mark.long)])
 def test_a_merged_checkpoint_is_stock_transformers(run: Path, tmp_path: Path, base: Any) -> None:
     exported(run)
     exported(run, forms=("merged",), base=base)

@@ -12,7 +12,7 @@ from torch.nn.functional import dropout
 
 from qmixlora.device import GIB
 from qmixlora.files import cache_folder
-from qmixlora.memory import card_at_hand, card_bytes, plan, plan_with_advice
+from qmixlora.memory import card_at_hand, plan, plan_with_advice
 from qmixlora.memory.residuals import remember
 from qmixlora.memory.simulation import simulation
 from qmixlora.memory.simulation.account import Account
@@ -24,6 +24,9 @@ from qmixlora.training.probe import reserved
 from .helpers import LLAVA_7B, recipe_of
 
 RECIPE = recipe_of(LLAVA_7B, micro_batch_size=2)
+FEW_EDITS = edited(  # of which to plan
+    RECIPE, ["train.optimizer=paged_adamw_8bit", "model.quantize_lm_head=nf4", "adapter.train_projector=false"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +37,13 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("pretended_gpu")
 def test_edits_are_planned_in_forked_processes_that_ask_the_gpu_nothing() -> None:
     remember("NVIDIA GeForce RTX 4090", LLAVA_7B, GIB)
-    advice = plan_with_advice(RECIPE, card=card_bytes("rtx3060-12gb"), tokens=700)
+    advice = plan_with_advice(FEW_EDITS, tokens=700)
     assert advice.savings and advice.plan.parts.missed == GIB
 
 
 @pytest.mark.usefixtures("pretended_gpu")
 def test_a_run_that_ran_out_gets_the_edits_of_the_planner() -> None:
-    assert adapt._planned(RECIPE)
+    assert adapt._planned(FEW_EDITS)
 
 
 def test_a_planner_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +61,7 @@ def test_a_gpu_whose_probes_are_not_known_is_not_asked_for_its_name(monkeypatch:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", asked)
-    assert plan_with_advice(RECIPE, tokens=700).plan.parts.missed == 0
+    assert plan_with_advice(FEW_EDITS, tokens=700).plan.parts.missed == 0
 
 
 @pytest.mark.usefixtures("pretended_gpu")

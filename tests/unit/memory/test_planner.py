@@ -12,7 +12,7 @@ import torch
 
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
-from qmixlora.memory import plan, planner
+from qmixlora.memory import Plan, plan, planner
 from qmixlora.memory.simulation.batch import synthetic_batch
 from qmixlora.recipe import edited
 from qmixlora.session import open_session
@@ -99,6 +99,14 @@ def test_a_model_that_is_nowhere_is_refused() -> None:
         plan(recipe_of("/nowhere/model"))
 
 
+WITHOUT_LEVERS = edited(recipe_of(QWEN_7B), ["train.loss_chunk=256"])
+
+
+@pytest.fixture(scope="module")
+def without_levers() -> Plan:
+    return plan(WITHOUT_LEVERS, tokens=1024)
+
+
 @pytest.mark.parametrize(
     ("overrides", "part", "on_host"),
     [
@@ -114,14 +122,13 @@ def test_a_model_that_is_nowhere_is_refused() -> None:
         (["train.optimizer=adamw_8bit"], "optimizer", None),
     ],
 )
-def test_every_lever_shows_in_the_plan(overrides: list[str], part: str, on_host: str | None) -> None:
-    recipe = edited(recipe_of(QWEN_7B), ["train.loss_chunk=256"])
-    config = planner.config_of(recipe.model)
-    batch = synthetic_batch(config, recipe, 1024)
-    before = plan(recipe, batch=batch)
-    changed = edited(recipe, overrides)
+def test_every_lever_shows_in_the_plan(
+    without_levers: Plan, overrides: list[str], part: str, on_host: str | None
+) -> None:
+    before, batch, changed = without_levers, without_levers.batch, edited(WITHOUT_LEVERS, overrides)
     if changed.data.max_image_tokens:
-        batch = synthetic_batch(config, changed, 1024 - batch.image_tokens + changed.data.max_image_tokens)
+        shorter = 1024 - batch.image_tokens + changed.data.max_image_tokens
+        batch = synthetic_batch(planner.config_of(changed.model), changed, shorter)
     after = plan(changed, batch=batch)
     assert getattr(after.parts, part) < 0.99 * getattr(before.parts, part) and after.peak < before.peak
     assert not any(asdict(before.host).values())

@@ -64,6 +64,7 @@ def short_recipe(make_recipe: Callable[..., Recipe], card: Card, data: Path) -> 
     )
 
 
+@pytest.mark.long  # the same run as the next test's
 def test_what_was_changed_is_told_at_once_and_at_the_end(short_recipe: Recipe) -> None:
     screen = io.StringIO()
     train_within_memory(short_recipe, console=Console(file=screen, width=200))
@@ -92,7 +93,7 @@ def test_what_was_changed_stands_in_the_runs_files(short_recipe: Recipe) -> None
 
 @pytest.mark.parametrize(
     "spec",
-    [{"eval_every": 2, "max_steps": 6}, pytest.param({"epochs": 2, "max_steps": None}, marks=pytest.mark.long)],
+    [{"eval_every": 2, "max_steps": 4}, pytest.param({"epochs": 2, "max_steps": None}, marks=pytest.mark.long)],
 )
 def test_an_evaluation_that_ran_out_of_memory_is_made_up_for(
     make_recipe: Callable[..., Recipe], tmp_path: Path, card: Card, data: Path, spec: dict[str, Any]
