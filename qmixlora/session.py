@@ -89,11 +89,10 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
         UserError: as `load_backbone`; no layer of the model matches `adapter.target_modules`; or images cannot keep to
             `data.max_image_tokens`.
     """
-    backbone, processor, anatomy = load_backbone(recipe.model)
-    limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
+    backbone, anatomy, collator = _load(recipe)
     torch.manual_seed(recipe.train.seed)
     model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, tasks))
-    return TunedSession(recipe, model, anatomy, Collator(processor, recipe.data.max_length))
+    return TunedSession(recipe, model, anatomy, collator)
 
 
 def open_run(folder: Path) -> Session:
@@ -135,13 +134,12 @@ def open_tuned_run(folder: Path) -> TunedSession:
 
 
 def _open_adapter(recipe: Recipe, folder: Path) -> TunedSession:
-    backbone, processor, anatomy = load_backbone(recipe.model)
-    limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
+    backbone, anatomy, collator = _load(recipe)
     model = with_fresh_adapter(recipe, backbone, PeftConfig.from_pretrained(str(folder)))
     weights = folder / ADAPTER_WEIGHTS
     load_adapter(model, load_file(weights), where=str(weights))
     model.eval()
-    return TunedSession(recipe, model, anatomy, Collator(processor, recipe.data.max_length))
+    return TunedSession(recipe, model, anatomy, collator)
 
 
 def open_model(recipe: Recipe, device: torch.device | None = None) -> Session:
@@ -151,9 +149,17 @@ def open_model(recipe: Recipe, device: torch.device | None = None) -> Session:
 
     Raises UserError as `load_backbone`, or if images cannot keep to `data.max_image_tokens`.
     """
-    model, processor, anatomy = load_backbone(recipe.model, offload=True, device=device)
-    limit_image_tokens(processor, model.config, recipe.data.max_image_tokens)
-    return Session(recipe, model.eval(), anatomy, Collator(processor, recipe.data.max_length))
+    model, anatomy, collator = _load(recipe, offload=True, device=device)
+    return Session(recipe, model.eval(), anatomy, collator)
+
+
+def _load(
+    recipe: Recipe, *, offload: bool = False, device: torch.device | None = None
+) -> tuple[PreTrainedModel, Anatomy, Collator]:
+    """The recipe's backbone with its collator, images held to `data.max_image_tokens`; arguments as `load_backbone`."""
+    backbone, processor, anatomy = load_backbone(recipe.model, offload=offload, device=device)
+    limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
+    return backbone, anatomy, Collator(processor, recipe.data.max_length)
 
 
 def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> TunedSession:

@@ -36,6 +36,10 @@ class Anatomy:
                 layers.setdefault(match[0], []).append(target)
         return layers
 
+    def in_first_layers(self, count: int) -> frozenset[str]:
+        """The linear layers in the first `count` of the decoder's layers, which are those that are streamed."""
+        return frozenset(path for paths in list(self.layers.values())[:count] for path in paths)
+
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
     """Read the anatomy off a model (weights may be on meta).

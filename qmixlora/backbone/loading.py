@@ -67,7 +67,7 @@ def load_backbone(
             use_safetensors=True,
             **source,
         )
-        processor = AutoProcessor.from_pretrained(spec.id, **source)
+        processor = load_processor(spec, None)
     _check_template(processor, spec.id)
     _finish(model, anatomy, spec, device)
     return model, processor, anatomy
@@ -178,5 +178,5 @@ def _quantization(spec: Model, anatomy: Anatomy, device: torch.device) -> BitsAn
     )
     if not has_levers(spec):
         return plain
-    streamed = [path for layer in list(anatomy.layers.values())[: spec.stream_layers] for path in layer]
+    streamed = anatomy.in_first_layers(spec.stream_layers)
     return PlacedConfig(plain, device, frozenset(f"{path}.weight" for path in streamed))

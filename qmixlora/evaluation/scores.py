@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,10 +42,7 @@ class Scores:
 
 def score(rows: Sequence[Conversation], answers: Sequence[str], split: str) -> Scores:
     """Compare one answer per row with the row's own last answer. Raises UserError if there are no rows."""
-    hits: dict[str, list[bool]] = {}
-    for row, answer in zip(rows, answers, strict=True):
-        hits.setdefault(row["task"], []).append(normalize(answer) == normalize(row["turns"][-1]["text"]))
-    return _summarized(hits, split)
+    return _compared(rows, [normalize(answer) for answer in answers], split)
 
 
 def evaluate(
@@ -65,24 +62,28 @@ def blind_baseline(train: Sequence[Conversation], rows: Sequence[Conversation], 
     """
     counts: dict[tuple[str, ...], dict[str, int]] = {}
     for row in train:
-        question, answer = _question(row), normalize(row["turns"][-1]["text"])
-        for key in ((row["task"], question), (question,), (row["task"],), ()):
+        answer = normalize(row["turns"][-1]["text"])
+        for key in _keys(row):
             counts.setdefault(key, {}).setdefault(answer, 0)
             counts[key][answer] += 1
-    hits: dict[str, list[bool]] = {}
+    guesses = []
     for row in rows:
-        question = _question(row)
-        key = next(key for key in ((row["task"], question), (question,), (row["task"],), ()) if key in counts)
-        guess = max(counts[key], key=lambda answer: counts[key][answer])
-        hits.setdefault(row["task"], []).append(guess == normalize(row["turns"][-1]["text"]))
-    return _summarized(hits, split)
+        own = next(counts[key] for key in _keys(row) if key in counts)
+        guesses.append(max(own, key=lambda answer: own[answer]))
+    return _compared(rows, guesses, split)
 
 
-def _summarized(hits: Mapping[str, Sequence[bool]], split: str) -> Scores:
+def _compared(rows: Sequence[Conversation], normalized: Sequence[str], split: str) -> Scores:
+    """The scores of answers that are normalised already (twice is not once: ". ." becomes ".", and that nothing)."""
+    hits: dict[str, list[bool]] = {}
+    for row, answer in zip(rows, normalized, strict=True):
+        hits.setdefault(row["task"], []).append(answer == normalize(row["turns"][-1]["text"]))
     if not hits:
         raise UserError("There is nothing to evaluate.", where=f"split {split}")
     return Scores(split, {task: TaskScore(sum(own) / len(own), len(own)) for task, own in sorted(hits.items())})
 
 
-def _question(row: Conversation) -> str:
-    return normalize(" ".join(turn["text"] for turn in row["turns"][:-1]))
+def _keys(row: Conversation) -> list[tuple[str, ...]]:
+    """What a row's answer may be guessed from, the most telling first."""
+    question = normalize(" ".join(turn["text"] for turn in row["turns"][:-1]))
+    return [(row["task"], question), (question,), (row["task"],), ()]

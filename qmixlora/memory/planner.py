@@ -67,13 +67,8 @@ LABELS = {  # for people, and in JSON; other parts are called by their names
     "missed": "missed by plans before (probe)",
     "streamed_layers": "streamed layers",
 }
-UNLESS_ZERO = {
-    "missed",
-    "routing_sums",
-    "streamed_layers",
-    "embeddings",
-    "activations",
-}  # parts that most plans do not have
+# parts that most plans do not have
+UNLESS_ZERO = {"missed", "routing_sums", "streamed_layers", "embeddings", "activations"}
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ def plan(
         projector=sizes.projector,
         gradients=sizes.gradients,
         optimizer=states,
-        routing_sums=step.sizes.routing_sums * batch.tasks,
+        routing_sums=sizes.routing_sums * batch.tasks,
         activations_saved=saved,
         transients=beyond - saved,
         gaps=step.gaps,

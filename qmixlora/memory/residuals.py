@@ -24,7 +24,6 @@ def remember(device: str, model: str, residual: int) -> None:
     """Keep a residual (bytes; negative where the plan was above)."""
     known = remembered()
     known.setdefault(device, {})[model] = residual
-    _file().parent.mkdir(parents=True, exist_ok=True)
     write_json(_file(), known)
 
 

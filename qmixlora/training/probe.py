@@ -32,7 +32,7 @@ from qmixlora.recipe import Model, Recipe, edited
 from qmixlora.session import TunedSession, adapter_config, with_fresh_adapter
 
 from .callbacks import ProgressDisplay
-from .recovery import is_out_of_memory
+from .recovery import unless_out_of_memory
 from .trainer import make_trainer
 
 STEPS = 2
@@ -86,16 +86,13 @@ def probe(recipe: Recipe, plan: Plan) -> Probe:
 
     Raises UserError if the device runs out of memory.
     """
-    try:
-        result = _probe(recipe, config_of(recipe.model), plan)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
+    result = unless_out_of_memory(lambda: _probe(recipe, config_of(recipe.model), plan))
+    if result is None:
         raise UserError(
             f"The probe ran out of memory; planned were {plan.peak / GIB:.1f} GiB.",
             where=f"model.id: {recipe.model.id}",
             fix="Apply an edit that the plan advises, or close what else uses the GPU.",
-        ) from None
+        )
     remember(result.device, result.model, result.residual)
     return result
 
@@ -145,7 +142,7 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
             trust_remote_code=spec.trust_remote_code,
         )
     anatomy = find_anatomy(model)
-    on_host = {path for layer in list(anatomy.layers.values())[: spec.stream_layers] for path in layer}
+    on_host = anatomy.in_first_layers(spec.stream_layers)
     for path in anatomy.targets if spec.quantization == "nf4" else ():
         linear = cast(nn.Linear, model.get_submodule(path))
         bias = None if linear.bias is None else _random(linear.bias, device)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
 
 from qmixlora.data import load_split, only_tasks
@@ -14,15 +13,13 @@ from qmixlora.errors import UserError
 from qmixlora.evaluation import answer_question, answer_rows, evaluate, generate_answers, score
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
+from tests.adapters import randomize
 
 
 @pytest.fixture
 def session(make_recipe: Callable[..., Recipe]) -> Session:
     session = open_session(make_recipe(adapter={"dropout": 0.5}), [])
-    torch.manual_seed(0)
-    for name, parameter in session.model.named_parameters():
-        if "mixlora_B" in name:  # a fresh adapter changes nothing
-            torch.nn.init.normal_(parameter, std=0.2)
+    randomize(session.model, "mixlora_B", std=0.2, seed=0)
     return session
 
 

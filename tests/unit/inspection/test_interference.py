@@ -13,6 +13,7 @@ from qmixlora.inspection.interference import Interference, interference_matrix, 
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
+from tests.adapters import randomize
 
 
 def test_the_ratio_is_1_for_the_task_itself_0_across_and_negative_against() -> None:
@@ -37,10 +38,7 @@ def test_a_task_at_rest_has_no_ratio() -> None:
 @pytest.fixture
 def session(make_recipe: Callable[..., Recipe]) -> Session:
     session = open_session(make_recipe(adapter={"train_projector": False}), ["digit"])
-    torch.manual_seed(0)
-    for name, parameter in session.model.named_parameters():
-        if "mixlora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+    randomize(session.model, "mixlora_B", std=0.05, seed=0)
     session.model.eval()
     return session
 

@@ -13,16 +13,14 @@ from qmixlora.data import load_conversations
 from qmixlora.mixlora import MixLoraLayer
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
+from tests.adapters import randomize
 
 
 def open_with(
     make_recipe: Callable[..., Recipe], train: dict[str, Any] | None = None, **adapter: Any
 ) -> tuple[Session, dict[str, Any]]:
     session = open_session(make_recipe(adapter=adapter, train=train or {}), ["color", "digit"])
-    torch.manual_seed(3)
-    for name, parameter in session.model.named_parameters():
-        if "mixlora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    randomize(session.model, "mixlora_", std=0.3, seed=3)
     rows = load_conversations(session.recipe.data.train)
     return session, session.collator([rows[i] for i in range(4)])
 
@@ -37,11 +35,8 @@ def bare(batch: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in batch.items() if k not in {"labels", "routing_mask", "tasks"}}
 
 
-def randomize(model: PeftModel) -> None:
-    torch.manual_seed(3)
-    for name, parameter in model.named_parameters():
-        if "mixlora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+def randomize_with_centers(model: PeftModel) -> None:
+    randomize(model, "mixlora_", std=0.3, seed=3)
     for name, buffer in model.named_buffers():
         if name.endswith("center.default.mean"):
             torch.nn.init.normal_(buffer, std=0.3)

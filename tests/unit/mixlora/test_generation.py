@@ -16,6 +16,7 @@ from qmixlora.mixlora import layer as layer_module
 from qmixlora.mixlora import model as tuner_module
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
+from tests.adapters import randomize
 
 
 @pytest.fixture(
@@ -31,10 +32,7 @@ def session(request: pytest.FixtureRequest, make_recipe: Callable[..., Recipe]) 
     route_on, pairing = request.param
     recipe = make_recipe(adapter={"route_on": route_on, "pairing": pairing, "gate": "straight_through"})
     session = open_session(recipe, [])
-    torch.manual_seed(0)
-    for name, parameter in session.model.named_parameters():
-        if "mixlora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
+    randomize(session.model, "mixlora_", std=0.2, seed=0)
     session.model.eval()
     return session
 

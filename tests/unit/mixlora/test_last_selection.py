@@ -11,13 +11,13 @@ from qmixlora.mixlora import MixLoraConfig
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 
-from .helpers import layers, logits, randomize
+from .helpers import layers, logits, randomize_with_centers
 
 
 def test_the_last_selection_has_every_layers_mixing_matrices_in_the_order_of_the_model(
     session: Session, batch: dict[str, Any]
 ) -> None:
-    randomize(session.model)
+    randomize_with_centers(session.model)
     logits(session.model.eval(), batch)
     selection_LBEF = session.model.base_model.last_selection()
     matrices = session.model.base_model.mixlora_routing.current.cache.mixing_matrices
@@ -27,13 +27,13 @@ def test_the_last_selection_has_every_layers_mixing_matrices_in_the_order_of_the
 
 
 def test_the_last_selection_has_no_graph(session: Session, batch: dict[str, Any]) -> None:
-    randomize(session.model)
+    randomize_with_centers(session.model)
     session.model.train()(**batch)
     assert not session.model.base_model.last_selection().requires_grad
 
 
 def test_the_last_selection_is_of_the_batch_that_was_last_in_the_model(session: Session, batch: dict[str, Any]) -> None:
-    randomize(session.model)
+    randomize_with_centers(session.model)
     model = session.model.eval()
     logits(model, batch)
     whole = model.base_model.last_selection()
@@ -51,7 +51,7 @@ def test_the_last_selection_is_of_the_active_adapter(session: Session, batch: di
 
 def test_the_last_selection_does_not_show_task_mix(make_recipe: Callable[..., Recipe], batch: dict[str, Any]) -> None:
     session = open_session(make_recipe(adapter={"task_mix": 1.0, "condition_norm": "none"}), sorted({*batch["tasks"]}))
-    randomize(session.model)
+    randomize_with_centers(session.model)
     model = session.model.train()
     model(**batch)
     own = model.base_model.last_selection()[0]  # the first layer's input is the same again

@@ -21,7 +21,7 @@ from qmixlora.mixlora.running_means import Center
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 
-from .helpers import bare, layers, logits, randomize
+from .helpers import bare, layers, logits, randomize_with_centers
 
 
 def test_a_fresh_adapter_changes_nothing(session: Session, batch: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def test_a_fresh_adapter_changes_nothing(session: Session, batch: dict[str, Any]
     with session.model.disable_adapter():
         before = logits(session.model, batch)
     assert torch.equal(before, logits(session.model, batch))
-    randomize(session.model)
+    randomize_with_centers(session.model)
     assert not torch.allclose(before, logits(session.model, batch))
     with session.model.disable_adapter():
         assert torch.equal(before, logits(session.model, batch))
@@ -105,7 +105,7 @@ def test_saved_adapters_give_the_same_logits_in_another_process(
     folders = [tmp_path / route_on for route_on in ("instruction", "embedding", "task")]
     for folder in folders:
         session = open_session(make_recipe(adapter={"route_on": folder.name}), sorted(set(batch["tasks"])))
-        randomize(session.model)
+        randomize_with_centers(session.model)
         session.model.eval()
         session.model.save_pretrained(folder / "adapter")
         torch.save((batch, logits(session.model, batch)), folder / "expected.pt")
@@ -122,13 +122,13 @@ OTHER = MixLoraConfig(
 @pytest.fixture
 def with_another(session: Session) -> PeftModel:
     """A model with a second adapter, of other factors on fewer layers, with hard gates."""
-    randomize(session.model)
+    randomize_with_centers(session.model)
     session.model.add_adapter("other", OTHER)
     return session.model.eval()
 
 
 def test_another_adapter_changes_nothing_of_the_first(session: Session, batch: dict[str, Any]) -> None:
-    randomize(session.model)
+    randomize_with_centers(session.model)
     model = session.model.eval()
     first = logits(model, batch)
     model.add_adapter("other", OTHER)
@@ -199,7 +199,7 @@ def test_an_unknown_task_gets_the_mean_over_tasks_with_a_warning(
     make_recipe: Callable[..., Recipe], batch: dict[str, Any]
 ) -> None:
     session = open_session(make_recipe(adapter={"route_on": "task"}), ["color", "digit"])
-    randomize(session.model)
+    randomize_with_centers(session.model)
     model = session.model.eval()
     with pytest.warns(UserWarning, match="nonsense"):
         unknown = logits(model, {**batch, "tasks": ["nonsense"] * 4})
@@ -211,7 +211,7 @@ def test_an_unknown_task_gets_the_mean_over_tasks_with_a_warning(
 
 def test_task_labels_reach_generate(make_recipe: Callable[..., Recipe], batch: dict[str, Any]) -> None:
     session = open_session(make_recipe(adapter={"route_on": "task"}), ["color", "digit"])
-    randomize(session.model)
+    randomize_with_centers(session.model)
     model = session.model.eval()
 
     def scores(task: str) -> Tensor:
@@ -228,7 +228,7 @@ def test_task_labels_reach_generate(make_recipe: Callable[..., Recipe], batch: d
 def test_task_mix_replaces_gates_by_the_running_mean(make_recipe: Callable[..., Recipe], batch: dict[str, Any]) -> None:
     tasks = sorted(set(batch["tasks"]))
     session = open_session(make_recipe(adapter={"task_mix": 1.0}), tasks)
-    randomize(session.model)
+    randomize_with_centers(session.model)
     model, layer = session.model.train(), layers(session.model)[0]
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     model(**inputs)  # nothing known yet: the own gates are used and counted

@@ -15,6 +15,7 @@ from qmixlora.data import load_conversations
 from qmixlora.loss import supervised_loss
 from qmixlora.session import Session
 from qmixlora.training import SupervisedTrainer
+from tests.adapters import randomize
 
 QUIET = Console(file=io.StringIO())
 
@@ -26,10 +27,7 @@ def rows_of(data: Path, count: int) -> list[dict[str, Any]]:
 
 def warm(session: Session) -> None:
     """Away from B = 0, so that every tensor has a gradient."""
-    torch.manual_seed(2)
-    for name, parameter in session.model.named_parameters():
-        if "mixlora_B" in name or "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+    randomize(session.model, "lora_B", std=0.05, seed=2)
 
 
 def gradients(session: Session, batch: dict[str, Any], chunk: int | None = None) -> dict[str, Tensor]:

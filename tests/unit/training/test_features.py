@@ -29,6 +29,7 @@ from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import Session, TunedSession, open_run, open_session
 from qmixlora.training import run, train, train_within_memory
 from qmixlora.training.features import FeatureStore, compute, with_cached_features
+from tests.adapters import randomize
 from tests.unit.backbone.image_tokens.families import MAKERS, draw, marked
 
 from .helpers import QUIET, descend_plainly
@@ -63,10 +64,7 @@ def test_loss_and_gradients_of_a_batch_are_what_they_are_without(
     cached = {**CACHED, "train": {"cache_features": True, "eval_batch_size": 6}}
     for recipe in (make_recipe(adapter={"train_projector": False}), make_recipe(**cached)):
         session = open_session(recipe, TASKS)
-        torch.manual_seed(1)
-        for name, parameter in session.model.named_parameters():
-            if "mixlora_B" in name:
-                nn.init.normal_(parameter, std=0.05)
+        randomize(session.model, "mixlora_B", std=0.05, seed=1)
         if recipe.train.cache_features:
             session = with_cached_features(session, [rows], tmp_path, QUIET)
         batch = session.collator([rows[index] for index in range(6)])

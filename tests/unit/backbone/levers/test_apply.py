@@ -34,8 +34,8 @@ def test_a_step_with_quantised_parts_is_one_with_dequantised_ones(
 ) -> None:
     loss, gradients = step(recipe_of(levers))
 
-    def dequantise(spec: Model) -> Any:
-        model, processor, anatomy = load_backbone(spec)
+    def dequantise(spec: Model, **placement: Any) -> Any:
+        model, processor, anatomy = load_backbone(spec, **placement)
         head: Any = model.get_output_embeddings()
         if isinstance(head, PiecewiseLinear):
             plain = nn.Linear(head.in_features, head.out_features, bias=False)
