@@ -12,6 +12,11 @@ import torch
 GIB = 2**30  # bytes; every size in a message is in these
 
 
+def in_words(size: float) -> str:
+    """A size in bytes for people: GiB, or MiB where it is less than one."""
+    return f"{size / GIB:.2f} GiB" if abs(size) >= GIB else f"{size / 2**20:.0f} MiB"
+
+
 def default_device() -> torch.device:
     """The first GPU, or the CPU where there is none."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

@@ -3,6 +3,17 @@
 from .advice import Advice, plan_with_advice
 from .cards import CARDS, card_at_hand, card_bytes
 from .check import card_of, check_fit
-from .planner import Plan, plan
+from .planner import Plan, plan, room_on
 
-__all__ = ["CARDS", "Advice", "Plan", "card_at_hand", "card_bytes", "card_of", "check_fit", "plan", "plan_with_advice"]
+__all__ = [
+    "CARDS",
+    "Advice",
+    "Plan",
+    "card_at_hand",
+    "card_bytes",
+    "card_of",
+    "check_fit",
+    "plan",
+    "plan_with_advice",
+    "room_on",
+]

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from qmixlora.backbone.levers.table import Facts, Lever, lever_edits
+from qmixlora.backbone.levers.table import Facts, Lever, lever_edits, to_the_end
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
 from qmixlora.recipe import Edit, Recipe, edited
 
 from .architectures import config_of
+from .evaluation import EvaluationPlan, plan_evaluation
 from .parallel import side_by_side
-from .planner import MARGIN, Plan, plan
+from .planner import MARGIN, Plan, plan, room_on
 from .residuals import residual_of
-from .simulation.batch import Batch, batches_of, is_at_hand, synthetic_batch
+from .simulation.batch import MADE_UP, Batch, batches_of, is_at_hand, synthetic_batch
+from .together import Option, Together, smallest_set
 
 WORTH = GIB // 100  # an edit that saves less is not mentioned
 MOST_SAMPLES, MOST_TOKENS = 64, 32768  # nobody asks for more
@@ -49,11 +51,16 @@ class Largest:
 
 @dataclass(frozen=True)
 class Advice:
-    """The plan of the worst batch; the edits that save memory, largest saving first; with a card, how far it goes."""
+    """The plan of the worst batch, and of evaluation; the edits that save memory, largest saving first. With a card,
+    how far it goes; where the recipe does not fit it, the smallest sets of edits with which it does, if there are any.
+    """
 
     plan: Plan
     savings: tuple[Saving, ...]
-    largest: Largest | None
+    largest: Largest | None = None
+    evaluation: EvaluationPlan | None = None
+    smallest: Together | None = None
+    smallest_that_learns_the_same: Together | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `qmixlora plan`, sizes in GiB."""
@@ -62,55 +69,102 @@ class Advice:
             **self.plan.to_dict(),
             "needed_margin_gib": None if card is None else MARGIN * card / GIB,
             "advice": [saving.to_dict() for saving in self.savings],
+            "smallest": [one.to_dict() for one in (self.smallest, self.smallest_that_learns_the_same) if one],
             "largest": None if self.largest is None else asdict(self.largest),
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
         }
 
 
-def plan_with_advice(recipe: Recipe, *, card: int | None = None, tokens: int | None = None) -> Advice:
-    """Plan the worst batch of a recipe, and every edit of the table of levers. `card` is in bytes.
+@dataclass(frozen=True)
+class _Setting:
+    """What a recipe is planned with: the batches of its data, the card and the residual, both in bytes."""
+
+    recipe: Recipe
+    config: PretrainedConfig
+    batches: list[Batch]
+    tokens: int | None
+    card: int | None
+    residual: int
+
+    def worst(self) -> Plan:
+        """The plan of the batch that takes the most."""
+        plans = (plan(self.recipe, card=self.card, batch=batch, residual=self.residual) for batch in self.batches)
+        return max(plans, key=lambda one: one.peak)
+
+    def planned(self, edit: Edit) -> Plan | None:
+        """The plan with an edit; None where it is not for this model (such as an lm_head that is tied)."""
+        try:
+            changed = edit.apply(self.recipe)
+            return replace(self, recipe=changed, batches=self._rebatched(changed)).worst()
+        except UserError:
+            return None
+
+    def option(self, lever: Lever, edit: Edit) -> Option | None:
+        """The edit with its plan."""
+        planned = self.planned(edit)
+        return None if planned is None else Option(lever, edit, planned)
+
+    def evaluation(self) -> EvaluationPlan:
+        return plan_evaluation(self.recipe, card=self.card, tokens=self.tokens, residual=self.residual)
+
+    def _rebatched(self, changed: Recipe) -> list[Batch]:
+        """The batches of an edited recipe. Where an image takes fewer tokens, its sample is as much shorter."""
+        budget, rows = changed.data.max_image_tokens, changed.train.micro_batch_size
+        if budget == self.recipe.data.max_image_tokens and rows == self.recipe.train.micro_batch_size:
+            return self.batches
+        if self.tokens is None and is_at_hand(self.recipe):
+            return batches_of(changed, self.config, None)
+        shorter = 0 if budget is None else max(0, self.batches[0].image_tokens - budget)
+        return [synthetic_batch(self.config, changed, self.batches[0].tokens - shorter)]
+
+
+def plan_with_advice(
+    recipe: Recipe,
+    *,
+    card: int | None = None,
+    tokens: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Advice:
+    """Plan the worst batch of a recipe, its evaluation, and every edit of the table of levers. `card` is in bytes;
+    `on_progress` is told the numbers of plans done and to do.
 
     Raises UserError as `plan` and `batches_of`.
     """
     config = config_of(recipe.model)
-    batches = batches_of(recipe, config, tokens)
     residual = residual_of(recipe.model.id)  # asked for here: forked processes must not ask CUDA for anything
-    worst = _worst(recipe, card, batches, residual)
+    setting = _Setting(recipe, config, batches_of(recipe, config, tokens), tokens, card, residual)
+    worst = setting.worst()
     facts = Facts(int(config.get_text_config().num_hidden_layers), worst.batch.image_tokens)
-
-    def saving(lever: Lever, edit: Edit) -> Saving:
-        try:
-            changed = edit.apply(recipe)
-            other = _worst(changed, card, _rebatched(batches, recipe, changed, config, tokens), residual)
-        except UserError:  # not with this model, such as an lm_head that is tied
-            return Saving(lever, edit, 0, None)
-        return Saving(lever, edit, worst.peak - other.peak, other.fits)
-
-    savings = side_by_side([partial(saving, lever, edit) for lever, edit in lever_edits(recipe, facts)])
+    edits = [partial(setting.option, lever, edit) for lever, edit in lever_edits(recipe, facts)]
+    asked = [setting.evaluation, *edits, *(() if card is None else _searches(recipe, config, worst, card, residual))]
+    evaluation, *answers = side_by_side(asked, on_progress)
+    options = [option for option in answers[: len(edits)] if option is not None]
+    savings = [Saving(o.lever, o.edit, worst.peak - o.plan.peak, o.plan.fits) for o in options]
     worthy = sorted((s for s in savings if s.saves >= WORTH), key=lambda s: -s.saves)
-    largest = None if card is None else _largest(recipe, worst, card, residual)
-    return Advice(worst, tuple(worthy), largest)
+    largest = Largest(*answers[len(edits) :]) if card is not None else None
+    if worst.fits in (None, True):
+        return Advice(worst, tuple(worthy), largest, evaluation)
+    if not any(option.plan.fits for option in options):
+        options += _last_steps(setting, options, facts)
+    smallest = smallest_set(worst, options, setting.planned)
+    harmless = [option for option in options if option.lever.learns_the_same]
+    as_before = smallest and not smallest.learns_the_same and smallest_set(worst, harmless, setting.planned)
+    return Advice(worst, tuple(worthy), largest, evaluation, smallest, as_before or None)
 
 
-def _worst(recipe: Recipe, card: int | None, batches: Sequence[Batch], residual: int) -> Plan:
-    plans = (plan(recipe, card=card, batch=batch, residual=residual) for batch in batches)
-    return max(plans, key=lambda one: one.peak)
+def _last_steps(setting: _Setting, options: Sequence[Option], facts: Facts) -> list[Option]:
+    """The levers whose next step is not their last one, pulled to the end."""
+    ends = [(option, to_the_end(option.lever, setting.recipe, facts)) for option in options]
+    further = [partial(setting.option, option.lever, edit) for option, edit in ends if edit != option.edit]
+    return [option for option in side_by_side(further) if option is not None]
 
 
-def _rebatched(
-    batches: list[Batch], recipe: Recipe, changed: Recipe, config: PretrainedConfig, tokens: int | None
-) -> list[Batch]:
-    """The batches of an edited recipe. Where an image takes fewer tokens, its sample is as much shorter."""
-    budget, rows = changed.data.max_image_tokens, changed.train.micro_batch_size
-    if budget == recipe.data.max_image_tokens and rows == recipe.train.micro_batch_size:
-        return batches
-    if tokens is None and is_at_hand(recipe):
-        return batches_of(changed, config, None)
-    shorter = 0 if budget is None else max(0, batches[0].image_tokens - budget)
-    return [synthetic_batch(config, changed, batches[0].tokens - shorter)]
-
-
-def _largest(recipe: Recipe, worst: Plan, card: int, residual: int) -> Largest:
-    config, tokens = config_of(recipe.model), worst.batch.tokens
+def _searches(
+    recipe: Recipe, config: PretrainedConfig, worst: Plan, card: int, residual: int
+) -> tuple[Callable[[], int], Callable[[], int]]:
+    """What finds the most samples, and the longest, that a card holds."""
+    samples, tokens = recipe.train.micro_batch_size, worst.batch.tokens
+    planned = worst.peak - residual if worst.batch.source == MADE_UP else None
 
     def peak_of_samples(count: int) -> int:
         changed = edited(recipe, [f"train.micro_batch_size={count}"])
@@ -119,22 +173,22 @@ def _largest(recipe: Recipe, worst: Plan, card: int, residual: int) -> Largest:
     def peak_of_tokens(count: int) -> int:
         return plan(recipe, batch=synthetic_batch(config, recipe, count)).peak
 
-    room = int((1 - MARGIN) * card) - residual
-    samples, longest = side_by_side(
-        [
-            partial(_most, peak_of_samples, recipe.train.micro_batch_size, room, MOST_SAMPLES, 1),
-            partial(_most, peak_of_tokens, tokens, room, MOST_TOKENS, 64),
-        ]
+    room = room_on(card) - residual
+    return (
+        partial(_most, peak_of_samples, samples, planned, room, MOST_SAMPLES, 1),
+        partial(_most, peak_of_tokens, tokens, planned, room, MOST_TOKENS, 64),
     )
-    return Largest(samples, longest)
 
 
-def _most(peak: Callable[[int], int], start: int, room: int, limit: int, unit: int) -> int:
-    """The largest multiple of `unit` up to `limit` whose peak is in the room; 0 if there is none.
+def _most(peak: Callable[[int], int], start: int, planned: int | None, room: int, limit: int, unit: int) -> int:
+    """The largest multiple of `unit` up to `limit` whose peak is in the room; 0 if there is none. `planned` is the peak
+    of `start`, where it is known.
 
     Peaks grow nearly in proportion: the line through two of them says where to look.
     """
-    tried: dict[int, int] = {}
+    tried = {} if planned is None else {start: planned}
+    if start == unit and planned is not None and planned > room:
+        return 0
 
     def known(count: int) -> int:
         if count not in tried:

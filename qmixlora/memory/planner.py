@@ -10,6 +10,7 @@ from qmixlora.device import GIB
 from qmixlora.recipe import Recipe
 
 from .architectures import config_of
+from .simulation.account import Peak
 from .simulation.batch import Batch, synthetic_batch
 from .simulation.step import Sizes, simulate
 
@@ -73,12 +74,14 @@ UNLESS_ZERO = {"missed", "routing_sums", "streamed_layers", "embeddings", "activ
 
 @dataclass(frozen=True)
 class Plan:
-    """The memory of a recipe's training step on one batch. `place` is the phase and the operation of the peak; `card`
-    the memory of the card in bytes, if one was named.
+    """The memory of a recipe's training step on one batch. `place` is the phase and the operation of the peak; `phases`
+    the bytes on the card at the peak of every phase of the step; `card` the memory of the card in bytes, if one was
+    named.
     """
 
     parts: CardParts
     place: str
+    phases: Mapping[str, int]
     host: HostParts
     loading: Loading
     batch: Batch
@@ -103,7 +106,7 @@ class Plan:
     @property
     def fits(self) -> bool | None:
         """Whether training and loading leave the margin of the card free; None without a card."""
-        return None if self.card is None else self.peak_with_loading <= (1 - MARGIN) * self.card
+        return None if self.card is None else self.peak_with_loading <= room_on(self.card)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in the JSON of `qmixlora plan`, sizes in GiB."""
@@ -119,6 +122,11 @@ class Plan:
             "loading": _labelled(asdict(self.loading)),
             "batch": self.batch.to_dict(),
         }
+
+
+def room_on(card: int) -> int:
+    """The bytes of a card that a plan may take."""
+    return int((1 - MARGIN) * card)
 
 
 def plan(
@@ -142,11 +150,9 @@ def plan(
     batch = batch or synthetic_batch(config, recipe, tokens or recipe.data.max_length)
     step = simulate(recipe, config, batch)
     sizes = step.sizes
-    phase, peak = max(step.peaks.items(), key=lambda item: item[1].size)
-    beyond, place = peak.size, f"{phase} ({peak.operation})"
-    states, own_step = _optimizer(recipe, sizes)
-    if own_step > beyond:
-        beyond, place = own_step, "optimizer step"
+    states, own_step = optimizer_states(recipe, sizes)
+    peaks = {**step.peaks, "optimizer step": Peak(own_step, "")}
+    phase, (beyond, operation) = max(peaks.items(), key=lambda item: item[1].size)
     saved = min(sizes.activations_saved, beyond)
     parts = CardParts(
         nf4_weights=sizes.nf4_weights,
@@ -166,10 +172,13 @@ def plan(
     host = HostParts(sizes.host_streamed, sizes.host_embeddings, sizes.host_activations)
     loading = Loading(sizes.loading_card + CONTEXT, sizes.loading_host)
     paged = sizes.states_paged if recipe.train.optimizer.startswith("paged") else 0
-    return Plan(parts, place, host, loading, batch, card, paged)
+    held = sum(asdict(parts).values()) - beyond
+    phases = {name: held + peak.size for name, peak in peaks.items()}
+    place = f"{phase} ({operation})" if operation else phase
+    return Plan(parts, place, phases, host, loading, batch, card, paged)
 
 
-def _optimizer(recipe: Recipe, sizes: Sizes) -> tuple[int, int]:
+def optimizer_states(recipe: Recipe, sizes: Sizes) -> tuple[int, int]:
     """The optimiser's memory: (bytes of its states, the most that its own step takes beyond everything held all along).
 
     torch's AdamW works on lists of tensors and holds as much again as is trained; bitsandbytes' goes tensor by tensor.

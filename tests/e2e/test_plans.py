@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,36 @@ def test_a_plan_that_does_not_fit_says_what_to_change(too_large: str) -> None:
 def test_a_card_that_is_not_known_is_named(qmixlora: CommandLine, recipe_file: Path) -> None:
     done = qmixlora("plan", recipe_file, "--card", "rtx9999")
     assert done.code == 2 and "no card 'rtx9999'" in done.stderr
+
+
+def test_every_line_of_a_plan_fits_80_columns(too_large: str) -> None:
+    assert [line for line in too_large.splitlines() if len(line) > 80] == []
+
+
+def test_sizes_under_a_gib_are_in_mib(too_large: str) -> None:
+    assert re.search(r"CUDA context and workspaces \(assumed\) +528 MiB", too_large)
+
+
+def test_what_does_not_fit_with_one_edit_is_told_with_several(too_large: str) -> None:
+    *_, together = too_large.partition("Together, and then it fits with ")
+    overrides = [line.strip(" \\") for line in together.splitlines()[1:] if line.startswith("  ")]
+    assert overrides and all("=" in override for override in overrides)
+
+
+def test_evaluation_is_planned_and_says_how_many_samples_fit(too_large: str) -> None:
+    assert "Evaluating 8 at a time (train.eval_batch_size): answers by generation" in too_large
+
+
+def test_a_plan_for_data_that_cannot_be_measured_says_so(
+    qmixlora: CommandLine, recipe_file: Path, tmp_path: Path
+) -> None:
+    done = qmixlora("plan", recipe_file, "model.id=llava-hf/llava-1.5-7b-hf", "data.max_length=700", cwd=tmp_path)
+    assert done.code == 0 and "The data was not measured:" in done.stdout and "made up" in done.stdout
+
+
+def test_a_recipe_is_planned_for_its_card_and_for_the_gpu_at_hand(
+    qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qmixlora.memory.card_at_hand", lambda: 6 * 2**30)
+    done = qmixlora("plan", "llava-1.5-7b-rtx4060-8gb")
+    assert "6.00 GiB free: it does not fit there" in done.stdout and "fits a card with 7.80 GiB" in done.stdout

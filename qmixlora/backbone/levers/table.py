@@ -128,3 +128,12 @@ def lever_edits(recipe: Recipe, facts: Facts = Facts(), *, part: Part = "trainin
     """The levers that can still be pulled and help a part of a run, with their edits, in the order of the table."""
     edits = ((lever, lever.edit(recipe, facts)) for lever in LEVERS if part in lever.helps)
     return [(lever, edit) for lever, edit in edits if edit is not None]
+
+
+def to_the_end(lever: Lever, recipe: Recipe, facts: Facts = Facts()) -> Edit:
+    """All steps of a lever that are left. Raises AssertionError where there is none."""
+    steps = Edit({})
+    while (step := lever.edit(steps.apply(recipe), facts)) is not None and steps | step != steps:
+        steps |= step  # (the facts are of the recipe as it was: an edit that depends on them comes again)
+    assert steps.values, f"{lever.key} is pulled already"
+    return steps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from .allocator import Allocator
@@ -11,6 +13,14 @@ class Peak(NamedTuple):
     """The most bytes that were alive in a phase, and the operation that took the last of them."""
 
     size: int
+    operation: str
+
+
+class Event(NamedTuple):
+    """A storage taken, by its key, its size and the operation; or given back, where there is no size."""
+
+    key: int
+    size: int | None
     operation: str
 
 
@@ -25,6 +35,7 @@ class Account:
         self.allocator = Allocator()
         self.peaks: dict[str, Peak] = {}
         self.live = self.saved = self.offloaded = 0
+        self._events: list[Event] | None = None
         self.begin("before the decoder")
 
     @property
@@ -48,10 +59,25 @@ class Account:
         self.live += self.allocator.take(key, size)
         if self.live > self.peaks[self.phase].size:
             self.peaks[self.phase] = Peak(self.live, str(operation))
+        if self._events is not None:
+            self._events.append(Event(key, size, str(operation)))
 
     def give_back(self, key: int) -> None:
         """Strike out a storage."""
         self.live -= self.allocator.give_back(key)
+        if self._events is not None:
+            self._events.append(Event(key, None, ""))
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Event]]:
+        """The list that the events of this block are added to."""
+        assert self._events is None, "one block at a time is watched"
+        events: list[Event] = []
+        self._events = events
+        try:
+            yield events
+        finally:
+            self._events = None
 
     def forward_is_over(self) -> None:
         """Note the bytes that the forward pass has left, and begin the backward pass."""

@@ -6,7 +6,7 @@ Shapes: B batch, S sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from qmixlora.recipe import Data, Model, Recipe
 
 from ..architectures import config_of
 
+MADE_UP = "made up: one image per sample, half of the text supervised"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,8 +33,9 @@ class Batch:
     inputs: dict[str, Any]
     tokens: int
     image_tokens: int = 0  # of the sample with the most
-    source: str = "one image per sample, half of the text supervised"
+    source: str = MADE_UP
     tasks: int = 1  # in the training data, as far as it is known
+    unmeasured: str | None = None  # why the data at hand was not measured
 
     def to_dict(self) -> dict[str, Any]:
         """The batch in a plan's JSON."""
@@ -41,6 +44,7 @@ class Batch:
             "tokens": self.tokens,
             "image_tokens": self.image_tokens,
             "source": self.source,
+            "unmeasured": self.unmeasured,
         }
 
 
@@ -51,7 +55,7 @@ def is_at_hand(recipe: Recipe) -> bool:
 
 def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> list[Batch]:
     """The batches to plan with: the worst of the data at hand, unless `tokens` says how long samples are; without
-    data, a synthetic one.
+    data, or without a processor to measure it with, a synthetic one whose source says so.
 
     Raises UserError as `worst_batches` and `synthetic_batch`.
     """
@@ -59,8 +63,10 @@ def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> 
         return [synthetic_batch(config, recipe, tokens or recipe.data.max_length)]
     try:
         return worst_batches(recipe, config)
-    except (OSError, ValueError, ImportError):  # no processor here: the model has not been downloaded
-        return [synthetic_batch(config, recipe, recipe.data.max_length)]
+    except (OSError, ValueError, ImportError) as error:  # no processor here: the model has not been downloaded
+        made_up = synthetic_batch(config, recipe, recipe.data.max_length)
+        reason = str(error).strip().partition("\n")[0]
+        return [replace(made_up, unmeasured=f"{type(error).__name__}: {reason}")]
 
 
 def worst_batches(recipe: Recipe, config: PretrainedConfig) -> list[Batch]:

@@ -8,7 +8,7 @@ their values on the side, so that what depends on them is what it will be.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -33,7 +32,7 @@ ASSUMED = {aten.ne.Scalar: True, aten.eq.Scalar: False}  # an unknown number is 
 
 
 @dataclass(frozen=True)
-class _Made:
+class Made:
     """A tensor that an operation made."""
 
     shape: torch.Size
@@ -42,8 +41,8 @@ class _Made:
     device: torch.device
 
     @staticmethod
-    def of(tensor: Tensor) -> _Made:
-        return _Made(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+    def of(tensor: Tensor) -> Made:
+        return Made(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
     def again(self) -> Tensor:
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
@@ -58,7 +57,11 @@ class LiveStorages(TorchDispatchMode):
     def __init__(self, held: Iterable[Tensor], account: Account | None = None) -> None:
         super().__init__()
         self.account = Account() if account is None else account
-        self.alive: dict[int, Any] = {_key(tensor): None for tensor in held}
+        self.alive: dict[int, Any] = {key_of(tensor): None for tensor in held}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard against it is slow
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -79,12 +82,12 @@ class LiveStorages(TorchDispatchMode):
             return func(*args, **kwargs)
         key = (func, *_signature(args), *kwargs, *_signature(kwargs.values()))
         if (made := _MADE.get(key)) is not None:
-            out = made.again() if isinstance(made, _Made) else tree_map_only(_Made, _Made.again, made)
+            out = made.again() if isinstance(made, Made) else tree_map_only(Made, Made.again, made)
         else:
             out = func(*args, **kwargs)
-            given = {_key(tensor) for tensor in _tensors((*args, *kwargs.values()))}
-            if not any(_key(tensor) in given for tensor in _tensors((out,))):
-                _MADE[key] = tree_map_only(Tensor, _Made.of, out)
+            given = {key_of(tensor) for tensor in _tensors((*args, *kwargs.values()))}
+            if not any(key_of(tensor) in given for tensor in _tensors((out,))):
+                _MADE[key] = tree_map_only(Tensor, Made.of, out)
         for tensor in _tensors((out,)):
             self._enter(tensor, func)
         if func in ASSUMED:
@@ -132,62 +135,49 @@ class LiveStorages(TorchDispatchMode):
         key = int(storage._cdata)
         if key not in self.alive:
             self.account.take(key, storage.nbytes(), func)
-            self.alive[key] = weakref.ref(storage, partial(self._leave, key))
+            self.let_go_with(tensor)
+
+    def let_go_with(self, tensor: Tensor) -> None:
+        """Strike the tensor's storage out of the account when it is gone."""
+        key = key_of(tensor)
+        self.alive[key] = weakref.ref(tensor.untyped_storage(), partial(self._leave, key))
 
     def _leave(self, key: int, _: Any) -> None:
         del self.alive[key]
         self.account.give_back(key)
 
 
-class _LiteralsKeepValues(TorchFunctionMode):
-    """`torch.tensor([...], device="meta")` drops its numbers before any dispatch mode sees them."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "meta":
-            numbers = tree_map_only(Tensor, Tensor.tolist, args)
-            return func(*numbers, **{**kwargs, "device": "cpu"}).to("meta")
-        return func(*args, **kwargs)
-
-
 @contextmanager
-def _dropout_of_a_card() -> Iterator[None]:
-    """Have dropout be one kernel for a block, as on a card, which keeps a mask of one byte per number; elsewhere torch
-    composes it, and keeps a mask in the input's dtype. (No function mode does that: the recomputation of checkpointing
-    runs without it.)
+def _functions_of_a_card() -> Iterator[None]:
+    """Replace two of torch's functions for a block. (Function modes are not on in the recomputation of checkpointing,
+    and cost as much as everything else.)
+
+    Dropout is one kernel on a card, which keeps a mask of one byte per number; elsewhere torch composes it, and keeps a
+    mask in the input's dtype. `torch.tensor([...], device="meta")` drops its numbers before a dispatch mode sees them.
     """
 
-    def fused(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    def fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
-    composed = functional.dropout
-    functional.dropout = fused
+    def literal(data: Any, **options: Any) -> Tensor:
+        if torch.device(options.get("device") or "cpu").type != "meta":
+            return tensor(data, **options)
+        numbers = tree_map_only(Tensor, Tensor.tolist, data)
+        return tensor(numbers, **{**options, "device": "cpu"}).to("meta")
+
+    dropout, tensor = functional.dropout, torch.tensor
+    functional.dropout, torch.tensor = fused_dropout, literal  # type: ignore[assignment]
     try:
         yield
     finally:
-        functional.dropout = composed
+        functional.dropout, torch.tensor = dropout, tensor
 
 
 @contextmanager
-def simulated(held: Iterable[Tensor], account: Account) -> Iterator[None]:
+def simulated(held: Iterable[Tensor], account: Account) -> Iterator[LiveStorages]:
     """Enter into the account every storage that is made on the meta device in this block, beyond those in `held`."""
-    with LiveStorages(held, account), _LiteralsKeepValues(), _dropout_of_a_card():
-        yield
-
-
-def simulate_step(
-    loss: Callable[[dict[str, Any]], Tensor], inputs: Mapping[str, Any], held: Iterable[Tensor], account: Account
-) -> None:
-    """One forward and backward pass, entered into the account, beyond the tensors in `held`.
-
-    Gradients of trainable parameters are part of it. `loss` is told the batch on the meta device.
-    """
-    with simulated(held, account):
-        value = loss(on_meta(inputs))
-        account.forward_is_over()
-        value.backward()
+    with LiveStorages(held, account) as storages, _functions_of_a_card():
+        yield storages
 
 
 def on_meta(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +190,8 @@ def on_meta(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return moved
 
 
-def _key(tensor: Tensor) -> int:
+def key_of(tensor: Tensor) -> int:
+    """The storage's address, by which it is entered."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -247,10 +238,14 @@ def _keeps(tensor: Tensor) -> bool:
     return tensor.numel() <= (VALUED_FLOATS if tensor.is_floating_point() else VALUED)
 
 
+def value_of(tensor: Tensor) -> Tensor | None:
+    """The numbers in a tensor, where they are known."""
+    value: Tensor | None = tensor if tensor.device.type != "meta" else getattr(tensor, VALUE, None)
+    return value
+
+
 def _value(tensor: Tensor) -> Tensor:
-    if tensor.device.type != "meta":
-        return tensor
-    value: Tensor | None = getattr(tensor, VALUE, None)
+    value = value_of(tensor)
     if value is None:
         raise RuntimeError("The step asks for a number that depends on weights or pixels; it cannot be planned.")
     return value

@@ -15,7 +15,6 @@ from transformers import PretrainedConfig
 from qmixlora.backbone import Anatomy
 from qmixlora.backbone.levers import enable_checkpointing, host_bytes, in_place_of_images, take_out_vision
 from qmixlora.backbone.levers.streaming import ring_of
-from qmixlora.loss import supervised_loss
 from qmixlora.mixlora import MixLoraLayer, is_adapter_parameter
 from qmixlora.recipe import Recipe
 from qmixlora.session import adapter_config, backbone_of, with_fresh_adapter
@@ -24,8 +23,10 @@ from .account import Account, Peak
 from .batch import Batch
 from .depth import are_alike, at_depth, first_layers, grown, name_phases, shallow_depths
 from .loading import LoadingPeak, loading_peak
-from .simulation import on_meta, simulate_step, simulated
+from .replay import blocks_in, replaying
+from .simulation import on_meta, simulated
 from .skeleton import meta_backbone, tensors_of
+from .work import Work, training_step
 
 PAGED = 100_000  # and parameters of fewer elements have states that are never paged (bitsandbytes)
 SMALL = 4096  # parameters of fewer elements keep 32-bit states under an 8-bit optimiser (bitsandbytes)
@@ -47,7 +48,7 @@ class Sizes:
     host_streamed: int
     host_embeddings: int
     host_activations: int
-    # between the forward and the backward pass
+    # after the forward pass: activations for the backward pass, or keys and values for the next token
     activations_saved: int
     # for the optimiser's own step
     gradients_to_come: int
@@ -74,14 +75,22 @@ class Step:
     streamed_layer: int
     alike: bool
 
+    @property
+    def peak(self) -> int:
+        """The most of any phase."""
+        return max(peak.size for peak in self.peaks.values())
+
     def counted_from_the_first(self, depth: int) -> Step:
         """The step with the number of its last layer in the names of phases, which count it from the end."""
         last = f"layer {depth - 1}"
         return replace(self, peaks={name.replace("layer -1", last): peak for name, peak in self.peaks.items()})
 
 
-def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch) -> Step:
-    """The step at full depth, from two shallow models where layers are alike (see `depth`); without its optimiser."""
+def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch, work: Work = training_step) -> Step:
+    """The step at full depth, from two shallow models where layers are alike (see `depth`); without its optimiser.
+
+    `work` is what is done with the batch.
+    """
     checkpointing = recipe.train.checkpointing
     period = checkpointing.every_n_layers if checkpointing.enabled else 1
     first = first_layers(config, period)
@@ -89,13 +98,13 @@ def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch) -> Step:
     depths = shallow_depths(config, period)
     streamed = recipe.model.stream_layers
     if len(depths) == 1 or streamed > full:  # too many are refused where they are streamed
-        return _step(recipe, config, batch, first).counted_from_the_first(full)
+        return _step(recipe, config, batch, first, work).counted_from_the_first(full)
     few = min(streamed, 2)  # as many as there are buffers
     model = recipe.model.model_copy(update={"stream_layers": few})
     shallow = recipe.model_copy(update={"model": model})
-    one, two = (_step(shallow, at_depth(config, depth), batch, first) for depth in depths)
+    one, two = (_step(shallow, at_depth(config, depth), batch, first, work) for depth in depths)
     if not two.alike:
-        return _step(recipe, config, batch, first).counted_from_the_first(full)
+        return _step(recipe, config, batch, first, work).counted_from_the_first(full)
     step = _at_full_depth(one, two, (depths[0], depths[1]), full)
     if streamed > few:
         step = replace(step, sizes=_with_more_streamed(step.sizes, two, few, streamed - few))
@@ -127,7 +136,7 @@ def _with_more_streamed(sizes: Sizes, step: Step, few: int, more: int) -> Sizes:
     )
 
 
-def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int) -> Step:
+def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int, work: Work) -> Step:
     model, anatomy, loading = _model(recipe, config)
     backbone, inputs = backbone_of(model), batch.inputs
     if recipe.train.cache_features:
@@ -138,13 +147,14 @@ def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int) ->
     layers = [backbone.get_submodule(path) for path in anatomy.layers]
     name_phases(layers, account, first)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    if recipe.train.gradient_accumulation > 1:  # they wait for the next micro-batch
+    if work is training_step and recipe.train.gradient_accumulation > 1:  # they wait for the next micro-batch
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
     waiting = [p.grad for p in trainable if p.grad is not None]
     tensors = [tensor for _, tensor in tensors_of(model)]
-    loss = partial(supervised_loss, model, chunk=recipe.train.loss_chunk)
-    simulate_step(loss, inputs, [*tensors, *waiting], account)
+    vision = blocks_in(backbone.get_submodule(path) for path in anatomy.vision)
+    with simulated([*tensors, *waiting], account) as storages, replaying(vision, storages):
+        work(model, recipe, on_meta(inputs), account)
     return Step(
         sizes=_sizes(model, trainable, waiting, account, loading),
         peaks=account.peaks,

@@ -1,0 +1,105 @@
+"""The memory of evaluation: the validation loss inside a run, and answers by generation as of `qmixlora eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from qmixlora.device import GIB
+from qmixlora.recipe import Recipe, edited
+
+from .architectures import config_of
+from .planner import CONTEXT, WORKSPACES, optimizer_states, room_on
+from .simulation.batch import Batch, batches_of
+from .simulation.step import Step, simulate
+from .simulation.work import prefill, validation
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Bytes on the card while `samples` of `tokens` are evaluated at a time. `validation` is inside a run (None: the
+    recipe has no validation data), `generation` of answers of `new_tokens` without the optimiser.
+    """
+
+    samples: int
+    tokens: int
+    new_tokens: int
+    validation: int | None
+    generation: int
+    card: int | None
+    samples_that_fit: int | None = None  # where `samples` do not, and fewer do
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the card."""
+        return max(self.validation or 0, self.generation)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it leaves the margin of the card free; None without a card."""
+        return None if self.card is None else self.peak <= room_on(self.card)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `qmixlora plan`, sizes in GiB."""
+        return {
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "new_tokens": self.new_tokens,
+            "validation_gib": None if self.validation is None else self.validation / GIB,
+            "generation_gib": self.generation / GIB,
+            "fits": self.fits,
+            "samples_that_fit": self.samples_that_fit,
+        }
+
+
+def plan_evaluation(
+    recipe: Recipe, *, card: int | None = None, tokens: int | None = None, residual: int = 0
+) -> EvaluationPlan:
+    """Plan the evaluation of `train.eval_batch_size` samples as long as those of the training data; prompts are counted
+    as long as whole samples. `card` and `residual` are in bytes, as in `plan`.
+
+    Raises UserError as `plan`.
+    """
+    planned = _planned(recipe, card, tokens, residual)
+    if planned.fits is not False or planned.samples == 1:
+        return planned
+    one = _planned(edited(recipe, ["train.eval_batch_size=1"]), card, tokens, residual)
+    if not one.fits:
+        return planned
+    assert card is not None
+    per_sample = max(1, planned.peak - one.peak) / (planned.samples - 1)  # the peak grows evenly with the samples
+    return replace(planned, samples_that_fit=1 + int((room_on(card) - one.peak) / per_sample))
+
+
+def _planned(recipe: Recipe, card: int | None, tokens: int | None, residual: int) -> EvaluationPlan:
+    config, samples, new_tokens = config_of(recipe.model), recipe.train.eval_batch_size, recipe.train.max_new_tokens
+    batches = batches_of(edited(recipe, [f"train.micro_batch_size={samples}"]), config, tokens)
+    layers = int(config.get_text_config().num_hidden_layers)
+
+    def on_card(step: Step) -> int:
+        sizes = step.sizes
+        weights = sizes.nf4_weights + sizes.kept_out_weights + sizes.adapter + sizes.routers + sizes.projector
+        return weights + step.gaps + CONTEXT + WORKSPACES + residual
+
+    def loss(batch: Batch) -> int:
+        step = simulate(recipe, config, batch, validation)
+        states, _ = optimizer_states(recipe, step.sizes)
+        return on_card(step) + states + step.peak
+
+    def answers(batch: Batch) -> int:
+        """The most of the prompt's pass, or the last token: the cache has grown, and keys are copied to grow."""
+        step = simulate(recipe, config, batch, prefill)
+        cache = step.sizes.activations_saved * (batch.tokens + new_tokens) // batch.tokens
+        given = sum(value.nbytes for value in batch.inputs.values() if isinstance(value, Tensor))
+        return on_card(step) + max(step.peak, given + cache + cache // (2 * layers))
+
+    return EvaluationPlan(
+        samples,
+        max(batch.tokens for batch in batches),
+        new_tokens,
+        max(map(loss, batches)) if recipe.data.validation else None,
+        max(map(answers, batches)),
+        card,
+    )
