@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 from .backbone.hidden_states import Head, run_body
@@ -50,14 +50,19 @@ def supervised_loss(
 
 
 def _supervised_states(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Head]:
-    """The last hidden states (N x D) and targets (N) of the supervised tokens, and the model's head."""
-    targets_BS = inputs["labels"][:, 1:]
-    supervised_BS = targets_BS != IGNORED
-    if not supervised_BS.any():
+    """The last hidden states (N x D) and targets (N) of the supervised tokens, and the model's head.
+
+    The positions are looked up where the labels lie: as long as those are on the host, it need not wait for a card.
+    """
+    targets_BS = pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+    positions_N = (targets_BS.flatten() != IGNORED).nonzero()[:, 0]
+    if not len(positions_N):
         raise UserError(
             "A batch has no supervised token: there is nothing to learn from it.",
             where=f"tasks {sorted(set(inputs.get('tasks', [])))}",
             fix="Look at the data: every sample needs a non-empty answer.",
         )
     states_BSD, head = run_body(model, {name: value for name, value in inputs.items() if name != "labels"})
-    return states_BSD[:, :-1][supervised_BS], targets_BS[supervised_BS], head
+    targets_N = targets_BS.flatten().index_select(0, positions_N)
+    positions_N, targets_N = (tensor.to(states_BSD.device, non_blocking=True) for tensor in (positions_N, targets_N))
+    return states_BSD.flatten(0, 1).index_select(0, positions_N), targets_N, head

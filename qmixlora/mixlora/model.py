@@ -28,6 +28,7 @@ from .routing import (
     is_decoding,
     no_autocast,
     routing_masks,
+    to_device,
 )
 from .running_means import Center
 from .selection import mean_over, select
@@ -251,7 +252,7 @@ class MixLoraModel(BaseTuner):
         if config.route_on == "task" and min(ids) < 0:
             missing = "no task labels" if tasks is None else f"tasks {sorted(set(tasks) - set(config.tasks or ()))}"
             warnings.warn(f"The adapter knows {config.tasks}; {missing} get the mean over tasks.", stacklevel=2)
-        return torch.tensor(ids, device=reference.device).repeat_interleave(len(reference) // len(ids))
+        return to_device(ids, reference.device).repeat_interleave(len(reference) // len(ids))
 
     def _has_task_mean(self, name: str, task_ids_B: Tensor) -> Tensor:
         """Whether a task has been seen, so that its running mean means something (B)."""

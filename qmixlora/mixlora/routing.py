@@ -139,6 +139,11 @@ def is_adapter_parameter(name: str) -> bool:
     return "lora_" in name  # mixlora_ among them
 
 
+def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers as a tensor on a device. (`torch.tensor(numbers, device=...)` waits for all that a card has to do.)"""
+    return torch.tensor(numbers).to(device, non_blocking=True)
+
+
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Leave autocast for a block: selection is fp32 whoever trains, and however. (The meta device has none.)"""
     if not torch.amp.is_autocast_available(device.type):
@@ -187,5 +192,7 @@ def routing_masks(
     prompt_BS = prompt_BS.bool()
     if input_ids is None or not image_ids:
         return prompt_BS, prompt_BS
-    text_BS = prompt_BS & ~torch.isin(input_ids, torch.tensor(image_ids, device=input_ids.device))
+    text_BS = prompt_BS
+    for image_id in image_ids:
+        text_BS = text_BS & (input_ids != image_id)
     return prompt_BS, torch.where(text_BS.any(dim=1, keepdim=True), text_BS, prompt_BS)

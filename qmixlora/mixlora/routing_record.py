@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from .config import PEFT_PREFIX, MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel
-from .routing import device_of
+from .routing import device_of, to_device
 
 FILE = "routing.safetensors"
 SUMS = "routing_sums.safetensors"  # in a checkpoint: the sums since the last snapshot
@@ -51,7 +51,7 @@ class RoutingStatistics:
 
     def add(self, tasks: Sequence[str]) -> None:
         """Count the batch that was last in the model; `tasks` are its B labels."""
-        ids_B = torch.tensor([self.tasks.index(task) for task in tasks], device=self.count_T.device)
+        ids_B = to_device([self.tasks.index(task) for task in tasks], self.count_T.device)
         self.sum_LTEF.index_add_(1, ids_B, self.tuner.last_selection().to(self.sum_LTEF.dtype))
         self.count_T.index_add_(0, ids_B, torch.ones_like(ids_B, dtype=self.count_T.dtype))
 

@@ -76,6 +76,17 @@ class SupervisedTrainer(Trainer):
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Send a batch to the card as Trainer does, but for its labels: the loss looks up positions on the host."""
+        sent = super()._prepare_inputs({name: value for name, value in inputs.items() if name != "labels"})
+        return {**sent, "labels": inputs["labels"]}
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Send a tensor as Trainer does, without waiting until the card has taken it: batches are pinned."""
+        if isinstance(data, Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     def compute_loss(
         self,
         model: nn.Module,

@@ -5,6 +5,8 @@ Shapes: V rows (words), D width, ... any axes of ids.
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ class HostEmbedding(nn.Module):
         for name, buffer in list(lookup.named_buffers()):  # such as Gemma's scale
             setattr(lookup, name, host_like(buffer))
         self._lookup = [lookup]  # in a list: only modules themselves are registered
+        self._fetched: tuple[weakref.ref[Tensor], Tensor] | None = None  # the last ids, and their copy on the host
 
     @property
     def weight(self) -> Tensor:
@@ -35,5 +38,13 @@ class HostEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """... ids -> ... x D, on the device."""
-        rows: Tensor = self._lookup[0](ids.to("cpu"))
-        return rows.to(self.device)
+        rows: Tensor = self._lookup[0](self._on_host(ids))
+        return rows.to(self.device, non_blocking=True)
+
+    def _on_host(self, ids: Tensor) -> Tensor:
+        """The ids on the host, which waits for the device once a batch, though rows may be wanted twice: for the
+        condition that the batch is routed on, and by the model. (Nobody writes into ids.)
+        """
+        if self._fetched is None or self._fetched[0]() is not ids:
+            self._fetched = weakref.ref(ids), ids.to("cpu")
+        return self._fetched[1]

@@ -24,6 +24,7 @@ from qmixlora.mixlora import is_adapter_parameter
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_model, open_session
 from qmixlora.training import train
+from tests.unit.training.waits import waits_of
 
 from .families import MAKERS, draw, image_tokens, marked
 
@@ -150,6 +151,16 @@ def test_a_step_on_real_images_reaches_adapter_and_projector(
     projector = {name: p.grad for name, p in session.model.named_parameters() if ".modules_to_save." in name}
     for part in (adapter, projector):
         assert any(gradient is not None and gradient.any() for gradient in part.values())
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_what_a_family_waits_for_is_its_own(
+    recipe_for: Callable[..., Recipe], data_file: Path, tmp_path: Path, family: str
+) -> None:
+    """(Families with images of any shape wait in their towers.)"""
+    cuda = waits_of(recipe_for(family), rows(data_file), tmp_path)
+    assert cuda.waits and not [wait for wait in cuda.waits if wait.is_ours], cuda.table()
+    assert not any(cuda.count(phase) for phase in ("batch", "between", "after")), cuda.table()
 
 
 def test_features_of_tiles_are_not_cached(recipe_for: Callable[..., Recipe]) -> None:

@@ -55,6 +55,14 @@ def test_rows_of_a_scaled_lookup_can_be_planned() -> None:
     assert rows.device == META and rows.shape == (2, 3, 6)
 
 
+def test_later_ids_have_rows_of_their_own() -> None:
+    """Though they may lie, and be, where the last ones were."""
+    lookup = scaled_embedding()
+    embedding, expected = HostEmbedding(lookup, CPU), lookup.weight * 2.5
+    for word in range(1, 11):
+        assert torch.equal(embedding(torch.tensor([word])), expected[word : word + 1])
+
+
 def test_its_size_is_the_lookups() -> None:
     embedding = HostEmbedding(scaled_embedding(), CPU)
     assert (embedding.num_embeddings, embedding.embedding_dim) == (11, 6)
