@@ -88,14 +88,14 @@ def unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
 class StepStart(TrainerCallback):
     """A copy, in host memory, of the state that a step changes before its optimiser runs, from its beginning: the
-    random number generators, and `tensors` that forward passes add to (running means, counts).
+    random number generators, and `tensors` that forward passes add to (running means, counts; in fp32 or fp64).
 
     It has to be the last of a Trainer's callbacks: a step is completed when all others are done with it.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
-        self.kept: list[Tensor] = []
+        self.kept = torch.empty(0, dtype=torch.float64)  # the numbers of all of them, one after the other
         self.random: dict[str, Any] = {}
         self.begun = self.begins_epoch = False
         self.torn = False  # the optimiser has begun to write: parameters and moments are of no step
@@ -120,8 +120,9 @@ class StepStart(TrainerCallback):
         """Undo the changes of a step that was begun; return false if it was too late for that."""
         if self.begun and not self.torn:
             with torch.no_grad():
-                for tensor, kept in zip(self.tensors, self.kept, strict=True):
-                    tensor.copy_(kept)
+                parts = self.kept.split([tensor.numel() for tensor in self.tensors])
+                for tensor, part in zip(self.tensors, parts, strict=True):
+                    tensor.copy_(part.view_as(tensor))
             random.setstate(self.random["python"])
             np.random.set_state(self.random["numpy"])
             torch.random.set_rng_state(self.random["cpu"])
@@ -130,7 +131,8 @@ class StepStart(TrainerCallback):
         return not self.torn
 
     def _keep(self) -> None:
-        self.kept = [tensor.detach().to("cpu", copy=True) for tensor in self.tensors]
+        if self.tensors:  # together: the host waits for the device once, and not for each of hundreds of centres
+            self.kept = torch.cat([tensor.detach().flatten().double() for tensor in self.tensors]).cpu()
         self.random = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
         if torch.cuda.is_available():
             self.random["cuda"] = torch.cuda.random.get_rng_state()

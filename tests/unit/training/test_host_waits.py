@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from qmixlora.recipe import Recipe
-from tests.pretended_cuda import CUDA, PretendedCuda, put
+from qmixlora.training.recovery import StepStart
+from tests.pretended_cuda import CUDA, PretendedCuda, on_card, put
 
 from .helpers import rows_of
 from .waits import waits_of
@@ -57,6 +58,24 @@ def test_what_still_waits_is_the_model(make_recipe: MakeRecipe, data: Path, tmp_
     assert {wait.what for wait in cuda.waits if wait.phase == "backward"} == {"masked_select"}
     frozen = waits_of(make_recipe(adapter={"train_projector": False}), rows_of(data, 2), tmp_path / "frozen")
     assert frozen.count("backward") == 0, frozen.table()
+
+
+def test_the_state_of_a_step_is_kept_by_one_copy() -> None:
+    tensors = [torch.rand(3, 4, dtype=torch.float64), torch.rand(5), torch.rand(1, 2), torch.zeros(1)]
+    put(tensors)
+    before, cuda, start = [tensor.clone() for tensor in tensors], PretendedCuda(), StepStart(tensors)
+    with cuda.pretended():
+        start.on_step_begin(None, None, None)
+        assert cuda.count() == 1 and not on_card(start.kept), cuda.table()
+    for tensor in tensors:
+        tensor.add_(1 / 3)
+    assert start.rewind() and all(map(torch.equal, tensors, before))
+
+
+def test_nothing_to_keep_is_no_copy() -> None:
+    start = StepStart([])
+    start.on_step_begin(None, None, None)
+    assert start.rewind()
 
 
 def card_tensor() -> Tensor:
