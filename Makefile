@@ -4,7 +4,7 @@ PYTHON ?= python3
 export HF_HUB_OFFLINE ?= 1
 PROCESSORS := $(VENV)/processors
 
-.PHONY: setup setup-tests demo test test-long test-all bench check lint types
+.PHONY: setup setup-tests demo test test-long test-all bench gpu check lint types
 
 setup: $(VENV)/.done
 
@@ -40,6 +40,10 @@ check: test
 bench: setup  # runs that are there are kept; all of them anew take about a day on two cores
 	$(VENV)/bin/python benchmarks/method.py run
 	$(VENV)/bin/python benchmarks/method.py table
+
+gpu: setup  # what wants a GPU, the most important first; what is there is kept; then docs/gpu.md
+	$(VENV)/bin/python benchmarks/gpu.py run
+	$(VENV)/bin/python benchmarks/gpu.py table
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -17,8 +17,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from qmixlora.backbone import keep_cpu_weights_unpacked, load_backbone
-from qmixlora.demo.backbone import make_config, make_processor
+from qmixlora.demo.backbone import make_config, processor_of
 from qmixlora.loss import supervised_loss
 from qmixlora.mixlora import MixLoraConfig
 from qmixlora.mixlora.layer import Linear
@@ -63,7 +63,32 @@ def released_delta(self: Linear, x: Tensor, adapter_name: str) -> Tensor:
     return x @ torch.einsum("ei,bef,fo->bio", A_EI, mix_BEF, B_EO)
 
 
-def variants() -> dict[str, Any]:
+def of_batch(batch: int, *, toy: bool, compiled: bool, rounds: int = 10) -> dict[str, Any]:
+    """Layer and step of our default against LoRA, at a micro-batch: by the clock, and by the GPU's own time."""
+    size = replace(SIZES["tiny" if toy else "7b"], batch=batch)
+    names = ("no adapter", f"LoRA r={R}", f"LoRA r={E}", "our default", "conditional, straight_through")
+    rounds = 2 if toy else rounds
+    layer, step = layer_steps(size, names), whole_steps(size, compiled, names)
+    return {
+        "layer": ratios(layer, rounds),
+        "step": ratios(step, rounds),
+        "gpu_milliseconds": {name: gpu_milliseconds(work) for name, work in step.items()},
+    }
+
+
+def gpu_milliseconds(work: Callable[[], None]) -> float | None:
+    """The time that kernels of one step take on the card, without what lies between them; None without a card."""
+    if not torch.cuda.is_available():
+        work()
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as watched:
+        work()
+        synchronize()
+    return sum(event.self_device_time_total for event in watched.key_averages()) / 1000
+
+
+def variants(names: Collection[str] | None = None) -> dict[str, Any]:
+    """Configurations by name; all, or some."""
     lora = {f"LoRA r={r}": LoraConfig(r=r, lora_alpha=2 * r, target_modules=[]) for r in (R, E)}
     axes = [
         ("tied", "weighted"), ("tied", "dense"), ("tied", "straight_through"), ("tied", "hard"),
@@ -76,13 +101,14 @@ def variants() -> dict[str, Any]:
         for pairing, gate in axes
     }
     default = MixLoraConfig(num_factors=E, r=R, dropout=0.0)
-    return {
+    known = {
         "no adapter": None,
         **lora,
         "our default": default,
         **ours,
         "dense released layer": MixLoraConfig.released(E, R),
     }
+    return known if names is None else {name: known[name] for name in names}
 
 
 def prepare(name: str, config: Any, model: nn.Module, targets: list[str]) -> nn.Module:
@@ -158,7 +184,7 @@ def synchronize() -> None:
 def backbone_folder(size: Size) -> Path:
     folder = Path(tempfile.gettempdir()) / f"qmixlora-speed-{size.width}x{size.layers}"
     if not (folder / "config.json").is_file():
-        processor = make_processor()
+        processor = processor_of(f"word{index}" for index in range(400))
         torch.manual_seed(0)
         config = make_config(processor.tokenizer, layers=size.layers, width=size.width)
         config.text_config.max_position_embeddings = 4096
@@ -181,16 +207,18 @@ def batch_of(size: Size, model: nn.Module) -> dict[str, Any]:
     return {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in batch.items()}
 
 
-def whole_steps(size: Size, compiled: bool) -> dict[str, Callable[[], None]]:
+def whole_steps(size: Size, compiled: bool, names: Collection[str] | None = None) -> dict[str, Callable[[], None]]:
     folder = backbone_folder(size)
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     steps = {}
-    for name, config in variants().items():
+    for name, config in variants(names).items():
         backbone, _, anatomy = load_backbone(Model(id=str(folder), dtype=dtype))
         inputs = batch_of(size, backbone)
         model = prepare(name, config, backbone, list(anatomy.targets))
         model.train()
-        steps[name] = step_of(torch.compile(model) if compiled else model, inputs)
+        for path in anatomy.layers if compiled else ():  # layer by layer: they are alike, so that one graph serves all
+            backbone.get_submodule(path).compile()
+        steps[name] = step_of(model, inputs)
     return steps
 
 
@@ -209,14 +237,14 @@ class OneLayer(nn.Module):
         return self.linear(x)
 
 
-def layer_steps(size: Size) -> dict[str, Callable[[], None]]:
+def layer_steps(size: Size, names: Collection[str] | None = None) -> dict[str, Callable[[], None]]:
     import bitsandbytes as bnb
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     x = torch.randn(size.batch, size.tokens, size.width, device=device, dtype=dtype, requires_grad=True)
     steps = {}
-    for name, config in variants().items():
+    for name, config in variants(names).items():
         linear = bnb.nn.Linear4bit(size.width, size.width, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
         keep_cpu_weights_unpacked(linear)
         model = prepare(name, config, OneLayer(linear, x), ["linear"])
@@ -228,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the whole model")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the decoder layers")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     size = SIZES[arguments.size]

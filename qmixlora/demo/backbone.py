@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,7 +91,11 @@ def _train_and_save(folder: Path, on_progress: Callable[[int, int], None], seed:
 
 def make_processor() -> LlavaProcessor:
     """A LlavaProcessor with a word-level tokenizer that knows every word of captions and tasks."""
-    words = sorted(_words())
+    return processor_of(sorted(_words()))
+
+
+def processor_of(words: Iterable[str]) -> LlavaProcessor:
+    """A LlavaProcessor with a word-level tokenizer that knows these words."""
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -11,6 +11,7 @@ from qmixlora.errors import UserError
 
 KEPT = 0.025  # of a card: the driver keeps 1.5 to 3 % of the memory that is printed on the box
 CARDS = {  # GiB, as printed on the box
+    "rtx3050-6gb": 6,
     "rtx3050-8gb": 8,
     "rtx3060-12gb": 12,
     "rtx3070-8gb": 8,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,11 +39,24 @@ STEPS = 2
 
 
 @dataclass(frozen=True)
+class CardUse:
+    """Bytes that a process took of a card at the peak of some work: of tensors (in the allocator's blocks), reserved by
+    the allocator, and all of it, with the context and what other processes have. `retries`: how often the allocator had
+    to free its cache first.
+    """
+
+    tensors: int
+    reserved: int
+    process: int
+    retries: int
+
+
+@dataclass(frozen=True)
 class Probe:
     """Bytes of tensors at the peak of two real steps, as planned and as measured, on a device by its name.
 
     On a GPU, what torch's allocator reserved (`torch.cuda.max_memory_reserved`); on a CPU, what it handed out. `built`
-    is the same while the random weights were made, on a GPU.
+    is the same while the random weights were made, on a GPU; `card` everything that was measured there.
     """
 
     device: str
@@ -51,6 +64,7 @@ class Probe:
     planned: int
     measured: int
     built: int | None
+    card: CardUse | None = None
 
     @property
     def residual(self) -> int:
@@ -61,7 +75,8 @@ class Probe:
         """The probe in the JSON of `qmixlora plan --probe`, sizes in GiB."""
         built = None if self.built is None else self.built / GIB
         sizes = {"planned_gib": self.planned / GIB, "measured_gib": self.measured / GIB, "built_gib": built}
-        return {"device": self.device, **sizes, "residual_gib": self.residual / GIB}
+        card = None if self.card is None else asdict(self.card)  # in bytes
+        return {"device": self.device, **sizes, "residual_gib": self.residual / GIB, "card": card}
 
 
 @dataclass(frozen=True)
@@ -116,10 +131,10 @@ def _probe(recipe: Recipe, config: PretrainedConfig, plan: Plan) -> Probe:
         session = replace(session, collator=PlannedBatch(in_place_of_images(inputs, on_host)))
     measured = peak_of(lambda: _train(session), model, device)
     if device.type == "cuda":
-        name, planned = torch.cuda.get_device_name(device), reserved(plan)
+        name, planned, card = torch.cuda.get_device_name(device), reserved(plan), card_use(device)
     else:
-        name, planned = "cpu", plan.tensors - plan.parts.routing_sums
-    return Probe(name, recipe.model.id, planned, measured, built)
+        name, planned, card = "cpu", plan.tensors - plan.parts.routing_sums, None
+    return Probe(name, recipe.model.id, planned, measured, built, card)
 
 
 def reserved(plan: Plan) -> int:
@@ -128,6 +143,15 @@ def reserved(plan: Plan) -> int:
     """
     parts = plan.parts
     return plan.peak - CONTEXT - plan.paged - parts.routing_sums - parts.missed
+
+
+def card_use(device: torch.device) -> CardUse:
+    """What this process has taken of a card since the peaks were reset last (see `peak_of`)."""
+    stats = torch.cuda.memory_stats(device)
+    free, total = torch.cuda.mem_get_info(device)
+    beside = total - free - torch.cuda.memory_reserved(device)
+    reserved = torch.cuda.max_memory_reserved(device)
+    return CardUse(stats["allocated_bytes.all.peak"], reserved, beside + reserved, stats["num_alloc_retries"])
 
 
 def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device) -> tuple[PreTrainedModel, Anatomy]:

@@ -1,0 +1,123 @@
+"""docs/gpu.md from the results of benchmarks/gpu.py: what was measured, on what, and what was not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
+GIB = 2**30
+HEAD = """# On a GPU
+
+Made by `make gpu`: `benchmarks/gpu.py` measures everything that wants a GPU, and writes this page. **Planned** figures are
+the predictions of `benchmarks/declared.json`, written down before anything was measured; **measured** ones come from one
+file each in `benchmarks/results/gpu/`. Where there is none, the page says so.
+"""
+
+
+def write_page(folder: Path, declared: Path, names: Sequence[str]) -> None:
+    """Write the page. Results of toy size are not shown."""
+    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names if _is_there(folder, name)}
+    results = {name: result for name, result in found.items() if not result["toy"]}
+    parts = [HEAD, _hardware(results), _small(results), _memory(json.loads(declared.read_text()), results)]
+    PAGE.write_text("\n".join([*parts, _speed(results, names), _rest(results, names)]), encoding="utf-8")
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.json").is_file()
+
+
+def _hardware(results: dict[str, Any]) -> str:
+    keys = ("hardware", "torch", "bitsandbytes", "transformers", "date")
+    seen = sorted({tuple(result[key] for key in keys) for result in results.values()})
+    lines = [f"* {card}, torch {t}, bitsandbytes {b}, transformers {f}, {date}" for card, t, b, f, date in seen]
+    return "\n".join(["## Hardware and versions", "", *(lines or ["**Nothing has been measured on a GPU yet.**"]), ""])
+
+
+def _small(results: dict[str, Any]) -> str:
+    """Quantisers, context, levers."""
+    lines = ["## Bytes, context, levers", ""]
+    for dtype, got in results["quantisers"]["result"].items() if "quantisers" in results else ():
+        of = f"{got['bytes_that_differ']} bytes of {got['weights'] // 2}"
+        lines.append(f"* NF4 of {dtype} weights: {of} differ from the CPU's.")
+    if "context" in results and results["context"]["result"]["context"]:
+        lines.append(f"* CUDA context: {results['context']['result']['context'] / 2**20:.0f} MiB (planned: 512).")
+    if "levers" in results:
+        lines += ["", "| a step with | loss | worst gradient | to the bit |", "|---|---|---|---|"]
+        for name, got in results["levers"]["result"].items():
+            same = "yes" if got["to_the_bit"] else "no"
+            lines.append(f"| {name} | {got['loss']:.1e} | {got['gradients']:.1e} | {same} |")
+    return "\n".join([*lines, *([] if len(lines) > 2 else ["Not measured."]), ""])
+
+
+def _memory(declared: dict[str, Any], results: dict[str, Any]) -> str:
+    lines = [
+        f"## Memory: declared on {declared['date']}, and measured",
+        "",
+        "Tensors: what torch's allocator handed out at the peak of two steps; process: with its gaps and the context.",
+        "On a card: torch's allocator is held to what that card has. GiB.",
+        "",
+        "| case | card | tensors, planned | measured | | process, planned | measured | | runs, planned | seen | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in declared["cases"]:
+        measured = results.get(f"memory-{case['name']}", {}).get("result")
+        lines.append(f"| {case['name']} | {case['card'] or ''} | {_case(case, measured)} |")
+    return "\n".join([*lines, ""])
+
+
+def _case(case: dict[str, Any], measured: dict[str, Any] | None) -> str:
+    runs = {None: "", True: "yes", False: "no"}
+    planned = [f"{case['tensors'] / GIB:.3f}", f"{case['process'] / GIB:.3f}"]
+    if measured is None:
+        return f"{planned[0]} | not measured | | {planned[1]} | not measured | | {runs[case['runs']]} | not seen | "
+    used = measured.get("used")
+    seen = used is not None
+    verdict = "" if case["runs"] is None else ("right" if case["runs"] == seen else "**wrong**")
+    cells = [["out of memory", ""], ["out of memory", ""]]
+    if seen:
+        cells = [
+            [f"{used[key] / GIB:.3f}", f"{(case[key] - used[key]) / used[key]:+.1%}"] for key in ("tensors", "process")
+        ]
+    told = [f"{size} | {cell[0]} | {cell[1]}" for size, cell in zip(planned, cells, strict=True)]
+    return " | ".join([*told, runs[case["runs"]], "yes" if seen else "no", verdict])
+
+
+def _speed(results: dict[str, Any], names: Sequence[str]) -> str:
+    lines = [
+        "## Speed: time over that of PEFT LoRA r = 4",
+        "",
+        "LLaVA-1.5-7B's shapes, four of its 32 layers, 1,024 tokens; the median of the ratios within each round.",
+        "By the clock, small batches measure the host.",
+        "",
+        "| | variant | layer | step | GPU time of the step, ms |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (name for name in names if name.startswith("speed")):
+        if name not in results:
+            lines.append(f"| {name} | | not measured | | |")
+            continue
+        got = results[name]["result"]
+        for variant, layer in got["layer"].items():
+            gpu = got["gpu_milliseconds"][variant]
+            lines.append(
+                f"| {name} | {variant} | {layer['ratio']:.2f} | {got['step'][variant]['ratio']:.2f} | {gpu:.1f} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def _rest(results: dict[str, Any], names: Sequence[str]) -> str:
+    lines = ["## The ladder and the demo", ""]
+    if "ladder" in results:
+        ladder = results["ladder"]["result"]
+        for where in ("training", "loading"):
+            got = ladder[where]
+            lines.append(f"* Short of memory in {where}: changed {got['changed']}, then {got['ended']}.")
+            lines.append(f"  Left on the card afterwards: {got['left']} bytes.")
+    else:
+        lines.append("* The ladder: not measured.")
+    demo = results.get("demo", {}).get("result")
+    lines.append("* The demo: not run." if demo is None else f"* The demo: exit {demo['exit']}.")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,82 @@
+"""What waits for a GPU runs here at toy size, so that no typo costs time on a card; predictions are written down."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GPU = ROOT / "benchmarks" / "gpu.py"
+DECLARED = json.loads((ROOT / "benchmarks" / "declared.json").read_text(encoding="utf-8"))
+
+
+def gpu(*arguments: str, **options: Any) -> str:
+    command = [sys.executable, "-W", "ignore", str(GPU), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def executed(step: str, folder: Path) -> Any:
+    gpu("execute", step, "--toy", "--to", str(folder / "result.json"))
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))["result"]
+
+
+def test_steps_that_are_done_are_skipped_and_those_over_the_budget_wait(tmp_path: Path) -> None:
+    steps = ("--toy", "--to", str(tmp_path), "--only", "quantisers", "--only", "context")
+    assert "quantisers: not started" in gpu("run", *steps, "--budget", "1")
+    (tmp_path / "context.json").write_text("{}")
+    told = gpu("run", *steps, "--budget", "500")
+    assert "quantisers" in told and "context" not in told
+    result = json.loads((tmp_path / "quantisers.json").read_text(encoding="utf-8"))
+    assert result["toy"] and result["result"]["float32"]["bytes_that_differ"] == 0
+
+
+def test_every_declared_case_is_a_step_and_comes_after_the_shortest() -> None:
+    steps = [line.split()[0] for line in gpu("list").splitlines()]
+    assert steps[:3] == ["quantisers", "context", "levers"]
+    assert {f"memory-{case['name']}" for case in DECLARED["cases"]} <= set(steps)
+
+
+def test_predictions_are_declared_for_families_cards_and_levers() -> None:
+    cases = DECLARED["cases"]
+    assert len(cases) >= 16 and len({case["card"] for case in cases}) > 4
+    assert {True, False} <= {case["runs"] for case in cases}
+
+
+def test_a_declared_prediction_is_todays(tmp_path: Path) -> None:
+    declared = next(case for case in DECLARED["cases"] if case["name"] == "gemma-3-4b-peers")
+    assert executed("memory-gemma-3-4b-peers", tmp_path) == declared
+
+
+@pytest.mark.long
+def test_levers_are_compared_with_a_step_without_them(tmp_path: Path) -> None:
+    results = executed("levers", tmp_path)
+    same = [name for name, got in results.items() if got["to_the_bit"]]
+    assert {"again", "streamed", "streamed, slow copies", "offloaded embeddings"} <= set(same)
+    assert not results["nf4 head"]["to_the_bit"] and max(got["loss"] for got in results.values()) < 0.1
+
+
+@pytest.mark.long
+def test_the_ladder_says_what_it_changed_and_what_it_left(tmp_path: Path) -> None:
+    results = executed("ladder", tmp_path)
+    assert results["training"]["ended"] == results["loading"]["ended"] == "finished"
+
+
+@pytest.mark.long
+def test_speed_is_measured_for_layer_and_step(tmp_path: Path) -> None:
+    result = executed("speed-batch-4", tmp_path)
+    assert result["layer"].keys() == result["step"].keys() == result["gpu_milliseconds"].keys()
+    assert result["step"]["LoRA r=4"]["ratio"] == 1
+
+
+def test_the_page_says_what_was_not_measured() -> None:
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "not measured" in line]
+    measured = len(list((ROOT / "benchmarks" / "results" / "gpu").glob("memory-*.json")))
+    assert len([row for row in rows if "not seen" in row]) == len(DECLARED["cases"]) - measured
