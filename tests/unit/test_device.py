@@ -15,7 +15,7 @@ from qmixlora.device import GIB
 HIDDEN = """
 import os
 import sys
-import psutil  # which itself needs `resource` on this system alone
+import asyncio, psutil  # which themselves need these on this system alone
 sys.modules["resource"] = None  # as on Windows
 del os.sysconf
 from qmixlora.device import peak_memory_gib

@@ -23,9 +23,9 @@ def enable_checkpointing(backbone: PreTrainedModel, anatomy: Anatomy, spec: Chec
     """
     if not spec.enabled:
         return
-    backbone.activation_checkpointing_enable(
-        activation_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=spec.every_n_layers
-    )
+    # one method, renamed between transformers 5.17 and 5.23
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable({"use_reentrant": False}, every_n_layers=spec.every_n_layers)
     if spec.offload:
         module: Any
         for module in backbone.get_submodule(anatomy.language).modules():

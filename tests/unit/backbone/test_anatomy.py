@@ -27,7 +27,12 @@ FAMILIES: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {  # dec
         (MERGER, "model.visual.deepstack_merger_list.0"),
         {"text_config": TEXT, "vision_config": QWEN3_VISION},
     ),
-    "smolvlm": ("model.text_model", "model.vision_model", ("model.connector",), {}),
+    "smolvlm": (
+        "model.text_model",
+        "model.vision_model",
+        ("model.connector",),
+        {"text_config": {"model_type": "llama", **TEXT}},
+    ),
     "gemma3": (DECODER, TOWER, PROJECTOR, {}),
     "internvl": (DECODER, TOWER, PROJECTOR, {}),
 }
