@@ -10,7 +10,6 @@ Shapes: L tokens of an image, D width of the decoder.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,10 +76,10 @@ class FeatureStore:
 
 @dataclass
 class FeatureCollator(Collator):
-    """A collator whose batches have `mm_encoder_outputs` in place of pixels.
+    """A collator whose batches have `image_features` in place of pixels.
 
-    The outputs are plain dictionaries, `{"image": {"pooler_output": [L x D, ...]}}`, which a data loader can pin and
-    move; `use_features` makes of them what the model reads.
+    They are a plain dictionary, `{"pooler_output": [L x D, ...]}`, which a data loader can pin and move; `use_features`
+    makes of it what the model reads.
     """
 
     store: FeatureStore = field(kw_only=True)
@@ -99,13 +98,13 @@ def with_cached_features(
     They lie in the run's `folder`; features that lie there already are not computed again.
 
     Raises:
-        UserError: the model takes no features in place of images, or gives other than one entry per image; or the
-            disk is too small.
+        UserError: the model gives no features of images, or other than one entry per image; or the disk is too
+            small.
     """
     backbone, collator = session.backbone, session.collator
     assert isinstance(collator, Collator), "a run has a processor"
-    if "mm_encoder_outputs" not in inspect.signature(backbone.forward).parameters:
-        raise _unfit(session.recipe, f"{type(backbone).__name__} takes no features in place of images.")
+    if not hasattr(backbone.base_model, "get_image_features"):
+        raise _unfit(session.recipe, f"{type(backbone).__name__} gives no features of images.")
     store = FeatureStore(folder / FOLDER, _decided_by(session, collator))
     images = {store.path(image): image for rows in splits for own in rows["images"] for image in own}
     missing = [image for path, image in images.items() if not path.is_file()]
@@ -155,4 +154,8 @@ def _check_disk(store: FeatureStore, missing: Sequence[ImageFile], done: int) ->
 
 
 def _unfit(recipe: Recipe, what: str) -> UserError:
-    return UserError(what, where=f"model.id: {recipe.model.id}", fix="Set train.cache_features: false.")
+    return UserError(
+        what,
+        where=f"model.id: {recipe.model.id}",
+        fix="Set train.cache_features: false; or update transformers, whose newer releases do it for more families.",
+    )

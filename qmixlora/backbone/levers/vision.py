@@ -2,7 +2,8 @@
 
 Features are what the model's `get_image_features` gives: `pooler_output`, one entry (L x D) per image, and, where the
 family has them, `deepstack_features`, such a list for every layer that gets features of its own. Batches carry them
-as `mm_encoder_outputs`, as transformers' own generation does.
+as `image_features`, and the model's forward, which calls `get_image_features` where there are pixels, gets them there.
+(transformers 5.23 also takes them as `mm_encoder_outputs`; 5.17 does not.)
 
 Shapes: L tokens of an image, D width of the decoder.
 """
@@ -12,15 +13,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from qmixlora.errors import UserError
+
 from ..anatomy import Anatomy
 
 POOLED, DEEP = "pooler_output", "deepstack_features"
+FEATURES = "image_features"
 
 
 def image_features(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -34,22 +38,31 @@ def image_features(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[A
 
 
 def use_features(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    """Take vision tower and projector out of a model, in place, and have its forward read `mm_encoder_outputs` as the
-    plain dictionaries of a batch. `model` is the backbone, without PEFT around it; it may be on the meta device.
+    """Take vision tower and projector out of a model, in place, and have its forward read `image_features`, the plain
+    dictionary of a batch, where it would ask them for features. `model` is the backbone, without PEFT around it; it
+    may be on the meta device.
     """
     paths = [*anatomy.vision, *anatomy.projectors]
     for path in paths:
         if not any(path.startswith(other + ".") for other in paths):
             model.set_submodule(path, _TakenOut())
+    given: list[SimpleNamespace] = []  # for the batch that enters the model; the model takes it out
 
-    def as_outputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        features = kwargs.get("mm_encoder_outputs")
+    def give(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kwargs = dict(kwargs)
+        features = kwargs.pop(FEATURES, None)
+        given.clear()
         if features is not None:
-            outputs = {kind: SimpleNamespace(**output) for kind, output in features.items()}
-            kwargs = {**kwargs, "mm_encoder_outputs": outputs}
+            given.append(SimpleNamespace(**features))
+            kwargs["pixel_values"] = torch.empty(0)  # there are pixels: the model looks no further
         return args, kwargs
 
-    model.register_forward_pre_hook(as_outputs, with_kwargs=True)
+    def get_image_features(*_: Any, **__: Any) -> SimpleNamespace:
+        return given.pop()
+
+    base: Any = model.base_model
+    base.get_image_features = get_image_features
+    model.register_forward_pre_hook(give, with_kwargs=True)
 
 
 def take_out_vision(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,8 +76,15 @@ def take_out_vision(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[st
 def in_place_of_images(inputs: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
     """The batch with features where its pixels were."""
     batch = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
-    return {**batch, "mm_encoder_outputs": {"image": features}}
+    return {**batch, FEATURES: features}
 
 
 class _TakenOut(nn.Module):
-    """Stands where the vision tower was; torch refuses to call it."""
+    """Stands where the vision tower was. A model that calls it does not get its features by `get_image_features`."""
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        raise UserError(
+            "The model calls its vision tower itself, and takes no features in place of images.",
+            where="train.cache_features",
+            fix="Set train.cache_features: false.",
+        )

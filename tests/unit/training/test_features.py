@@ -30,7 +30,7 @@ from qmixlora.session import Session, TunedSession, open_run, open_session
 from qmixlora.training import run, train, train_within_memory
 from qmixlora.training.features import FeatureStore, compute, with_cached_features
 from tests.adapters import randomize
-from tests.unit.backbone.image_tokens.families import MAKERS, draw, marked
+from tests.unit.backbone.image_tokens.families import MAKERS, TOGETHER, draw, marked
 
 from .helpers import QUIET, descend_plainly
 
@@ -227,7 +227,6 @@ def drawn(*shape: int) -> dict[str, Any]:
 
 
 IMAGES = [drawn(112, 64), drawn(64, 96)]
-IN_TILES = "internvl"  # it gives an entry for every tile
 
 
 def session_of(family: str, recipe: Recipe) -> TunedSession:
@@ -239,7 +238,7 @@ def session_of(family: str, recipe: Recipe) -> TunedSession:
     return TunedSession(recipe, model, find_anatomy(backbone), Written(processor))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", [family for family in MAKERS if family != IN_TILES])
+@pytest.mark.parametrize("family", sorted(MAKERS.keys() - TOGETHER))
 def test_features_of_images_one_by_one_give_the_logits_of_all_together(
     family: str, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
@@ -254,13 +253,26 @@ def test_features_of_images_one_by_one_give_the_logits_of_all_together(
     use_features(session.backbone, session.anatomy)
     inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
     with torch.no_grad():
-        logits = session.model(**inputs, mm_encoder_outputs={"image": store.read(IMAGES)}).logits
+        logits = session.model(**inputs, image_features=store.read(IMAGES)).logits
     torch.testing.assert_close(logits, expected)
 
 
-def test_a_family_with_an_entry_for_every_tile_is_refused(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", sorted(TOGETHER))
+def test_a_family_whose_features_are_not_by_image_is_refused(
+    family: str, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="one entry of features per image"):
-        compute(session_of(IN_TILES, make_recipe(**CACHED)), FeatureStore(tmp_path, "x"), IMAGES[:1])
+        compute(session_of(family, make_recipe(**CACHED)), FeatureStore(tmp_path, "x"), IMAGES[:1])
+
+
+def test_a_model_that_calls_its_vision_tower_itself_is_told_apart(
+    make_recipe: Callable[..., Recipe],
+) -> None:
+    session = session_of("llava", make_recipe(**CACHED))
+    inputs = session.collator.prompts([{"images": [image]} for image in IMAGES])
+    use_features(session.backbone, session.anatomy)
+    with pytest.raises(UserError, match="calls its vision tower itself"):
+        session.backbone.base_model.vision_tower(inputs["pixel_values"])
 
 
 def test_out_of_memory_in_the_tower_takes_fewer_images_at_a_time(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -34,6 +36,7 @@ from transformers import (
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
+from transformers.models.auto.image_processing_auto import DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS
 
 PLACES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 MARKS = ["<fake_token_around_image>", "<global-img>", *PLACES, "<start>", "<end>", "\n", "\n\n", "word"]
@@ -152,13 +155,20 @@ def internvl() -> tuple[PretrainedConfig, Any]:
 
 def idefics3() -> tuple[PretrainedConfig, Any]:
     config, tokens = idefics3_config("idefics3"), tokenizer({"image_token": "<image>"})
-    return config, Idefics3Processor(Idefics3ImageProcessor(**TILES), tokens, image_seq_len=4)
+    return config, Idefics3Processor(picked(Idefics3ImageProcessor)(**TILES), tokens, image_seq_len=4)
 
 
 def smolvlm() -> tuple[PretrainedConfig, Any]:
     config, tokens = idefics3_config("smolvlm"), tokenizer({"image_token": "<image>"})
     videos = SmolVLMVideoProcessor(**TILES)
-    return config, SmolVLMProcessor(SmolVLMImageProcessor(**TILES), tokens, videos, image_seq_len=4)
+    return config, SmolVLMProcessor(picked(SmolVLMImageProcessor)(**TILES), tokens, videos, image_seq_len=4)
+
+
+def picked(images: type[Any]) -> type[Any]:
+    """The class that AutoProcessor picks: the one of PIL, where torchvision (before 0.27) has no Lanczos filter."""
+    if images.__name__ in DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS:
+        return getattr(transformers, f"{images.__name__}Pil")
+    return images
 
 
 def idefics3_config(kind: str) -> PretrainedConfig:
@@ -179,6 +189,12 @@ MAKERS: dict[str, Callable[[], tuple[PretrainedConfig, Any]]] = {
     "idefics3": idefics3,
     "smolvlm": smolvlm,
 }
+
+
+# internvl's features come by tile; some more families' came for all images together, before there was this argument
+TOGETHER = {"internvl"}
+if "mm_encoder_outputs" not in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters:
+    TOGETHER |= {"qwen3_vl", "idefics3", "smolvlm"}
 
 
 def draw(height: int, width: int) -> Image.Image:
