@@ -11,6 +11,7 @@ from qmixlora.recipe import Recipe
 from .cards import CARDS, card_bytes
 from .planner import MARGIN, Plan, plan
 
+TOLERANCE = 0.02  # of the peak: so much do releases of torch and transformers differ in the allocator's gaps
 STATED = re.compile(r"^# .*Predicted peak: ([\d.]+) GiB", re.MULTILINE)
 
 
@@ -23,7 +24,8 @@ def check_fit(name: str, text: str, recipe: Recipe) -> Plan:
     """Plan a recipe on the card of its name.
 
     Raises:
-        CheckError: it takes more than the card less 8 %, or another peak than the head of its file says.
+        CheckError: it takes more than the card less 8 %, or another peak (2 % off) than the head of its
+            file says.
     """
     card = card_of(name)
     assert card is not None
@@ -36,7 +38,7 @@ def check_fit(name: str, text: str, recipe: Recipe) -> Plan:
             fix=f"`qmixlora plan {name} --card {card}` says what to change.",
         )
     stated = STATED.search(text)
-    if stated is None or abs(float(stated[1]) - peak) > 0.1:
+    if stated is None or abs(float(stated[1]) - peak) > TOLERANCE * peak:
         said = f"{stated[1]} GiB" if stated else "nothing"
         raise CheckError(f"The file predicts {said}, the plan {peak:.1f} GiB.", where=name, fix="Correct its head.")
     return planned
