@@ -11,9 +11,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
 GIB = 2**30
 HEAD = """# On a GPU
 
-Made by `make gpu`: `benchmarks/gpu.py` measures everything that wants a GPU, and writes this page. **Planned** figures are
-the predictions of `benchmarks/declared.json`, written down before anything was measured; **measured** ones come from one
-file each in `benchmarks/results/gpu/`. Where there is none, the page says so.
+Made by `make gpu`: `benchmarks/gpu.py` measures everything that wants a GPU, and writes this page. **Planned** figures
+are the predictions of `benchmarks/declared.json`, written down before anything was measured; **measured** ones come from
+one file each in `benchmarks/results/gpu/`. Where there is none, the page says so.
 """
 
 
