@@ -12,8 +12,9 @@ GIB = 2**30
 HEAD = """# On a GPU
 
 Made by `make gpu`: `benchmarks/gpu.py` measures everything that wants a GPU, and writes this page. **Planned** figures
-are the predictions of `benchmarks/declared.json`, written down before anything was measured; **measured** ones come from
-one file each in `benchmarks/results/gpu/`. Where there is none, the page says so.
+are the predictions of `benchmarks/declared.json`, written down before anything was measured; **measured** ones come
+from one file each in `benchmarks/results/gpu/`. Where there is none, the page says so. cuBLAS' workspaces and the
+attention kernels are held to those of consumer cards.
 """
 
 

@@ -28,6 +28,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# as a consumer card does: data-centre cards take workspaces four times as large, and another attention kernel
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8")
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+os.environ.setdefault("TORCH_CUDNN_SDPA_PREFERRED", "0")
 
 import bitsandbytes
 import tables

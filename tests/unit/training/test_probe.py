@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
 from qmixlora.memory import plan, planner
+from qmixlora.memory.architectures import config_of
 from qmixlora.memory.residuals import remembered
 from qmixlora.recipe import Recipe, edited
+from qmixlora.training import probe as probe_module
 from qmixlora.training.probe import PlannedBatch, peak_of, probe, reserved
 from tests.backbones import save_llava
 from tests.unit.memory.helpers import LLAVA_7B, in_fp32, recipe_of, small_qwen
@@ -175,3 +178,46 @@ def test_a_planned_batch_is_for_training_alone() -> None:
         batch.prompts([])
     with pytest.raises(NotImplementedError, match="for training"):
         batch.decode(torch.ones(1, 1))
+
+
+class OnACard(Tensor):
+    """A tensor that does not lie on the host: the loader cannot pin it."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **(kwargs or {}))
+            return out.as_subclass(Tensor) if func is Tensor.cpu else out
+
+
+def test_cached_features_come_from_the_host_as_files_give_them(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_out = probe_module.take_out_vision
+
+    def on_a_card(*arguments: Any) -> Any:
+        return tree_map_only(Tensor, lambda tensor: tensor.as_subclass(OnACard), taken_out(*arguments))
+
+    seen: list[Any] = []
+    monkeypatch.setattr(probe_module, "take_out_vision", on_a_card)
+    monkeypatch.setattr(probe_module, "_train", lambda session: seen.append(session.collator([])))
+    recipe = in_fp32(recipe_of(str(wide), {"dropout": 0.0, "train_projector": False}, cache_features=True))
+    probe(recipe, plan(recipe, tokens=80))
+    assert [type(leaf) for leaf in tree_leaves(seen) if isinstance(leaf, Tensor)].count(OnACard) == 0
+
+
+def test_streamed_layers_are_quantised_on_the_device_and_kept_on_the_host(
+    wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card quantises in seconds what takes a CPU minutes."""
+    quantised: list[torch.device] = []
+    made = probe_module.nf4_linear
+
+    def recorded(weight: Tensor, bias: Tensor | None, device: torch.device) -> Any:
+        quantised.append(device)
+        return made(weight, bias, torch.device("cpu"))
+
+    monkeypatch.setattr(probe_module, "nf4_linear", recorded)
+    monkeypatch.setattr(probe_module, "_random", lambda tensor, device: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    monkeypatch.setattr(probe_module, "apply_levers", lambda *_: None)
+    recipe = edited(in_fp32(recipe_of(str(wide))), ["model.stream_layers=3"])
+    probe_module.random_backbone(config_of(recipe.model), recipe.model, torch.device("cpu", 0))
+    assert len(quantised) == 4 * 7 and set(quantised) == {torch.device("cpu", 0)}
