@@ -22,6 +22,7 @@ from qmixlora.session import TunedSession, open_session
 from .callbacks import ProgressDisplay, RoutingLog
 from .features import with_cached_features
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
+from .schedule import schedule_problems
 from .trainer import SupervisedTrainer, make_trainer
 
 STATE = "trainer_state.json"  # of a checkpoint
@@ -71,6 +72,8 @@ def train_from(checkpoint: Path | None, recipe: Recipe, console: Console) -> Pat
     validation = load_split(recipe.data, "validation") if recipe.data.validation else None
     tasks = sorted(set(rows["task"]))
     _check_tasks(recipe, tasks)
+    for problem in schedule_problems(recipe, len(rows)):
+        console.print(f"[yellow]{problem}[/yellow]", highlight=False, soft_wrap=True)
     session = unless_out_of_memory(lambda: open_session(recipe, tasks))
     if session is None:
         raise OutOfMemoryError(Moment("loading", checkpoint), folder)

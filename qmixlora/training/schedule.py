@@ -1,0 +1,42 @@
+"""Whether a schedule fits the data: a run that logs, evaluates or saves nothing is told before its first step."""
+
+from __future__ import annotations
+
+import math
+
+from qmixlora.recipe import Recipe
+
+FEW = 10  # optimiser steps in which nothing is learned
+SHORT = 0.1  # the share of a run's steps after which something is logged or saved at the latest, in the advice
+
+
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """The optimiser steps of a run on so many samples, as transformers' Trainer counts them."""
+    spec = recipe.train
+    if spec.max_steps is not None:
+        return spec.max_steps
+    batches = -(-samples // spec.micro_batch_size)
+    return math.ceil(spec.epochs * -(-batches // spec.gradient_accumulation))
+
+
+def schedule_problems(recipe: Recipe, samples: int) -> list[str]:
+    """What will surprise in a run on so many samples, each in one sentence with the values to set."""
+    spec, steps = recipe.train, steps_of(recipe, samples)
+    effective = spec.micro_batch_size * spec.gradient_accumulation
+    often = max(1, int(SHORT * steps))
+    problems = []
+    if steps < FEW:
+        problems.append(
+            f"{samples} samples in steps of {effective} are {steps} optimiser step{'s' if steps > 1 else ''}: "
+            f"raise train.epochs, or lower train.gradient_accumulation."
+        )
+    if spec.log_every > steps:
+        problems.append(f"Nothing will be logged in {steps} steps: set train.log_every={often}.")
+    if recipe.data.validation and spec.eval_every is not None and spec.eval_every > steps:
+        problems.append(f"Nothing will be evaluated in {steps} steps: set train.eval_every={often}, or leave it out.")
+    if spec.save_every is not None and spec.save_every > steps and steps >= FEW:
+        problems.append(
+            f"No checkpoint will be saved in {steps} steps (a run that stops early is lost): set "
+            f"train.save_every={max(1, steps // 4)}."
+        )
+    return problems
