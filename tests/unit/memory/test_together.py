@@ -21,6 +21,13 @@ def advice() -> Advice:
     return plan_with_advice(QWEN3_8B, card=CARD, tokens=2048)
 
 
+@pytest.fixture(scope="module")
+def fitting() -> Advice:
+    """Of a model whose plan is quick."""
+    recipe = edited(recipe_of("HuggingFaceTB/SmolVLM2-500M-Video-Instruct"), ["data.max_image_tokens=128"])
+    return plan_with_advice(recipe, card=24 * GIB, tokens=300)
+
+
 def test_where_no_edit_alone_is_enough_some_together_are(advice: Advice) -> None:
     assert not advice.plan.fits and not any(saving.fits for saving in advice.savings)
     assert advice.smallest is not None and advice.smallest.plan.fits
@@ -34,6 +41,7 @@ def test_the_last_step_of_a_lever_may_be_part_of_the_smallest_set(advice: Advice
     assert [one["learns_the_same"] for one in advice.to_dict()["smallest"]] == [True]
 
 
+@pytest.mark.long
 def test_a_set_that_changes_what_is_learned_stands_beside_one_that_does_not() -> None:
     """Where the projector is the larger part, the fewest edits leave it out."""
     advice = plan_with_advice(edited(QWEN3_8B, ["model.stream_layers=20"]), card=int(7.6 * GIB), tokens=2048)
@@ -43,11 +51,11 @@ def test_a_set_that_changes_what_is_learned_stands_beside_one_that_does_not() ->
     assert len(second.edit.values) > 1
 
 
-def test_a_recipe_that_fits_needs_no_set() -> None:
-    advice = plan_with_advice(edited(recipe_of(LLAVA_7B), ["train.optimizer=adamw_8bit"]), card=24 * GIB, tokens=700)
-    assert advice.plan.fits and advice.smallest is None and advice.to_dict()["smallest"] == []
+def test_a_recipe_that_fits_needs_no_set(fitting: Advice) -> None:
+    assert fitting.plan.fits and fitting.smallest is None and fitting.to_dict()["smallest"] == []
 
 
+@pytest.mark.long
 def test_where_nothing_is_enough_no_set_is_made_up() -> None:
     recipe = edited(recipe_of(LLAVA_7B), ["train.optimizer=paged_adamw_8bit", "model.quantize_lm_head=nf4"])
     advice = plan_with_advice(recipe, card=GIB, tokens=700)
