@@ -41,6 +41,10 @@ def test_a_plan_that_fits_leaves_more_than_the_margin(advice: Advice) -> None:
     assert told["fits"] and told["card_gib"] == CARD / GIB and told["margin_gib"] > told["needed_margin_gib"]
 
 
+def test_a_recipe_that_fits_needs_no_set_of_edits(advice: Advice) -> None:
+    assert advice.plan.fits and advice.smallest is None and advice.to_dict()["smallest"] == []
+
+
 def test_advice_can_be_pasted_as_overrides(advice: Advice) -> None:
     edits = [entry["edit"] for entry in advice.to_dict()["advice"]]
     assert "train.micro_batch_size=2 train.gradient_accumulation=8" in edits

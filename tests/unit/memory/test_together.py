@@ -21,13 +21,6 @@ def advice() -> Advice:
     return plan_with_advice(QWEN3_8B, card=CARD, tokens=2048)
 
 
-@pytest.fixture(scope="module")
-def fitting() -> Advice:
-    """Of a model whose plan is quick."""
-    recipe = edited(recipe_of("HuggingFaceTB/SmolVLM2-500M-Video-Instruct"), ["data.max_image_tokens=128"])
-    return plan_with_advice(recipe, card=24 * GIB, tokens=300)
-
-
 def test_where_no_edit_alone_is_enough_some_together_are(advice: Advice) -> None:
     assert not advice.plan.fits and not any(saving.fits for saving in advice.savings)
     assert advice.smallest is not None and advice.smallest.plan.fits
@@ -49,10 +42,6 @@ def test_a_set_that_changes_what_is_learned_stands_beside_one_that_does_not() ->
     assert first is not None and not first.learns_the_same and first.plan.fits
     assert second is not None and second.learns_the_same and second.plan.fits
     assert len(second.edit.values) > 1
-
-
-def test_a_recipe_that_fits_needs_no_set(fitting: Advice) -> None:
-    assert fitting.plan.fits and fitting.smallest is None and fitting.to_dict()["smallest"] == []
 
 
 @pytest.mark.long
