@@ -15,7 +15,8 @@ from qmixlora.backbone import load_backbone
 from qmixlora.backbone.levers import HostEmbedding, enable_checkpointing, host_tensors
 from qmixlora.backbone.levers.quantized_head import PiecewiseLinear
 from qmixlora.loss import supervised_loss
-from qmixlora.memory.simulation.simulation import on_meta
+from qmixlora.memory.simulation.account import Account
+from qmixlora.memory.simulation.simulation import on_meta, simulated
 from qmixlora.mixlora import device_of
 from qmixlora.recipe import Model, Recipe
 from qmixlora.session import adapter_config, open_session, with_fresh_adapter
