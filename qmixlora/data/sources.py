@@ -1,86 +1,163 @@
-"""Sources of data: files and data sets, read row by row, each row with its origin for messages."""
+"""Sources of data: files and data sets, read row by row, each row with its place for messages."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import csv
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
+import pyarrow
+from pyarrow import parquet
 
 from qmixlora.errors import UserError
 
-FILES = {".json", ".jsonl", ".parquet"}
-Rows = Iterator[tuple[str, Any]]  # (origin, sample)
+from .json_files import Row, Rows, read_json, read_json_lines, read_lines
+
+BATCH = 32  # rows that are taken out of a table at a time; each may hold pictures
+LONGEST_FIELD = 2**31 - 1
 
 
-def is_file(source: str) -> bool:
-    """Whether a source names a data file, by its suffix."""
-    return Path(source).suffix in FILES
-
-
-def read_rows(source: str, split: str) -> Rows:
-    """The samples of a file (.json, .jsonl, .parquet) or of anything that `datasets.load_dataset` reads.
-
-    Raises:
-        UserError: the file is missing or broken (with its line), or the data set cannot be loaded.
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from. `state` changes when its content does; `size` is in bytes; relative image paths start from
+    `folder`.
     """
-    if not is_file(source):
-        return _read_dataset(source, split)
-    path = Path(source)
-    if not path.is_file():
-        raise UserError("There is no such data file.", where=source, fix="Check data.train and its siblings.")
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
+
+    name: str
+    folder: Path
+    size: int
+    state: object
+    rows: Callable[[], Rows]
+
+    @classmethod
+    def find(cls, source: str, split: str) -> Source:
+        """The source of a file, a folder or a data set on the hub; the kinds are in docs/data.md.
+
+        `rows` yields what is wrong with one row in its place, and raises UserError for what is wrong with the whole.
+
+        Raises:
+            UserError: it is missing, cannot be loaded, or has no such split.
+        """
+        path = Path(source)
+        if _form(path) not in READERS:
+            data = _data_set(source, split)
+            folder = path if path.is_dir() else Path()
+            name = str(path.resolve()) if path.is_dir() else source
+            return cls(name, folder, data.data.nbytes, data._fingerprint, lambda: _table_rows(data, source))
+        if not path.is_file():
+            raise UserError("There is no such data file.", where=source, fix="Check data.train and its siblings.")
+        stat = path.stat()
+        state = stat.st_size, stat.st_mtime_ns
+        return cls(str(path.resolve()), path.parent, stat.st_size, state, lambda: _file_rows(path))
 
 
-def _read_json(path: Path) -> Rows:
-    """Read by line for JSON Lines, by index for a JSON list. Parsed here: errors must name a line."""
+def _form(path: Path) -> str:
+    """The suffix that tells how a file is read, in small letters and without `.gz`."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def _file_rows(path: Path) -> Rows:
+    def rows() -> Rows:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield from READERS[_form(path)](file, str(path))
+
+    return _until_broken(rows(), str(path))
+
+
+def _until_broken(rows: Rows, source: str) -> Rows:
+    """The rows; what a library finds wrong with the file between them is the user's, with the last place known."""
+    last = f"{source}, at its beginning"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the data file: {error}", where=str(path)) from None
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield f"line {number}", _parse(line, path, number)
-        return
-    rows = _parse(text, path, 1)
-    if not isinstance(rows, list):
-        raise UserError("A data file is a JSON list of samples.", where=str(path), fix="Or use .jsonl, one per line.")
-    yield from ((f"sample {index}", row) for index, row in enumerate(rows))
+        for row in rows:
+            yield row
+            last = f"after {row.where}"
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error, pyarrow.ArrowException) as error:
+        raise UserError(f"The data file is broken or cut short: {error}", where=last) from None
 
 
-def _parse(text: str, path: Path, first_line: int) -> Any:
+def _read_table_text(delimiter: str) -> Callable[[BinaryIO, str], Rows]:
+    """A reader of CSV (RFC 4180) with this delimiter; every cell is a text."""
+
+    def read(file: BinaryIO, name: str) -> Rows:
+        csv.field_size_limit(LONGEST_FIELD)
+        reader = csv.reader(_texts(file, name), delimiter=delimiter, strict=True)
+        header: list[str] = []
+        start = 1
+        for cells in reader:
+            where, start = f"{name}, line {start}", reader.line_num + 1
+            if not cells:
+                continue
+            if not header:
+                header = cells
+                twice = next((column for column in header if header.count(column) > 1), None)
+                if twice is not None:
+                    raise UserError(f"Two columns have the name {twice!r}.", where=where)
+            elif len(cells) != len(header):
+                yield UserError(f"The row has {len(cells)} cells, and the table {len(header)} columns.", where=where)
+            else:
+                yield Row(where, dict(zip(header, cells, strict=True)))
+
+    return read
+
+
+def _texts(file: BinaryIO, name: str) -> Iterator[str]:
+    for _, line in read_lines(file, name):
+        if isinstance(line, UserError):
+            raise line
+        yield line
+
+
+def _read_parquet(file: BinaryIO, name: str) -> Rows:
+    index = 0
+    for batch in parquet.ParquetFile(file, pre_buffer=False).iter_batches(BATCH):
+        for value in batch.to_pylist():
+            yield Row(f"{name}, row {index} (from 0)", value)
+            index += 1
+
+
+def _data_set(source: str, split: str) -> datasets.Dataset:
+    folder = Path(source)
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(
-            f"Broken JSON: {error.msg}.", where=f"{path}, line {line}, column {error.colno}", fix="Correct that line."
-        ) from None
-
-
-def _read_parquet(path: Path) -> Rows:
-    try:
-        data = datasets.Dataset.from_parquet(str(path))
-    except Exception as error:  # datasets wraps whatever Arrow raises
-        raise UserError(f"Cannot read the data file: {error}", where=str(path)) from None
-    return _rows(data)
-
-
-def _read_dataset(source: str, split: str) -> Rows:
-    try:
-        data = datasets.load_dataset(source, split=split)
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            data = datasets.load_from_disk(source)
+        elif folder.is_dir():
+            data = datasets.load_dataset(source)
+        else:
+            data = datasets.load_dataset(source, split=split)
     except Exception as error:  # many kinds, from many libraries
-        raise UserError(
-            f"Cannot load the data set: {error}", where=source, fix="Give a data file, or a data set on the hub."
-        ) from None
-    return _rows(data)
+        have = f"Check data.{split}: a data file, a folder, or a data set on the hub."
+        raise UserError(f"Cannot load the data set: {error}", where=source, fix=have) from None
+    if isinstance(data, datasets.Dataset):
+        return data
+    if split not in data and not (list(data) == ["train"] and folder.is_dir() and not _names_a_split(folder)):
+        have = ", ".join(map(str, data))
+        raise UserError(f"The data set has no split {split!r}.", where=source, fix=f"It has: {have}.")
+    return data[split] if split in data else data["train"]
 
 
-def _rows(data: datasets.Dataset) -> Rows:
-    for name, feature in data.features.items():
-        if isinstance(feature, datasets.Image):
-            data = data.cast_column(name, datasets.Image(decode=False))
-    return ((f"row {index}", row) for index, row in enumerate(data))
+def _names_a_split(folder: Path) -> bool:
+    """Whether the files of a folder are for training by their names; otherwise `datasets` has made the word up."""
+    return any("train" in str(path.relative_to(folder)).lower() for path in folder.rglob("*"))
+
+
+def _table_rows(data: datasets.Dataset, source: str) -> Rows:
+    index = 0
+    for batch in data.with_format("arrow").iter(BATCH):  # pictures stay files: nothing is decoded
+        for value in batch.to_pylist():
+            yield Row(f"{source}, row {index} (from 0)", value)
+            index += 1
+
+
+READERS: dict[str, Callable[[Any, str], Rows]] = {
+    ".json": read_json,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".csv": _read_table_text(","),
+    ".tsv": _read_table_text("\t"),
+    ".parquet": _read_parquet,
+}

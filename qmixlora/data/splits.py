@@ -18,4 +18,12 @@ def load_split(data: Data, split: str) -> Dataset:
     if source is None:
         have = [name for name in SPLITS if getattr(data, name)]
         raise UserError(f"The recipe has no split {split!r}.", where="data", fix=f"It has: {', '.join(have)}.")
-    return load_conversations(source, split=split, image_root=data.image_root, task_field=data.task_field)
+    return load_conversations(
+        source,
+        split=split,
+        image_root=data.image_root,
+        task_field=data.task_field,
+        columns=data.columns,
+        template=data.question_template(),
+        on_bad_sample=data.on_bad_sample,
+    )

@@ -6,5 +6,8 @@ import re
 
 
 def normalize(answer: str) -> str:
-    """Normalise an answer for exact match: case, runs of blanks and a closing full stop do not count."""
-    return re.sub(r"\s+", " ", answer).strip().rstrip(".").rstrip().casefold()
+    """Normalise an answer for exact match: case, runs of blanks and closing full stops do not count.
+
+    Normalising twice is normalising once.
+    """
+    return re.sub(r"\s+", " ", answer).strip().rstrip(" .").casefold()

@@ -41,8 +41,18 @@ class Scores:
 
 
 def score(rows: Sequence[Conversation], answers: Sequence[str], split: str) -> Scores:
-    """Compare one answer per row with the row's own last answer. Raises UserError if there are no rows."""
-    return _compared(rows, [normalize(answer) for answer in answers], split)
+    """Compare one answer per row with the row's references: any of them, or else its own last answer.
+
+    Raises:
+        UserError: there are no rows.
+    """
+    hits: dict[str, list[bool]] = {}
+    for row, answer in zip(rows, answers, strict=True):
+        right = row.get("references") or [row["turns"][-1]["text"]]
+        hits.setdefault(row["task"], []).append(normalize(answer) in map(normalize, right))
+    if not hits:
+        raise UserError("There is nothing to evaluate.", where=f"split {split}")
+    return Scores(split, {task: TaskScore(sum(own) / len(own), len(own)) for task, own in sorted(hits.items())})
 
 
 def evaluate(
@@ -70,17 +80,7 @@ def blind_baseline(train: Sequence[Conversation], rows: Sequence[Conversation], 
     for row in rows:
         own = next(counts[key] for key in _keys(row) if key in counts)
         guesses.append(max(own, key=lambda answer: own[answer]))
-    return _compared(rows, guesses, split)
-
-
-def _compared(rows: Sequence[Conversation], normalized: Sequence[str], split: str) -> Scores:
-    """The scores of answers that are normalised already (twice is not once: ". ." becomes ".", and that nothing)."""
-    hits: dict[str, list[bool]] = {}
-    for row, answer in zip(rows, normalized, strict=True):
-        hits.setdefault(row["task"], []).append(answer == normalize(row["turns"][-1]["text"]))
-    if not hits:
-        raise UserError("There is nothing to evaluate.", where=f"split {split}")
-    return Scores(split, {task: TaskScore(sum(own) / len(own), len(own)) for task, own in sorted(hits.items())})
+    return score(rows, guesses, split)
 
 
 def _keys(row: Conversation) -> list[tuple[str, ...]]:

@@ -8,6 +8,8 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from . import template
+
 EMBEDDED = "embedded"  # the value of model.id and data.train that stands for the demo's own backbone and data
 
 
@@ -61,12 +63,41 @@ class Adapter(_Section):
     train_projector: bool = Field(default=True, description="train the projector too, whole and in fp32")
 
 
-class Data(_Section):
-    """Conversations with images, in LLaVA / Vision-Flan JSON or chat `messages`."""
+class Columns(_Section):
+    """The columns of a table of questions and answers, by what they hold.
 
-    train: str = Field(description="file (json, jsonl, parquet), a data set of `datasets`, or 'embedded'")
+    Any further key is a text of its own (`hint: lecture`), which `data.template` puts into the question.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, str]
+
+    question: str = Field(description="column with the question")
+    answer: str = Field(description="column with the answer, or with a list of answers that are all right")
+    image: str | list[str] | None = Field(default=None, description="column with the picture (or pictures), or several")
+    options: str | list[str] | None = Field(
+        default=None, description="column with the list of options, or one column for each option"
+    )
+    task: str | None = Field(default=None, description="column with the task's name")
+
+    def texts(self) -> dict[str, str]:
+        """The columns of single texts that a template may use, by their keys there."""
+        return {"question": self.question, **(self.__pydantic_extra__ or {})}
+
+
+class Data(_Section):
+    """Conversations with images, or a table of questions and answers (docs/data.md)."""
+
+    train: str = Field(description="file (json, jsonl, csv, tsv, parquet), folder, data set on the hub, or 'embedded'")
     validation: str | None = None
     test: str | None = None
+    columns: Columns | None = Field(default=None, description="columns of a table of questions and answers")
+    template: str | None = Field(
+        default=None, description="the question, with keys of data.columns in braces: '{question}\\n{options}'"
+    )
+    on_bad_sample: Literal["stop", "skip"] = Field(
+        default="stop", description="samples that cannot be read: stop and list them, or leave them out and say so"
+    )
     image_root: str | None = Field(default=None, description="folder that image paths start from (default: the file's)")
     task_field: str | None = Field(default=None, description="field with the task's name (default: task or task_name)")
     max_length: int = Field(default=2048, ge=8, description="longest sample in tokens, images included; never cut")
@@ -74,6 +105,11 @@ class Data(_Section):
         default=None, ge=1, description="scale images down (or take fewer tiles), so that none takes more tokens"
     )
     num_workers: int = Field(default=0, ge=0)
+
+    def question_template(self) -> str:
+        """The template of questions in columns: the recipe's own, or the question with its options below."""
+        has_options = self.columns is not None and self.columns.options is not None
+        return self.template if self.template is not None else template.NAMED if has_options else template.OPEN
 
 
 class Checkpointing(_Section):

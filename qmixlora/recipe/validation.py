@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from qmixlora.errors import UserError
 
-from .schema import EMBEDDED, Recipe
+from . import template
+from .schema import EMBEDDED, Columns, Data, Recipe
 
 
 def validate(values: dict[str, Any], where: str) -> Recipe:
@@ -56,7 +57,7 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("adapter.task_mix: plain lora has no gates to replace; leave it 0")
     if recipe.train.checkpointing.offload and not recipe.train.checkpointing.enabled:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
-    problems += _memory_conflicts(recipe)
+    problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data)
     if recipe.train.eval_every and not recipe.data.validation and recipe.data.train != EMBEDDED:
         problems.append("train.eval_every: there is nothing to evaluate on; set data.validation")
     return problems
@@ -85,9 +86,35 @@ def _memory_conflicts(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _column_conflicts(data: Data) -> list[str]:
+    """Name what is wrong between a template and the columns that it uses."""
+    columns = data.columns
+    if columns is None:
+        return ["data.template: there is nothing to put into it; set data.columns"] if data.template is not None else []
+    problems = []
+    if columns.task and data.task_field:
+        problems.append("data.task_field: data.columns.task names the task; remove one of the two")
+    needed = {*columns.texts(), *(["options"] if columns.options else [])}
+    try:
+        used = template.names(data.question_template())
+    except ValueError as error:
+        return [*problems, f"data.template: {error}"]
+    for name in used:
+        if name == "answer":
+            problems.append("data.template: {answer} would show the answer in the question")
+        elif name not in {*needed, "image", "task"} or (name in {"image", "task"} and not getattr(columns, name)):
+            known = ", ".join(sorted(needed))
+            meant = did_you_mean(name, needed)
+            problems.append(f"data.template: {{{name}}} is not among data.columns, {known}.{meant}")
+    for name in sorted(needed - {*used}):
+        meant = did_you_mean(name, Columns.model_fields) if name not in Columns.model_fields else ""
+        problems.append(f"data.columns.{name}: data.template does not use it.{meant}")
+    return problems
+
+
 def _explain(item: Any, values: dict[str, Any]) -> str:
     """Say one pydantic error in the user's words."""
-    loc = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
+    loc = [part for part in item["loc"] if not (isinstance(part, str) and ("[" in part or part == "str"))]
     path = ".".join(str(part) for part in loc)
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown key.{did_you_mean(str(loc[-1]), _keys_at(loc[:-1]))}"

@@ -20,7 +20,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "registration": set(),
     "mixlora": set(),
     "backbone": {"errors", "device", "recipe"},
-    "data": {"errors", "recipe", "mixlora"},
+    "data": {"errors", "files", "recipe", "mixlora"},
     "session": {"errors", "recipe", "mixlora", "backbone", "data"},
     "loss": {"errors", "backbone", "data"},
     "evaluation": {"errors", "mixlora", "data", "session"},

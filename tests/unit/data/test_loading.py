@@ -9,8 +9,11 @@ from pathlib import Path
 import datasets
 import pytest
 
-from qmixlora.data import Collator, load_conversations
+from qmixlora.data import IMAGE, Collator, load_conversations
+from qmixlora.data.loading import load
+from qmixlora.data.rows import Reading
 from qmixlora.errors import UserError
+from qmixlora.recipe import Columns
 
 from .helpers import GPT, HUMAN, Write
 
@@ -81,11 +84,11 @@ def naming_image(name: str, content: bytes | None = None) -> Callable[[Path], Pa
         (broken_text("broken.jsonl", json.dumps(GOOD) + "\n{oops}\n"), ("Broken JSON", "line 2")),
         (broken_text("dict.json", '{"a": 1}'), ("JSON list",)),
         (broken_text("empty.json", "[]"), ("empty",)),
-        (broken_text("odd.json", json.dumps([GOOD, 3])), ("JSON object", "sample 1")),
-        (broken_text("format.json", json.dumps([{"conversations": [HUMAN]}])), ("no answer", "sample 0")),
+        (broken_text("odd.json", json.dumps([GOOD, 3])), ("JSON object", "row 1")),
+        (broken_text("format.json", json.dumps([{"conversations": [HUMAN]}])), ("no answer", "row 0")),
         (naming_image("gone.png"), ("missing", "gone.png")),
         (naming_image("junk.png", b"no image"), ("cannot be read", "junk.png")),
-        (broken_text("bad.parquet", "no parquet"), ("Cannot read", "bad.parquet")),
+        (broken_text("bad.parquet", "no parquet"), ("broken", "bad.parquet")),
     ],
     ids=["absent", "json", "jsonl", "dict", "empty", "number", "format", "no image", "junk image", "parquet"],
 )
@@ -96,3 +99,67 @@ def test_a_broken_source_is_named_with_the_place_in_it(
         load_conversations(str(make(tmp_path)))
     for word in words:
         assert word in str(caught.value)
+
+
+def lines_of(folder: Path, *rows: object) -> str:
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(folder / "a.jsonl")
+
+
+BAD = {"conversations": [HUMAN]}
+
+
+def test_bad_samples_are_all_counted_and_ten_of_them_listed(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_conversations(lines_of(tmp_path, GOOD, *[BAD] * 42))
+    text = str(caught.value)
+    assert text.startswith("42 samples cannot be used:") and "and 32 more" in text
+    assert "line 2: " in text and "line 11: " in text and "line 12: " not in text
+    assert "data.on_bad_sample: skip" in caught.value.fix
+
+
+def test_mistakes_of_the_file_of_the_format_and_of_pictures_are_listed_together(tmp_path: Path) -> None:
+    source = lines_of(tmp_path, BAD, {"image": "gone.png", **GOOD}, {"conversations": [HUMAN, GPT]})
+    with Path(source).open("a") as file:
+        file.write("{oops}\n")
+    with pytest.raises(UserError, match="4 samples") as caught:
+        load_conversations(source)
+    for word in ("no answer", "gone.png", "marks and 0 images", "Broken JSON", "line 4"):
+        assert word in caught.value.what
+
+
+def test_bad_samples_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = lines_of(tmp_path, GOOD, BAD, 3, GOOD)
+    rows = load_conversations(source, on_bad_sample="skip")
+    said = capsys.readouterr()
+    assert len(rows) == 2 and not said.out
+    assert "2 of 4 samples left out" in said.err and "line 2: The sample has no answer" in said.err
+
+
+def test_a_caller_learns_how_many_samples_were_left_out(tmp_path: Path) -> None:
+    loaded = load(lines_of(tmp_path, GOOD, BAD, GOOD), "train", None, Reading(), "skip")
+    assert len(loaded.rows) == 2 and loaded.refused.count == 1
+
+
+def test_nothing_but_bad_samples_is_an_error_all_the_same(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="2 samples cannot be used"):
+        load_conversations(lines_of(tmp_path, BAD, BAD), on_bad_sample="skip")
+
+
+def test_images_beside_messages_in_parquet_are_read(tmp_path: Path, image: str) -> None:
+    whole = {"bytes": (tmp_path / image).read_bytes(), "path": None}
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "what ?"}]
+    said = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}]
+    data = datasets.Dataset.from_list([{"images": [whole], "messages": said}])
+    data.cast_column("images", datasets.List(datasets.Image())).to_parquet(str(tmp_path / "d.parquet"))
+    [row] = load_conversations(str(tmp_path / "d.parquet"))
+    assert row["images"] == [whole] and row["turns"][0]["text"] == f"{IMAGE}what ?"
+
+
+def test_a_table_with_columns_is_read_with_all_its_answers(tmp_path: Path, image: str) -> None:
+    table = datasets.Dataset.from_list([{"q": "what ?", "a": ["x", "y", "y"], "i": image}])
+    table.to_parquet(str(tmp_path / "t.parquet"))
+    columns = Columns(question="q", answer="a", image="i")
+    [row] = load_conversations(str(tmp_path / "t.parquet"), columns=columns, template="{question} !")
+    assert row["references"] == ["x", "y", "y"]
+    assert [turn["text"] for turn in row["turns"]] == [f"{IMAGE}\nwhat ? !", "y"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from qmixlora.data import load_split, only_tasks
+from qmixlora.data import IMAGE, load_split, only_tasks
 from qmixlora.errors import UserError
 from qmixlora.evaluation import answer_question, answer_rows, evaluate, generate_answers, score
 from qmixlora.recipe import Recipe
@@ -66,9 +66,7 @@ def test_one_question_is_answered_as_its_row(session: Session, rows: Dataset) ->
     session.model.eval()
     expected = generate_answers(session, [row])[0].strip()
     image = Path(row["images"][0]["path"])
-    assert (
-        answer_question(session, row["turns"][0]["text"].replace("<image>", "").strip(), image, row["task"]) == expected
-    )
+    assert answer_question(session, row["turns"][0]["text"].replace(IMAGE, "").strip(), image, row["task"]) == expected
 
 
 def test_a_question_about_an_image_that_is_not_there_is_refused(session: Session, tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def test_an_answer_is_compared_with_the_last_one_of_its_row() -> None:
     assert score([first], ["right"], "test").tasks["a"].exact_match == 1.0
 
 
+def test_any_of_several_right_answers_is_a_hit() -> None:
+    one: Conversation = {**row("a", "q", "net"), "references": ["net", "net", "Mesh."]}
+    rows = [one, one, one, {**row("a", "q", "net"), "references": []}]
+    assert score(rows, ["mesh", "net.", "fence", "net"], "test").tasks["a"].exact_match == 0.75
+
+
 def test_scores_are_written_by_task() -> None:
     assert Scores("test", {"a": TaskScore(0.9, 10), "b": TaskScore(0.0, 2)}).to_dict() == {
         "split": "test",

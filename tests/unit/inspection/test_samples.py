@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qmixlora.data import load_split
+from qmixlora.data import IMAGE, load_split
 from qmixlora.errors import UserError
 from qmixlora.inspection.samples import DecodedSample, decode_samples
 from qmixlora.recipe import Recipe
@@ -24,7 +24,7 @@ def recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
 def test_the_answer_is_supervised_and_the_question_routes(recipe: Recipe) -> None:
     row = load_split(recipe.data, "train")[0]
     (sample,) = decode_samples(recipe, "train", 1)
-    question, answer = (turn["text"].replace("<image>", "").strip() for turn in row["turns"])
+    question, answer = (turn["text"].replace(IMAGE, "").strip() for turn in row["turns"])
     assert sample.task == row["task"]
     assert answer in text_of(sample, "supervised") and answer not in text_of(sample, "routing").split()
     assert question in text_of(sample, "routing")

@@ -1,0 +1,122 @@
+"""What reading data costs: time against a plain `json.load` of the same file, and memory over six rows.
+
+    python benchmarks/data.py [--rows 200000] [--pictures 2000] [--form json|jsonl|parquet] [--kilobytes 0]
+
+Makes LLaVA rows about small pictures in a temporary folder and reads them in processes of their own, with a cache of
+their own: six rows, all rows at the first start, and all rows again. `--kilobytes` puts pictures of that size into the
+rows (Parquet alone). Prints one line of JSON; times are CPU seconds of one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+QUESTION = "<image>\nWhat is to be seen in picture {0}, and what colour has the thing in its middle, number {0}?"
+ANSWER = "A thing of the kind {0}, which is red, and behind it a wall without windows, seen from below."
+MEASURED = """
+import json, resource, sys, time
+from pathlib import Path
+import qmixlora.data, PIL.Image, torch
+before = time.process_time()
+{work}
+used = Path("/proc/self/status").read_text()
+held = sum(int(line.split()[1]) for line in used.splitlines() if line.startswith("RssAnon"))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({{"seconds": time.process_time() - before, "peak_mib": peak / 1024, "anonymous_mib": held / 1024}}))
+"""
+LOAD = "rows = qmixlora.data.load_conversations(sys.argv[1])\nassert rows[len(rows) - 1]['turns']"
+PLAIN = "rows = json.loads(Path(sys.argv[1]).read_text())"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--form", choices=["json", "jsonl", "parquet"], default="json")
+    parser.add_argument("--kilobytes", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        few = make(folder, 6, arguments)
+        many = make(folder, arguments.rows, arguments)
+        results = {"six": measured(LOAD, few, folder), "first": measured(LOAD, many, folder)}
+        results["second"] = measured(LOAD, many, folder)
+        if arguments.form == "json":
+            plain = measured(PLAIN, many, folder)["seconds"]
+            results["ratio"] = {key: results[key]["seconds"] / plain for key in ("first", "second")}
+        results["over_six_mib"] = {
+            key: results[key]["peak_mib"] - results["six"]["peak_mib"] for key in ("first", "second")
+        }
+    print(json.dumps({**vars(arguments), **results}, indent=2))
+
+
+def make(folder: Path, rows: int, arguments: argparse.Namespace) -> Path:
+    """A file of LLaVA rows, and the pictures that they name."""
+    from PIL import Image
+
+    names = [f"{index}.png" for index in range(min(rows, arguments.pictures))]
+    for index, name in enumerate(names):
+        Image.new("RGB", (64, 48), (index % 256, 0, 0)).save(folder / name)
+    samples = (row(index, names[index % len(names)]) for index in range(rows))
+    path = folder / f"{rows}.{arguments.form}"
+    if arguments.form == "parquet":
+        write_parquet(path, samples, arguments.kilobytes)
+    else:
+        separator, ends = (",\n", "[]") if arguments.form == "json" else ("\n", ("", ""))
+        with path.open("w", encoding="utf-8") as file:
+            file.write(ends[0])
+            for index, sample in enumerate(samples):
+                file.write((separator if index else "") + json.dumps(sample))
+            file.write(ends[1])
+    return path
+
+
+def row(index: int, image: str) -> dict[str, Any]:
+    question, answer = QUESTION.format(index), ANSWER.format(index)
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": str(index), "image": image, "task": f"task {index % 10}", "conversations": turns}
+
+
+def write_parquet(path: Path, samples: Any, kilobytes: int) -> None:
+    """Rows in groups of 1000; with `kilobytes` each holds a picture of that size, of bytes that do not compress."""
+    import pyarrow
+    from pyarrow import parquet
+
+    header = (path.parent / "0.png").read_bytes()
+    writer, batch = None, []
+    for sample in samples:
+        if kilobytes:
+            sample["image"] = {"bytes": header + os.urandom(kilobytes << 10), "path": None}
+        batch.append(sample)
+        if len(batch) == 1000:
+            table = pyarrow.Table.from_pylist(batch)
+            writer = writer or parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+            batch = []
+    table = pyarrow.Table.from_pylist(batch) if batch else None
+    writer = writer or parquet.ParquetWriter(path, table.schema)
+    if table is not None:
+        writer.write_table(table)
+    writer.close()
+
+
+def measured(work: str, path: Path, folder: Path) -> dict[str, float]:
+    """What a process that does this with a file took."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEASURED.format(work=work), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+if __name__ == "__main__":
+    main()
