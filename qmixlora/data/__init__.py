@@ -6,7 +6,7 @@ from .collate import BatchCollator, Collator
 from .formats import IMAGE, Conversation, ImageFile, Turn, question_about
 from .images import image_size, open_images
 from .loading import load_conversations
-from .splits import load_split
+from .splits import load_source, load_split
 from .tasks import indices_by_task, only_tasks
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "image_size",
     "indices_by_task",
     "load_conversations",
+    "load_source",
     "load_split",
     "only_tasks",
     "open_images",

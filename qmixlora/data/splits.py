@@ -18,6 +18,11 @@ def load_split(data: Data, split: str) -> Dataset:
     if source is None:
         have = [name for name in SPLITS if getattr(data, name)]
         raise UserError(f"The recipe has no split {split!r}.", where="data", fix=f"It has: {', '.join(have)}.")
+    return load_source(data, source, split)
+
+
+def load_source(data: Data, source: str, split: str) -> Dataset:
+    """The conversations of any source, read as a recipe reads its own. Raises UserError as `load_conversations`."""
     return load_conversations(
         source,
         split=split,

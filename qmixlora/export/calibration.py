@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qmixlora.backbone.hidden_states import run_body
-from qmixlora.data import Conversation, indices_by_task, load_conversations
+from qmixlora.data import Conversation, indices_by_task, load_source
 from qmixlora.errors import UserError
 from qmixlora.mixlora.routing_record import FILE, RoutingStatistics
 from qmixlora.session import TunedSession
@@ -51,11 +51,7 @@ def mixing_matrices(
     left = [task for task in tasks if task not in matrices]
     if not left:
         return matrices
-    rows = (
-        load_conversations(calibration_file, task_field=session.recipe.data.task_field)
-        if calibration_file
-        else training_rows()
-    )
+    rows = load_source(session.recipe.data, calibration_file, "train") if calibration_file else training_rows()
     by_task = indices_by_task(rows)
     if calibration_file and len(tasks) == 1:
         by_task.setdefault(tasks[0], list(range(len(rows))))

@@ -50,7 +50,8 @@ class Edit:
             *parents, key = path.split(".")
             target = sections
             for parent in parents:
-                target = target.setdefault(parent, {})
+                target[parent] = {} if target.get(parent) is None else target[parent]  # a section that is not there yet
+                target = target[parent]
                 if not isinstance(target, dict):
                     raise UserError(f"{parent!r} is a value, not a section.", where=f"override {path!r}")
             target[key] = value

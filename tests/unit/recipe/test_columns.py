@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qmixlora.recipe import Data, json_schema, template, validate
+from qmixlora.recipe import Data, edited, json_schema, template, validate
 
 from .helpers import MINIMAL, mistakes_in
 
@@ -37,7 +37,7 @@ def test_a_template_over_its_columns_is_a_recipe(columns: dict[str, Any], text: 
         ({"template": "{question}"}, "data.template: there is nothing to put into it; set data.columns"),
         ({"columns": {"question": "q"}}, "data.columns.answer: missing"),
         ({"columns": {"question": 3, "answer": "a"}}, "data.columns.question:"),
-        ({"columns": {**QA, "anwser": "b"}}, "data.columns.anwser: data.template does not use it. Did you mean 'answer'?"),
+        ({"columns": {**QA, "anwser": "b"}}, "columns.anwser: data.template does not use it. Did you mean 'answer'?"),
         ({"columns": {**QA, "hint": 3}}, "data.columns.hint:"),
         ({"columns": {**QA, "options": "o"}, "template": "{question}"}, "data.columns.options: data.template does not"),
         ({"columns": QA, "template": "{qestion}"}, "{qestion} is not among data.columns, question. Did you mean"),
@@ -52,7 +52,7 @@ def test_a_template_over_its_columns_is_a_recipe(columns: dict[str, Any], text: 
         ({"columns": {**QA, "task": "t"}, "task_field": "u"}, "remove one of the two"),
         ({"on_bad_sample": "ignore"}, "data.on_bad_sample:"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_named(data: dict[str, Any], message: str) -> None:
     assert message in mistakes_in(with_data(**data))
 
@@ -64,6 +64,12 @@ def test_doubled_braces_of_a_template_are_braces() -> None:
 def test_a_recipe_with_columns_is_written_and_read_as_it_was() -> None:
     recipe = validate(with_data(columns={**QA, "hint": "h"}, template="{hint} {question}"), "r")
     assert validate(recipe.model_dump(), "again") == recipe and "hint: h" in recipe.to_yaml()
+
+
+def test_columns_may_be_set_on_the_command_line() -> None:
+    typed = ["data.columns.question=q", "data.columns.answer=a"]
+    columns = edited(validate(MINIMAL, "r"), typed).data.columns
+    assert columns is not None and columns.question == "q" and columns.answer == "a"
 
 
 def test_the_schema_for_editors_knows_columns() -> None:
