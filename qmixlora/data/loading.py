@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-from PIL import Image, UnidentifiedImageError
 
 from qmixlora.errors import UserError
-from qmixlora.recipe import Columns
+from qmixlora.recipe import MAX_PIXELS, Columns
 
 from . import store
 from .formats import Conversation, FormatError, ImageFile
+from .image_files import locate
+from .images import check_header
 from .json_files import Row
 from .refusals import PictureError, Refusals
 from .rows import Reading, to_sample
@@ -44,13 +45,14 @@ def load_conversations(
     columns: Columns | None = None,
     template: str = "",
     on_bad_sample: Literal["stop", "skip"] = "stop",
+    max_pixels: int = MAX_PIXELS,
 ) -> datasets.Dataset:
     """All conversations of a source (docs/data.md); what was left out is said on stderr.
 
     Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` and `references` (all right
     answers where the data has several). Other arguments and errors as `load`.
     """
-    loaded = load(source, split, image_root, Reading(task_field, columns, template), on_bad_sample)
+    loaded = load(source, split, image_root, Reading(task_field, columns, template), on_bad_sample, max_pixels)
     if loaded.refused.count:
         total = len(loaded.rows) + loaded.refused.count
         print(f"{source}: {loaded.refused.count} of {total} samples left out:", file=sys.stderr)
@@ -64,12 +66,13 @@ def load(
     image_root: str | None,
     reading: Reading,
     on_bad_sample: Literal["stop", "skip"],
+    max_pixels: int = MAX_PIXELS,
 ) -> Loaded:
     """Read a source, or take what an earlier start has kept of it.
 
     Image paths are taken from `image_root`, or from the file's own folder. Every image's header is read now, so that
-    a run does not stop over a missing file hours later. With `stop` a sample that cannot be read is an error; `skip`
-    leaves such samples out.
+    a run does not stop hours later over a missing file, or one of over `max_pixels` pixels. With `stop` a sample that
+    cannot be read is an error; `skip` leaves such samples out.
 
     Raises:
         UserError: the source is missing, broken (with its line) or empty; or samples are refused: all are counted, and
@@ -78,11 +81,11 @@ def load(
     opened = Source.find(source, split)
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
-    results = read_conversations(opened.rows(), root, reading)
+    results = read_conversations(opened.rows(), root, reading, max_pixels)
     if opened.size < store.SMALL:
         loaded = Loaded(store.in_memory(_accepted(results, refusals)), refusals)
     else:
-        place = store.place((opened.name, split, str(root.resolve()), reading), opened.state)
+        place = store.place((opened.name, split, str(root.resolve()), reading, max_pixels), opened.state)
         kept = store.stored(place)
         loaded = Loaded(*kept) if kept else Loaded(store.keep(place, _accepted(results, refusals), refusals), refusals)
     if loaded.refused.count and (on_bad_sample == "stop" or not len(loaded.rows)):
@@ -93,13 +96,13 @@ def load(
 
 
 def read_conversations(
-    rows: Iterable[Row | UserError], root: Path, reading: Reading
+    rows: Iterable[Row | UserError], root: Path, reading: Reading, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Conversation | UserError]:
     """Each row as a conversation, or why it is refused, with its place."""
-    locate = _remembering(root)
+    locate_here = _remembering(root, max_pixels)
     for row in rows:
         try:
-            yield row if isinstance(row, UserError) else _checked(row, reading, locate)
+            yield row if isinstance(row, UserError) else _checked(row, reading, locate_here)
         except UserError as refusal:
             yield refusal.with_traceback(None)
 
@@ -116,7 +119,7 @@ def _accepted(results: Iterable[Conversation | UserError], refusals: Refusals) -
 Locate = Callable[[Any, str], ImageFile]
 
 
-def _checked(row: Row, reading: Reading, locate: Locate) -> Conversation:
+def _checked(row: Row, reading: Reading, located: Locate) -> Conversation:
     if not isinstance(row.value, Mapping):
         raise UserError("A sample is a JSON object.", where=row.where)
     try:
@@ -124,42 +127,32 @@ def _checked(row: Row, reading: Reading, locate: Locate) -> Conversation:
     except FormatError as error:
         raise UserError(f"The sample {error}.", where=row.where) from None
     try:
-        located = [locate(image, row.where) for image in images]
+        files = [located(image, row.where) for image in images]
     except UserError as error:
         raise PictureError(error.what, where=error.where, fix=error.fix) from None
-    return {"turns": turns, "images": located, "task": task, "references": references}
+    return {"turns": turns, "images": files, "task": task, "references": references}
 
 
-def _remembering(root: Path) -> Locate:
+def _remembering(root: Path, max_pixels: int) -> Locate:
     """`_located` under a root, which looks at a path once while it is remembered."""
 
     @lru_cache(REMEMBERED)
     def at(path: str) -> ImageFile:
-        return _located(path, root, "")
+        return _located(path, root, "", max_pixels)
 
-    def locate(image: Any, origin: str) -> ImageFile:
+    def located(image: Any, origin: str) -> ImageFile:
         if not isinstance(image, str) or len(image) > LONGEST:
-            return _located(image, root, origin)
+            return _located(image, root, origin, max_pixels)
         try:
             return at(image)
         except UserError:
-            return _located(image, root, origin)  # which names the row
+            return _located(image, root, origin, max_pixels)  # which names the row
 
-    return locate
+    return located
 
 
-def _located(image: Any, root: Path, origin: str) -> ImageFile:
-    """An image as `{"path", "bytes"}`, known to have a readable header."""
-    if isinstance(image, Mapping):
-        if image.get("bytes"):
-            return {"path": image.get("path"), "bytes": image["bytes"]}
-        image = image.get("path") or image.get("url")
-    path = root / str(image).removeprefix("file://")
-    if not path.is_file():
-        raise UserError("An image is missing.", where=f"{path} (named by {origin})", fix="Set data.image_root?")
-    try:
-        with Image.open(path):
-            pass
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"An image cannot be read: {error}", where=f"{path} (named by {origin})") from None
-    return {"path": str(path.resolve()), "bytes": None}
+def _located(image: Any, root: Path, origin: str, max_pixels: int) -> ImageFile:
+    """An image as `{"path", "bytes"}`, known to have a readable header and not too many pixels."""
+    file = locate(image, root, origin)
+    check_header(file, max_pixels, named_by="" if file["bytes"] else origin)
+    return file

@@ -31,4 +31,5 @@ def load_source(data: Data, source: str, split: str) -> Dataset:
         columns=data.columns,
         template=data.question_template(),
         on_bad_sample=data.on_bad_sample,
+        max_pixels=data.max_pixels,
     )

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qmixlora.data import Conversation, ImageFile, question_about
-from qmixlora.errors import UserError
+from qmixlora.data import Conversation, ImageFile, check_header, locate, question_about
 from qmixlora.mixlora import routed_as
 from qmixlora.session import Session
 
@@ -33,10 +32,10 @@ def generate_answers(session: Session, rows: Sequence[Conversation], max_new_tok
 
 
 def answer_question(session: Session, question: str, image: Path | None, task: str | None) -> str:
-    """One answer to one question about an image. Raises UserError if the image is missing or unreadable."""
-    if image is not None and not image.is_file():
-        raise UserError("There is no such image.", where=str(image))
-    images: list[ImageFile] = [] if image is None else [{"path": str(image), "bytes": None}]
+    """One answer to one question about an image. Raises UserError if the image is missing, unreadable or too large."""
+    images: list[ImageFile] = [] if image is None else [locate(image, Path(), "--image")]
+    for file in images:
+        check_header(file, session.recipe.data.max_pixels)
     with session.evaluating():
         return generate_answers(session, [question_about(images, question, task or "")])[0].strip()
 

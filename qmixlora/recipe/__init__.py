@@ -2,11 +2,12 @@
 
 from .edit import Edit, edited
 from .reading import json_schema, load_recipe, read_recipe, shipped_recipes
-from .schema import EMBEDDED, Adapter, Checkpointing, Columns, Data, Export, Model, Recipe, Train
+from .schema import EMBEDDED, MAX_PIXELS, Adapter, Checkpointing, Columns, Data, Export, Model, Recipe, Train
 from .validation import did_you_mean, validate
 
 __all__ = [
     "EMBEDDED",
+    "MAX_PIXELS",
     "Adapter",
     "Checkpointing",
     "Columns",

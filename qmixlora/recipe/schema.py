@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from . import template
 
 EMBEDDED = "embedded"  # the value of model.id and data.train that stands for the demo's own backbone and data
+MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins to warn; cameras stay below it
 
 
 class _Section(BaseModel):
@@ -103,6 +104,9 @@ class Data(_Section):
     max_length: int = Field(default=2048, ge=8, description="longest sample in tokens, images included; never cut")
     max_image_tokens: int | None = Field(
         default=None, ge=1, description="scale images down (or take fewer tiles), so that none takes more tokens"
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS, ge=1, description="width x height of the largest image that is decoded; larger are refused"
     )
     num_workers: int = Field(default=0, ge=0)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qmixlora.backbone.levers import in_place_of_images, use_features
 from qmixlora.backbone.levers.vision import DEEP, POOLED, image_features
-from qmixlora.data import Collator, Conversation, ImageFile, question_about
+from qmixlora.data import APPEARANCE_VERSION, Collator, Conversation, ImageFile, question_about
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
 from qmixlora.files import replacing
@@ -138,7 +138,7 @@ def _decided_by(session: TunedSession, collator: Collator) -> str:
     """Everything that decides an image's features beside the image."""
     facts = session.recipe.model.model_dump(include={"id", "revision", "dtype", "attention"})
     settings = collator.processor.image_processor.to_json_string()
-    return json.dumps([facts, settings, session.backbone.config.to_json_string()], sort_keys=True)
+    return json.dumps([APPEARANCE_VERSION, facts, settings, session.backbone.config.to_json_string()], sort_keys=True)
 
 
 def _check_disk(store: FeatureStore, missing: Sequence[ImageFile], done: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import CommandLine
 
@@ -30,6 +32,28 @@ def test_a_mistake_is_one_message_and_exit_2(
     for word in [*words, "where:"]:
         assert word in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "inspect"])
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("https://example.com/a.png", ["not fetched", "https://example.com/a.png"]),
+        ("gone.png", ["image is missing", "gone.png"]),
+        ("large.png", ["300 x 200 = 60,000 pixels", "large.png", "data.max_pixels, 50,000"]),
+    ],
+)
+def test_an_image_that_cannot_be_had_is_named_with_its_row(
+    qmixlora: CommandLine, recipe_file: Path, tmp_path: Path, verb: str, image: str, words: list[str]
+) -> None:
+    Image.new("L", (300, 200)).save(tmp_path / "large.png")
+    turns = [{"from": "human", "value": "<image> circle"}, {"from": "gpt", "value": "seven"}]
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": image, "conversations": turns}]))
+    samples = ["--samples", "1"] if verb == "inspect" else []
+    done = qmixlora(verb, recipe_file, *samples, f"data.train={tmp_path / 'rows.json'}", "data.max_pixels=50000")
+    assert done.code == 2 and "Traceback" not in done.stderr, done.stderr
+    for word in [*words, "sample 0"]:
+        assert word in done.stderr
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:

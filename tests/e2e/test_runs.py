@@ -128,4 +128,4 @@ def test_chat_answers_until_an_empty_line(
 
 def test_chat_names_an_image_that_is_missing(qmixlora: CommandLine, finished_run: FinishedRun, tmp_path: Path) -> None:
     done = qmixlora("chat", finished_run("mixlora"), "--image", tmp_path / "none.png", "--prompt", "what ?")
-    assert done.code == 2 and "no such image" in done.stderr and "none.png" in done.stderr
+    assert done.code == 2 and "image is missing" in done.stderr and "none.png" in done.stderr

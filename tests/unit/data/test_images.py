@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,11 @@ from PIL import Image
 
 from qmixlora.data import Collator, load_conversations
 from qmixlora.data.formats import ImageFile
-from qmixlora.data.images import blank_image, image_size, open_images
+from qmixlora.data.images import blank_image, check_body, check_header, image_size, open_images
 from qmixlora.errors import UserError
 
 from .helpers import GPT, HUMAN, Write
+from .image_writing import encoded, icon, png
 
 
 @pytest.fixture
@@ -30,13 +33,6 @@ def inside(tmp_path: Path, image: str) -> ImageFile:
 def test_an_image_is_the_same_from_its_path_and_from_its_bytes(file: ImageFile, inside: ImageFile) -> None:
     first, second = open_images([file, inside])
     assert np.array_equal(np.asarray(first), np.asarray(second)) and first.getpixel((0, 0)) == (200, 10, 10)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
-def test_images_of_every_mode_are_opened_in_rgb(tmp_path: Path, mode: str) -> None:
-    Image.new(mode, (4, 3)).save(tmp_path / "i.png")
-    [opened] = open_images([{"path": str(tmp_path / "i.png"), "bytes": None}])
-    assert opened.mode == "RGB" and opened.size == (4, 3)
 
 
 def test_the_size_is_width_and_height(file: ImageFile, inside: ImageFile) -> None:
@@ -61,3 +57,85 @@ def test_an_image_with_a_good_header_and_no_body_is_named(
     rows = load_conversations(str(write_json("c.json", [{"image": "cut.png", "conversations": [HUMAN, GPT]}])))
     with pytest.raises(UserError, match=r"cannot be read(.|\n)*cut\.png"):
         Collator(processor, 64)([rows[0]])
+
+
+BOMB = png((20_000, 10_000), 8, 0, bytes(20_000))  # a few hundred bytes that say they are 200 million pixels
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(write_json: Write, tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(BOMB["bytes"] or b"")
+    source = str(write_json("b.json", [{"image": "bomb.png", "conversations": [HUMAN, GPT]}]))
+    with pytest.raises(UserError, match=r"20000 x 10000 = 200,000,000 pixels(.|\n)*bomb\.png .named by .*sample 0"):
+        load_conversations(source)
+    assert len(load_conversations(source, max_pixels=200_000_000)) == 1
+
+
+def test_the_limit_is_the_one_that_is_given_on_either_side_of_pillows_own() -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    for limit in (100, Image.MAX_IMAGE_PIXELS, 3 * Image.MAX_IMAGE_PIXELS):
+        assert check_header(png((limit, 1), 8, 0, b""), limit) == (limit, 1)
+        with pytest.raises(UserError, match=r"over data\.max_pixels"):
+            check_header(png((limit + 1, 1), 8, 0, b""), limit)
+
+
+def test_pillows_own_limit_stays_as_it_was_with_threads_at_work(file: ImageFile) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(4) as pool:
+        sizes = list(pool.map(image_size, [file, BOMB] * 50))
+    assert sizes == [(40, 30), (20_000, 10_000)] * 50 and limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_an_icon_whose_list_is_wrong_is_as_large_as_what_it_holds() -> None:
+    inside = encoded(Image.new("RGB", (500, 400)), "PNG")["bytes"] or b""
+    [opened] = open_images([icon(16, inside)])
+    assert opened.size == check_header(icon(16, inside)) == (500, 400)
+    with pytest.raises(UserError, match="500 x 400 = 200,000 pixels"):
+        check_header(icon(16, inside), 199_999)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "web page or an SVG"),
+        (b"%PDF-1.7", "PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIF"),
+        (b"nothing known", "no known format"),
+    ],
+)
+def test_a_file_that_is_no_image_is_told_by_how_it_begins(content: bytes, words: str) -> None:
+    with pytest.raises(UserError, match=f"no known format(.|\n)*row 7(.|\n)*{words}|{words}(.|\n)*row 7"):
+        check_header({"path": "a.png", "bytes": content}, named_by="row 7")
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 7 // 10]
+
+
+def damaged(content: bytes) -> bytes:
+    return content[:-40] + bytes(20) + content[-20:]
+
+
+@pytest.mark.parametrize(
+    ("container", "break_"),
+    [*((container, cut) for container in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")), ("PNG", damaged)],
+)
+def test_a_broken_body_is_found_where_it_is_decoded_and_named(container: str, break_: Callable[[bytes], bytes]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(pixels), container)
+    assert check_body(whole) == (90, 90)
+    broken: ImageFile = {"path": "a.parquet, row 7, bytes", "bytes": break_(whole["bytes"] or b"")}
+    for check in (check_body, lambda file: open_images([file])):
+        with pytest.raises(UserError, match=r"cannot be read(.|\n)*a\.parquet, row 7"):
+            check(broken)
+
+
+def test_what_is_read_of_an_image_is_the_same_from_a_file_that_pillow_would_map(tmp_path: Path) -> None:
+    """Pillow maps plain TIFFs into memory, and takes their turned size for that of their rows."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    image.save(tmp_path / "a.tif", exif=exif)
+    [opened] = open_images([{"path": str(tmp_path / "a.tif"), "bytes": None}])
+    assert np.asarray(opened)[..., 0].tolist() == [[3, 0], [4, 1], [5, 2]]

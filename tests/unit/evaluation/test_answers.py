@@ -70,5 +70,5 @@ def test_one_question_is_answered_as_its_row(session: Session, rows: Dataset) ->
 
 
 def test_a_question_about_an_image_that_is_not_there_is_refused(session: Session, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such image"):
+    with pytest.raises(UserError, match="image is missing"):
         answer_question(session, "what is it ?", tmp_path / "none.png", None)

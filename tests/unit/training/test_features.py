@@ -27,7 +27,7 @@ from qmixlora.evaluation import generate_answers
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe, load_recipe
 from qmixlora.session import Session, TunedSession, open_run, open_session
-from qmixlora.training import run, train, train_within_memory
+from qmixlora.training import features, run, train, train_within_memory
 from qmixlora.training.features import FeatureStore, compute, with_cached_features
 from tests.adapters import randomize
 from tests.unit.backbone.image_tokens.families import MAKERS, TOGETHER, draw, marked
@@ -171,6 +171,15 @@ def test_features_of_another_backbone_have_files_of_their_own(
         session = open_session(make_recipe(**CACHED, model=changed), TASKS)
         with_cached_features(session, [rows_of(data, 2)], tmp_path / "run", QUIET)
     assert len(list((tmp_path / "run" / "features").iterdir())) == 4
+
+
+def test_features_of_images_that_looked_otherwise_are_computed_anew(
+    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (features.APPEARANCE_VERSION, features.APPEARANCE_VERSION - 1):
+        monkeypatch.setattr(features, "APPEARANCE_VERSION", version)
+        with_cached_features(open_session(make_recipe(**CACHED), TASKS), [rows_of(data, 2)], tmp_path, QUIET)
+    assert len(list((tmp_path / "features").iterdir())) == 4
 
 
 def test_a_model_with_other_than_one_entry_per_image_is_refused(
