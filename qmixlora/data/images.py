@@ -100,8 +100,6 @@ def _opened(file: ImageFile, named_by: str = "") -> Iterator[Image.Image]:
         with _ALONE, warnings.catch_warnings(), _content(file) as content:
             warnings.simplefilter("ignore")
             with _open(content, place) as image:
-                if min(image.size) < 1:
-                    raise ValueError(f"it has {image.width} x {image.height} pixels")
                 yield image
     except UserError:
         raise
@@ -155,7 +153,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
     said = shown(error).rstrip(".")
-    return said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__} {said}".rstrip()
+    return said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__}: {said}".rstrip(": ")
 
 
 def _advice(start: bytes) -> str:

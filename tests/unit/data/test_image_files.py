@@ -94,6 +94,7 @@ def test_text_that_is_a_file_is_never_taken_for_base64(tmp_path: Path, content: 
         ("zero.png", r"is empty \(0 bytes\)"),
         ("a\0b.png", "no file can have"),
         ("\ud800.png", "no file can have"),
+        (os.fsdecode(b"\xff.png"), "no file can have"),
         ("x" * 5000, "File name too long"),
         ("loop.png", "cannot be read: Too many"),
         ("https://example.com/a.png", "not fetched"),
@@ -116,6 +117,7 @@ def test_text_that_is_a_file_is_never_taken_for_base64(tmp_path: Path, content: 
 )
 def test_what_is_no_image_is_refused_with_its_row(tmp_path: Path, image: str, given: object, words: str) -> None:
     (tmp_path / "zero.png").touch()
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"GIF")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     with pytest.raises(UserError, match=words) as caught:

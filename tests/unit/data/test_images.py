@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,10 +81,24 @@ def test_the_limit_is_the_one_that_is_given_on_either_side_of_pillows_own() -> N
 
 
 def test_pillows_own_limit_stays_as_it_was_with_threads_at_work(file: ImageFile) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    with ThreadPoolExecutor(4) as pool:
-        sizes = list(pool.map(image_size, [file, BOMB] * 50))
-    assert sizes == [(40, 30), (20_000, 10_000)] * 50 and limit == Image.MAX_IMAGE_PIXELS
+    limit, interval = Image.MAX_IMAGE_PIXELS, sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            sizes = list(pool.map(image_size, [file, BOMB] * 500))
+    finally:
+        sys.setswitchinterval(interval)
+    assert sizes == [(40, 30), (20_000, 10_000)] * 500 and limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_nothing_that_pillow_says_of_a_broken_file_reaches_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a process that has set up no logging
+    file = encoded(Image.new("L", (1, 1)), "TIFF", tiffinfo={277: 9})  # samples per pixel, more than Pillow takes
+    with pytest.raises(UserError, match="no known format"):
+        image_size(file)
+    assert capfd.readouterr().err == ""
 
 
 def test_an_icon_whose_list_is_wrong_is_as_large_as_what_it_holds() -> None:
