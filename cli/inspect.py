@@ -60,6 +60,8 @@ def _samples(subject: str, overrides: list[str], split: str, count: int, console
     if as_json:
         print(json.dumps([sample._asdict() for sample in shown], indent=2))
     styles = {"supervised": "bold green", "routing": "blue", "other": "dim"}
+    for note in shown[0].notes if shown else []:
+        console.print(note, markup=False, highlight=False)
     for sample in shown:
         text = Text.assemble(*((piece, styles[kind]) for kind, piece in sample.pieces))
         console.print(f"[bold]{sample.task}[/bold]  {sample.length} tokens, {sample.supervised} supervised")

@@ -159,7 +159,7 @@ def _load(
     """The recipe's backbone with its collator, images held to `data.max_image_tokens`; arguments as `load_backbone`."""
     backbone, processor, anatomy = load_backbone(recipe.model, offload=offload, device=device)
     limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
-    return backbone, anatomy, Collator(processor, recipe.data.max_length)
+    return backbone, anatomy, Collator(processor, recipe.data.max_length, recipe.model.template_arguments)
 
 
 def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> TunedSession:

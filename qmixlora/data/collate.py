@@ -5,8 +5,10 @@ Shapes: B batch, S sequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +18,10 @@ from transformers import ProcessorMixin
 from qmixlora.errors import UserError
 from qmixlora.mixlora import IGNORED, prompt_mask
 
-from .formats import IMAGE, Conversation, Turn, to_messages
+from .formats import Conversation, Turn
 from .images import open_images
+from .segments import Encoded, SegmentTokenizer, reading_with
+from .template import ChatTemplate
 
 
 class BatchCollator(Protocol):
@@ -25,6 +29,9 @@ class BatchCollator(Protocol):
 
     @property
     def pad_token_id(self) -> int | None: ...
+
+    @property
+    def stop_ids(self) -> Sequence[int]: ...
 
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]: ...
 
@@ -39,67 +46,92 @@ class Collator:
 
     Calling it gives what the processor gives (`input_ids` B x S, `attention_mask`, `pixel_values`, ...) padded on the
     right, and
-      labels        B x S, the token on answers (their end-of-turn tokens included), -100 everywhere else
+      labels        B x S, the token on answers, the token that ends each of them included, -100 everywhere else
       routing_mask  B x S, true before the first supervised token, never on padding
       tasks         B task labels
 
-    Nothing is ever cut: a sample over `max_length` tokens raises UserError.
+    Where `template.teaches_all` does not hold for a row, its last answer alone is supervised (`one_answer_each` makes a
+    row of every answer). Nothing is ever cut: a sample over `max_length` tokens raises UserError.
     """
 
     processor: ProcessorMixin
     max_length: int
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
-        texts = [self._render(row["turns"]) for row in rows]
-        batch = self._encode(texts, rows, "right")
-        lengths_B = batch["attention_mask"].sum(dim=1)
+        texts = []
+        for row in rows:
+            with _naming(row):
+                texts.append(self.template.conversation(row["turns"]))
+        batch, samples = self._encode(texts, rows, "right")
         labels_BS = torch.full_like(batch["input_ids"], IGNORED)
-        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
-            length = int(lengths_B[index])
-            if length > self.max_length:
-                raise UserError(
-                    f"A sample has {length} tokens, over data.max_length, {self.max_length}; samples are never cut.",
-                    where=f"task {row['task']}: {row['turns'][0]['text'][:80]!r}",
-                    fix="Raise data.max_length or remove the sample.",
-                )
-            for start, end in self._answers(row["turns"], text):
-                # counted from the end, since the processor replaces each image's mark by many tokens
-                ids_S = batch["input_ids"][index]
-                labels_BS[index, length - start : length - end] = ids_S[length - start : length - end]
+        for row, ids_S, labels_S, sample in zip(rows, batch["input_ids"], labels_BS, samples, strict=True):
+            with _naming(row):
+                self._check(sample, ids_S)
+            for start, end in sample.spans:
+                labels_S[start:end] = ids_S[start:end]
         batch["labels"] = labels_BS
         batch["routing_mask"] = prompt_mask(labels_BS, batch["attention_mask"])
         batch["tasks"] = [row["task"] for row in rows]
         return batch
 
-    @property
-    def pad_token_id(self) -> int | None:
-        """The token that fills short samples."""
-        token: int | None = self.processor.tokenizer.pad_token_id
-        return token
-
-    def decode(self, tokens_BS: Tensor) -> list[str]:
-        """Generated tokens as text, without special tokens."""
-        texts: list[str] = self.processor.tokenizer.batch_decode(tokens_BS, skip_special_tokens=True)
-        return texts
-
     def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         """Inputs for `generate`: each conversation up to its last answer, padded on the left."""
-        return self._encode([self._render(row["turns"][:-1], prompt=True) for row in rows], rows, "left")
+        texts = []
+        for row in rows:
+            with _naming(row):
+                texts.append(self.template.prompt(row["turns"]))
+        return self._encode(texts, rows, "left")[0]
 
     def tokens(self, turns: Sequence[Turn], prompt: bool = False) -> list[int]:
         """The tokens of a conversation (of a prompt: with what begins the answer), each image still one mark (or as
         many as the template writes).
         """
-        text = self._render(turns, prompt)
-        return self._tokens(text, text)
+        answered: list[Turn] = [*turns, {"role": "assistant", "text": ""}]
+        text = self.template.prompt(answered) if prompt else self.template.conversation(turns)
+        return self._reader.encode([text], self._adds_special_tokens(text))[0].ids
 
-    def _render(self, turns: Sequence[Turn], prompt: bool = False) -> str:
-        text: str = self.processor.apply_chat_template(to_messages(turns), add_generation_prompt=prompt)
-        return text
+    def decode(self, tokens_BS: Tensor) -> list[str]:
+        """Generated tokens as text, up to the first that generation stops at, without special tokens."""
+        stops = set(self.stop_ids)
+        answers = []
+        for tokens_S in tokens_BS.tolist():
+            length = next((index for index, token in enumerate(tokens_S) if token in stops), len(tokens_S))
+            answers.append(self.processor.tokenizer.decode(tokens_S[:length], skip_special_tokens=True))
+        return answers
 
-    def _encode(self, texts: list[str], rows: Sequence[Conversation], side: str) -> dict[str, Any]:
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The processor's chat template with the recipe's arguments."""
+        return ChatTemplate(self.processor, self.template_arguments)
+
+    @cached_property
+    def pad_token_id(self) -> int | None:
+        """The token that fills short samples."""
+        token: int | None = self.processor.tokenizer.pad_token_id
+        return token
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that every answer's labels end in. Raises UserError as `ChatTemplate.end_token`."""
+        return int(self.processor.tokenizer.convert_tokens_to_ids(self.template.end_token))
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """The tokens that generation stops at, whatever the checkpoint's generation config knows."""
+        eos = self.processor.tokenizer.eos_token_id
+        return sorted({self.end_id} | (set() if eos is None else {eos}))
+
+    @cached_property
+    def _reader(self) -> SegmentTokenizer:
+        return SegmentTokenizer(self.template.letters)
+
+    def _encode(
+        self, texts: list[str], rows: Sequence[Conversation], side: str
+    ) -> tuple[dict[str, Any], list[Encoded]]:
         images = [open_images(row["images"]) for row in rows]
-        encoded = self.processor(
+        reader = SegmentTokenizer(self.template.letters)
+        encoded = reading_with(self.processor, reader)(
             text=texts,
             images=images if any(images) else None,
             padding=True,
@@ -107,43 +139,39 @@ class Collator:
             return_tensors="pt",
             add_special_tokens=self._adds_special_tokens(texts[0]),
         )
-        return dict(encoded)
+        assert len(reader.encoded) == len(texts), f"{type(self.processor).__name__} tokenizes all texts at once"
+        return dict(encoded), reader.encoded
 
     def _adds_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer must add special tokens that the chat template left out (as transformers decides)."""
         bos = self.processor.tokenizer.bos_token
         return bos is None or not text.startswith(bos)
 
-    def _tokens(self, text: str, whole: str) -> list[int]:
-        tokenizer = self.processor.tokenizer
-        return list(tokenizer(text, add_special_tokens=self._adds_special_tokens(whole))["input_ids"])
-
-    def _answers(self, turns: Sequence[Turn], text: str) -> list[tuple[int, int]]:
-        """(start, end) of every answer, in tokens from the end of the sample.
-
-        An answer starts where the conversation with it and the prompt for it part, and ends where the conversation up
-        to it and the whole one part: the spans that generation would have to produce.
-        """
-        tokens = self._tokens(text, text)
-        spans = []
-        for index, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            if any(IMAGE in later["text"] for later in turns[index + 1 :]):
+    def _check(self, sample: Encoded, ids_S: Tensor) -> None:
+        """Raises UserError for a sample that is too long, or whose labels would not be its answers."""
+        length = len(sample.ids)
+        if length > self.max_length:
+            raise UserError(
+                f"A sample has {length} tokens, over data.max_length, {self.max_length}; samples are never cut.",
+                fix="Raise data.max_length or remove the sample.",
+            )
+        if ids_S[:length].tolist() != sample.ids:
+            raise UserError("The model's processor changes tokens after the tokenizer, so labels cannot be placed.")
+        for start, end in sample.spans:
+            *answer, last = sample.ids[start:end]
+            if last != self.end_id or not set(self.stop_ids).isdisjoint(answer):
                 raise UserError(
-                    "An image follows an answer; images must come before the first answer.",
-                    where=f"{turns[0]['text'][:80]!r}",
-                    fix="Split the conversation.",
+                    f"The tokens of an answer do not end in {self.template.end_token!r}, once and at its end.",
+                    fix="Remove the sample: its text is a control token to this tokenizer.",
                 )
-            before = self._tokens(self._render(turns[:index], prompt=True), text)
-            until = tokens if index == len(turns) - 1 else self._tokens(self._render(turns[: index + 1]), text)
-            spans.append((len(tokens) - _common(before, tokens), len(tokens) - _common(until, tokens)))
-        return spans
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """The length of the common prefix."""
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))
+@contextmanager
+def _naming(row: Mapping[str, Any]) -> Iterator[None]:
+    """Name the row in errors of a block: where it comes from, as far as is known, its task and how it begins."""
+    try:
+        yield
+    except UserError as error:
+        origin = f"{row['origin']}, " if row.get("origin") else ""
+        begins = f"{origin}task {row['task']}: {row['turns'][0]['text'][:80]!r}"
+        raise UserError(error.what, where=error.where or begins, fix=error.fix) from error

@@ -7,24 +7,31 @@ from itertools import groupby
 from typing import NamedTuple
 
 from qmixlora.backbone import load_processor
-from qmixlora.data import IGNORED, Collator, load_split
+from qmixlora.data import IGNORED, Collator, load_split, one_answer_each, rendering_of
 from qmixlora.recipe import Recipe
 
 
 class DecodedSample(NamedTuple):
-    """`pieces` are (kind, text) with kind `routing` (prompt), `supervised` or `other`; lengths are in tokens."""
+    """`pieces` are (kind, text) with kind `routing` (prompt), `supervised` or `other`; lengths are in tokens. Every
+    answer ends in `end_token`; `notes` are what there is to know of the chat template (`Rendering.notes`).
+    """
 
     task: str
     length: int
     supervised: int
     pieces: list[tuple[str, str]]
+    end_token: str
+    notes: list[str]
 
 
 def decode_samples(recipe: Recipe, split: str, count: int) -> Iterator[DecodedSample]:
     """The first samples of a split as the collator makes them. Raises UserError as loading the data does."""
-    rows = load_split(recipe.data, split)
     processor = load_processor(recipe.model, recipe.data.max_image_tokens)
-    collator = Collator(processor, recipe.data.max_length)
+    collator = Collator(processor, recipe.data.max_length, recipe.model.template_arguments)
+    rows, rendering = (
+        one_answer_each(load_split(recipe.data, split), collator.template),
+        rendering_of(collator.template),
+    )
     for index in range(min(count, len(rows))):
         batch = collator([rows[index]])
         ids, labels, routing = (batch[name][0].tolist() for name in ("input_ids", "labels", "routing_mask"))
@@ -38,4 +45,5 @@ def decode_samples(recipe: Recipe, split: str, count: int) -> Iterator[DecodedSa
             tokens = [token for _, token in group]
             text = f"[{len(tokens)} image tokens]" if kind[1] else processor.tokenizer.decode(tokens)
             pieces.append((kind[0], text + " "))
-        yield DecodedSample(batch["tasks"][0], len(ids), sum(label != IGNORED for label in labels), pieces)
+        supervised = sum(label != IGNORED for label in labels)
+        yield DecodedSample(batch["tasks"][0], len(ids), supervised, pieces, rendering.end_token, rendering.notes())

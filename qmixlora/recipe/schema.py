@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +16,9 @@ MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # pydantic's own fails on a value that is a list or a dictionary
 
 
 class Model(_Section):
@@ -39,6 +42,9 @@ class Model(_Section):
     )
     stream_layers: int = Field(
         default=0, ge=0, description="decoder layers whose 4-bit weights stay in host memory and are copied in for use"
+    )
+    template_arguments: dict[str, Any] = Field(
+        default={}, description="arguments of the model's chat template, such as {enable_thinking: false}"
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
 

@@ -85,6 +85,7 @@ class PlannedBatch:
 
     inputs: Mapping[str, Any]
     pad_token_id: int | None = None
+    stop_ids: Sequence[int] = ()
 
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         return dict(self.inputs)

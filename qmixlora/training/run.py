@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from qmixlora.data import load_split
+from qmixlora.data import Collator, load_split, one_answer_each
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing
 from qmixlora.mixlora import is_adapter_parameter
@@ -77,6 +77,7 @@ def train_from(checkpoint: Path | None, recipe: Recipe, console: Console) -> Pat
     session = unless_out_of_memory(lambda: open_session(recipe, tasks))
     if session is None:
         raise OutOfMemoryError(Moment("loading", checkpoint), folder)
+    rows, validation = _taught(session, rows), validation and _taught(session, validation)
     with clear_disk_errors(folder, FULL_DISK):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
@@ -96,6 +97,12 @@ def last_checkpoint(folder: Path) -> Path | None:
             shutil.rmtree(path)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return Path(last) if last else None
+
+
+def _taught(session: TunedSession, rows: Dataset) -> Dataset:
+    """The rows that teach all answers of some rows, given the model's chat template."""
+    assert isinstance(session.collator, Collator), "a run has a processor"
+    return one_answer_each(rows, session.collator.template)
 
 
 def _without_vision(

@@ -111,7 +111,7 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
 @lru_cache(maxsize=4)  # edits of a recipe are planned one after another
 def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
     processor = load_processor(spec, data.max_image_tokens, config_of(spec))
-    rows, collator = load_split(data, "train"), Collator(processor, data.max_length)
+    rows, collator = load_split(data, "train"), Collator(processor, data.max_length, spec.template_arguments)
     return rows, collator, survey(rows, collator)
 
 

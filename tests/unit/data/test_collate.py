@@ -96,8 +96,14 @@ def test_samples_are_never_cut(processor: Any, write_json: Write, image: str) ->
         Collator(processor, 8)(rows)
 
 
-def test_an_image_after_an_answer_is_refused(collator: Collator, write_json: Write, image: str) -> None:
+def test_an_image_after_an_answer_is_part_of_its_question(collator: Collator, write_json: Write, image: str) -> None:
     sample = {"image": [image, image], "conversations": [HUMAN, GPT, HUMAN, GPT]}
-    rows = load_conversations(str(write_json("m.json", [sample])))
-    with pytest.raises(UserError, match="follows an answer"):
-        collator([rows[0]])
+    batch = collator([load_conversations(str(write_json("m.json", [sample])))[0]])
+    assert decoded(collator, batch, 0, "labels") == "seven <eos> seven <eos>"
+    assert batch["pixel_values"].shape[0] == 2
+
+
+def test_a_row_that_is_too_long_is_named_by_its_origin(processor: Any, write_json: Write, image: str) -> None:
+    [row] = of_turns([HUMAN, GPT], write=write_json, image=image)
+    with pytest.raises(UserError, match=r"m.json, line 3, task all: .*what digit"):
+        Collator(processor, 8)([{**row, "origin": "m.json, line 3"}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,17 +58,18 @@ QWEN: dict[str, tuple[Any, type, int, dict[str, Any]]] = {  # processor, its vid
         {"hidden_size": 32, "out_hidden_size": 32, "deepstack_visual_indexes": [0]},
     ),
 }
+MakeTokenizer = Callable[[dict[str, str]], PreTrainedTokenizerFast]
 IMAGE = 60  # the id of image tokens in every tiny model
 
 
 def tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
     """Every mark is one token; `special` are named as the family's processor asks for them, the image token first."""
-    words = ["<pad>", "<bos>", *MARKS]
+    words = ["<pad>", "<bos>", *MARKS, "<eos>"]
     words += [f"<unused_{index}>" for index in range(len(words), IMAGE)] + list(special.values())
     made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
     made.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", extra_special_tokens=special
+        tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", extra_special_tokens=special
     )
     fast.add_special_tokens({"additional_special_tokens": MARKS}, replace_extra_special_tokens=False)
     return fast
@@ -88,20 +90,20 @@ def vision_config(kind: str, size: int, patch: int, **more: Any) -> dict[str, An
     }  # fmt: skip
 
 
-def llava() -> tuple[PretrainedConfig, Any]:
+def llava(make: MakeTokenizer = tokenizer) -> tuple[PretrainedConfig, Any]:
     config = CONFIG_MAPPING["llava"](
         text_config=text_config("llama"), vision_config=vision_config("clip_vision_model", 28, 7),
         image_token_index=IMAGE,
     )  # fmt: skip
     images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = LlavaProcessor(
-        images, tokenizer({"image_token": "<image>"}), patch_size=7, vision_feature_select_strategy="default",
+        images, make({"image_token": "<image>"}), patch_size=7, vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )  # fmt: skip
     return config, processor
 
 
-def llava_onevision() -> tuple[PretrainedConfig, Any]:
+def llava_onevision(make: MakeTokenizer = tokenizer) -> tuple[PretrainedConfig, Any]:
     """Tiles of 28 pixels and 4 x 4 features, up to 4 x 4 tiles; what is over 5 tiles is scaled down."""
     pinpoints = [[28 * rows, 28 * columns] for rows in range(1, 5) for columns in range(1, 5)]
     config = CONFIG_MAPPING["llava_onevision"](
@@ -111,36 +113,36 @@ def llava_onevision() -> tuple[PretrainedConfig, Any]:
     )  # fmt: skip
     processor = LlavaOnevisionProcessor(
         LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, image_grid_pinpoints=pinpoints),
-        tokenizer({"image_token": "<image>", "video_token": "<video>"}), LlavaOnevisionVideoProcessor(),
+        make({"image_token": "<image>", "video_token": "<video>"}), LlavaOnevisionVideoProcessor(),
         num_image_tokens=16, vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_5",
     )  # fmt: skip
     return config, processor
 
 
-def qwen(kind: str) -> tuple[PretrainedConfig, Any]:
+def qwen(kind: str, make: MakeTokenizer = tokenizer) -> tuple[PretrainedConfig, Any]:
     processor, videos, patch, vision = QWEN[kind]
     config = CONFIG_MAPPING[kind](
         text_config=text_config(rope_parameters={**ROPE, "mrope_section": [4, 2, 2]}),
         vision_config={"depth": 2, "intermediate_size": 64, "num_heads": 2, "patch_size": patch, **vision},
         image_token_id=IMAGE, video_token_id=IMAGE + 1, vision_start_token_id=2, vision_end_token_id=3,
     )  # fmt: skip
-    names = tokenizer({"image_token": "<image>", "video_token": "<video>"})
+    names = make({"image_token": "<image>", "video_token": "<video>"})
     images = Qwen2VLImageProcessor(patch_size=patch)
     return config, processor(images, names, videos(patch_size=patch))
 
 
-def gemma3() -> tuple[PretrainedConfig, Any]:
+def gemma3(make: MakeTokenizer = tokenizer) -> tuple[PretrainedConfig, Any]:
     config = CONFIG_MAPPING["gemma3"](
         text_config=text_config(rope_parameters=None),
         vision_config=vision_config("siglip_vision_model", 28, 7, vision_use_head=False),
         mm_tokens_per_image=4, image_token_index=IMAGE, boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2,
     )  # fmt: skip
-    names = tokenizer({"image_token": "<soft>", "boi_token": "<image>", "eoi_token": "</image>"})
+    names = make({"image_token": "<soft>", "boi_token": "<image>", "eoi_token": "</image>"})
     images = Gemma3ImageProcessor(size={"height": 28, "width": 28})
     return config, Gemma3Processor(images, names, image_seq_length=4)
 
 
-def internvl() -> tuple[PretrainedConfig, Any]:
+def internvl(make: MakeTokenizer = tokenizer) -> tuple[PretrainedConfig, Any]:
     config = CONFIG_MAPPING["internvl"](
         text_config=text_config("qwen2"), vision_config=vision_config("internvl_vision", 28, 7),
         image_token_id=IMAGE, image_seq_length=4,
@@ -150,16 +152,16 @@ def internvl() -> tuple[PretrainedConfig, Any]:
         "video_token": "<video>",
     }  # fmt: skip
     images = GotOcr2ImageProcessor(size={"height": 28, "width": 28})
-    return config, InternVLProcessor(images, tokenizer(names), InternVLVideoProcessor(), image_seq_length=4)
+    return config, InternVLProcessor(images, make(names), InternVLVideoProcessor(), image_seq_length=4)
 
 
-def idefics3() -> tuple[PretrainedConfig, Any]:
-    config, tokens = idefics3_config("idefics3"), tokenizer({"image_token": "<image>"})
+def idefics3(make: MakeTokenizer = tokenizer) -> tuple[PretrainedConfig, Any]:
+    config, tokens = idefics3_config("idefics3"), make({"image_token": "<image>"})
     return config, Idefics3Processor(picked(Idefics3ImageProcessor)(**TILES), tokens, image_seq_len=4)
 
 
-def smolvlm() -> tuple[PretrainedConfig, Any]:
-    config, tokens = idefics3_config("smolvlm"), tokenizer({"image_token": "<image>"})
+def smolvlm(make: MakeTokenizer = tokenizer) -> tuple[PretrainedConfig, Any]:
+    config, tokens = idefics3_config("smolvlm"), make({"image_token": "<image>"})
     videos = SmolVLMVideoProcessor(**TILES)
     return config, SmolVLMProcessor(picked(SmolVLMImageProcessor)(**TILES), tokens, videos, image_seq_len=4)
 
@@ -178,12 +180,12 @@ def idefics3_config(kind: str) -> PretrainedConfig:
     )  # fmt: skip
 
 
-MAKERS: dict[str, Callable[[], tuple[PretrainedConfig, Any]]] = {
+MAKERS: dict[str, Callable[..., tuple[PretrainedConfig, Any]]] = {
     "llava": llava,
     "llava_onevision": llava_onevision,
-    "qwen2_vl": lambda: qwen("qwen2_vl"),
-    "qwen2_5_vl": lambda: qwen("qwen2_5_vl"),
-    "qwen3_vl": lambda: qwen("qwen3_vl"),
+    "qwen2_vl": partial(qwen, "qwen2_vl"),
+    "qwen2_5_vl": partial(qwen, "qwen2_5_vl"),
+    "qwen3_vl": partial(qwen, "qwen3_vl"),
     "gemma3": gemma3,
     "internvl": internvl,
     "idefics3": idefics3,
