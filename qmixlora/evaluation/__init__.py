@@ -1,6 +1,6 @@
 """Evaluation by real generation: answers, metrics, scores per task."""
 
-from .answers import answer_question, answer_rows, generate_answers
+from .answers import answer_question, answer_rows, generate_answers, stop_ids
 from .metrics import normalize
 from .scores import Scores, TaskScore, blind_baseline, evaluate, score
 
@@ -14,4 +14,5 @@ __all__ = [
     "generate_answers",
     "normalize",
     "score",
+    "stop_ids",
 ]

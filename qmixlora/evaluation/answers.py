@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from qmixlora.data import Conversation, ImageFile, check_header, locate, question_about
 from qmixlora.mixlora import routed_as
@@ -20,15 +22,38 @@ def generate_answers(session: Session, rows: Sequence[Conversation], max_new_tok
     `max_new_tokens` is the recipe's (`train.max_new_tokens`) unless given.
     """
     inputs = session.on_device(session.collator.prompts(rows))
-    with torch.inference_mode(), routed_as(session.model, [row["task"] for row in rows]):
+    longest = max_new_tokens or session.recipe.train.max_new_tokens
+    with torch.inference_mode(), routed_as(session.model, [row["task"] for row in rows]), plain_greedy(session):
         model: Any = session.model  # PEFT forwards `generate` to whatever it wraps
-        tokens_BS: Tensor = model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens or session.recipe.train.max_new_tokens,
-            do_sample=False,
-            pad_token_id=session.collator.pad_token_id,
-        )
+        tokens_BS: Tensor = model.generate(**inputs, max_new_tokens=longest)
     return session.collator.decode(tokens_BS[:, inputs["input_ids"].shape[1] :])
+
+
+@contextmanager
+def plain_greedy(session: Session) -> Iterator[None]:
+    """Let `generate` take the likeliest token every time, whatever the checkpoint's generation config says.
+
+    Of that config the tokens that end an answer stay, beside those that the run's answers end in. (It is put aside:
+    transformers takes from it whatever the config of a call leaves open, such as a repetition penalty.)
+    """
+    backbone, own = session.backbone, session.backbone.generation_config
+    backbone.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=stop_ids(session),
+        pad_token_id=session.collator.pad_token_id,
+    )
+    try:
+        yield
+    finally:
+        backbone.generation_config = own
+
+
+def stop_ids(session: Session) -> list[int]:
+    """The tokens that generation stops at: those of the checkpoint's generation config, and the collator's."""
+    own = session.backbone.generation_config.eos_token_id
+    of_checkpoint = [] if own is None else [own] if isinstance(own, int) else list(own)
+    return sorted({*of_checkpoint, *session.collator.stop_ids})
 
 
 def answer_question(session: Session, question: str, image: Path | None, task: str | None) -> str:

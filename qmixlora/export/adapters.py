@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from .live import Live
 from .measurement import measure, supervised_outputs
 from .polish import START, has_lost, is_better, polish
 from .static import Learned, StaticAdapter, lora_session, projector_as_low_rank, put, taken_off
+from .stops import CARRIED, carry_stops
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def write_adapters(
         outputs = supervised_outputs(static, one.compared) if compares else None
         with replacing(final) as temporary:
             static.model.save_pretrained(str(temporary))
+            if carry_stops(temporary, static):
+                fidelity = replace(fidelity, notes=(*fidelity.notes, CARRIED))
             write_card(temporary, fidelity)
             job.finish(temporary, fidelity)
         adapters.append(Adapter(one, final, fidelity, outputs))

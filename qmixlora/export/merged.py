@@ -24,6 +24,7 @@ from .job import Job
 from .measurement import measure, supervised_outputs
 from .merge import Merge
 from .static import lora_session, put, read
+from .stops import carry_stops
 
 # ||merged - adapter|| / ||adapter|| over logits, as far as rounding the sums once explains it, by the weights' dtype.
 # Seen on the embedded model: 4e-7, 7e-4 and 6e-3; a deeper one rounds more often.
@@ -45,6 +46,7 @@ def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
                 merge.write(temporary, show)
             shutil.copyfile(job.folder / "recipe.yaml", temporary / "recipe.yaml")
             merged = open_run(temporary)
+            carry_stops(temporary, merged)
             outputs = supervised_outputs(merged, live.compared)
             assert adapter.outputs is not None, "they were computed on the base"
             difference = float((outputs - adapter.outputs).norm() / adapter.outputs.norm())
