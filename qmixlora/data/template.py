@@ -74,10 +74,10 @@ class ChatTemplate:
     @cached_property
     def letters(self) -> Letters:
         """What encodes the control tokens that data quotes: special tokens, the processor's placeholders, and every
-        added token that the template itself writes around a conversation.
+        added token that the template itself writes around an earlier answer (`<think>` before the last one is none).
         """
         tokenizer = self.processor.tokenizer
-        text = self._rendered(to_messages(_TURNS[:3]), prompt=False)
+        text = self._unless_refused(to_messages(_TURNS[:3])) or self._rendered(to_messages(_TURNS[:2]), prompt=False)
         if "'type'" in text:
             raise UserError(
                 "The model's chat template reads no messages whose content is a list of texts and images.",
@@ -117,7 +117,8 @@ class ChatTemplate:
     @cached_property
     def is_append_only(self) -> bool:
         """Whether an earlier answer stands in a conversation as it stood when it was the last."""
-        alone, followed = (self._with_marks(_TURNS[:count], prompt=False) for count in (2, 4))
+        alone = self._with_marks(_TURNS[:2], prompt=False)
+        followed = self._unless_refused(self._messages(_TURNS, START, END))
         return START in alone and END in alone and followed.startswith(alone.partition(END)[0] + END)
 
     @cached_property
@@ -125,7 +126,8 @@ class ChatTemplate:
         """Whether `<think>` ... `</think>` in an answer stays where it is."""
         thought = f"<think>\nthought\n{_THOUGHT}\n\n{_ANSWER}"
         turns: list[Turn] = [{**turn, "text": thought} if turn["role"] == "assistant" else turn for turn in _TURNS]
-        return _SPAN.findall(self._with_marks(turns, prompt=False)) == [self.letters.quote(thought)] * 2
+        text = self._unless_refused(self._messages(turns, START, END))
+        return _SPAN.findall(text) == [self.letters.quote(thought)] * 2
 
     @cached_property
     def asked_with(self) -> tuple[str, str]:
@@ -193,6 +195,13 @@ class ChatTemplate:
                     if part["type"] == "text":
                         part["text"] = self.letters.quote(part["text"])
         return messages
+
+    def _unless_refused(self, messages: list[dict[str, Any]]) -> str:
+        """Messages as text; none where the template takes no such conversation."""
+        try:
+            return self._rendered(messages, prompt=False)
+        except UserError:
+            return ""
 
     def _rendered(self, messages: list[dict[str, Any]], prompt: bool) -> str:
         try:

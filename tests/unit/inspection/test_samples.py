@@ -43,3 +43,9 @@ def test_no_more_samples_are_decoded_than_there_are(recipe: Recipe) -> None:
 def test_a_split_that_the_recipe_lacks_is_refused(recipe: Recipe) -> None:
     with pytest.raises(UserError, match="no split 'validation'"):
         next(decode_samples(recipe, "validation", 1))
+
+
+def test_the_token_that_ends_an_answer_is_shown(recipe: Recipe) -> None:
+    (sample,) = decode_samples(recipe, "train", 1)
+    assert sample.end_token == "<eos>" and text_of(sample, "supervised").strip().endswith("<eos>")
+    assert sample.notes == ["Every answer ends in '<eos>', which generation stops at."]

@@ -1,0 +1,41 @@
+"""A run teaches every answer of a conversation, also where a chat template writes the last one otherwise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from qmixlora.files import read_log
+from qmixlora.recipe import Recipe
+from qmixlora.training import train
+
+TURNS = [
+    {"from": "human", "value": "what is it ?"},
+    {"from": "gpt", "value": "red"},
+    {"from": "human", "value": "what is it ?"},
+    {"from": "gpt", "value": "left"},
+]
+
+
+@pytest.mark.parametrize(("last", "steps"), [("", 2), ("{% if loop.last %}{{ word or 'seven' }} {% endif %}", 4)])
+def test_an_epoch_has_a_step_for_every_sample_that_a_conversation_makes(
+    make_recipe: Callable[..., Recipe], backbone: Path, tmp_path: Path, last: str, steps: int
+) -> None:
+    folder = Path(shutil.copytree(backbone, tmp_path / "backbone"))
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8")
+    file.write_text(template.replace("'assistant' %}assistant : ", f"'assistant' %}}assistant : {last}"))
+    (tmp_path / "d.json").write_text(json.dumps([{"conversations": TURNS}] * 2), encoding="utf-8")
+    recipe = make_recipe(
+        model={"id": str(folder), "template_arguments": {"word": "blue"} if last else {}},
+        adapter={"train_projector": False},
+        data={"train": str(tmp_path / "d.json"), "test": None},
+        train={"max_steps": None, "micro_batch_size": 1},
+    )
+    run = train(recipe, console=Console(quiet=True))
+    assert max(record["step"] for record in read_log(run / "metrics.jsonl")) == steps
