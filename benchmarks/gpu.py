@@ -1,6 +1,7 @@
 """Everything that wants a GPU, the most important first.
 
-    python benchmarks/gpu.py run [--budget SECONDS] [--only STEP]...   one JSON file per step in results/gpu/
+    python benchmarks/gpu.py run [--budget SECONDS] [--only STEP]... [--to FOLDER]
+                                                                        one JSON file per step in results/gpu/
     python benchmarks/gpu.py list
     python benchmarks/gpu.py table                                      docs/gpu.md
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,14 +64,15 @@ def _demo(toy: bool) -> dict[str, Any]:
     """The whole demo by its command."""
     if toy:
         return {"exit": 0, "told": ""}
-    done = subprocess.run(["qmixlora", "demo"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", "from qmixlora.cli.main import run; run()", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"exit": done.returncode, "told": done.stdout[-4000:] + done.stderr[-1000:]}
 
 
 STEPS = (
     Step("quantisers", on_gpu.quantisers, 20),
     Step("context", on_gpu.context, 20),
-    Step("levers", on_gpu.levers, 90),
+    Step("levers", on_gpu.levers, 180),
     *(_memory(name) for name in list(GPU)[:FIRST]),
     Step("ladder", on_gpu.ladder, 60),
     _speed(4),
@@ -95,11 +98,18 @@ def run(budget: float, only: list[str], toy: bool, folder: Path) -> None:
             continue
         command = [sys.executable, __file__, "execute", step.name, "--to", str(file), *(["--toy"] if toy else [])]
         began = time.monotonic()
-        try:
-            ended = subprocess.run(command, check=False, timeout=min(left, 4 * step.seconds)).returncode
-        except subprocess.TimeoutExpired:
-            ended = "a time-out"
+        ended = _ended(command, min(left, 4 * step.seconds))
         print(f"{step.name}: {time.monotonic() - began:.0f} s{f', ended with {ended}' if ended else ''}", flush=True)
+
+
+def _ended(command: list[str], seconds: float) -> int | str:
+    """How a process ended, with all that it had started if it took longer."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return "a time-out"
 
 
 def execute(name: str, toy: bool) -> dict[str, Any]:

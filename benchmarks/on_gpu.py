@@ -10,6 +10,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from bitsandbytes.functional import quantize_4bit
 from PIL import Image
 from rich.console import Console
+from speed import with_ordinary_heads
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
@@ -28,7 +30,9 @@ from qmixlora.device import default_device
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
 from qmixlora.loss import supervised_loss
-from qmixlora.memory import plan_with_advice
+from qmixlora.memory import Plan, plan_with_advice
+from qmixlora.memory.planner import WORKSPACES
+from qmixlora.mixlora import is_adapter_parameter
 from qmixlora.recipe import Recipe, edited, validate
 from qmixlora.session import open_session
 from qmixlora.training import train_within_memory
@@ -87,10 +91,12 @@ def levers(toy: bool) -> dict[str, Any]:
             "chunks": ["train.loss_chunk=2"],
         }
         results = {name: _difference(plain, _step(edited(recipe, edits))) for name, edits in kinds.items()}
-        for name, delayed in (("copies", _slow_copies), ("computing", _slow_computing)):
-            with delayed() as computing:
-                streamed = edited(recipe, kinds["streamed"])
-                turns = [_difference(plain, _step(streamed, computing)) for _ in range(2 if toy else TURNS)]
+        streamed = edited(recipe, kinds["streamed"])
+        for name, delayed in (("copies", _slow_copies), ("computing", nullcontext)):
+            with delayed():
+                # of one session: what a step leaves in the buffers is what the next one begins with
+                steps = _steps(streamed, 2 if toy else TURNS, computing_is_slow=name == "computing")
+                turns = [_difference(plain, step) for step in steps]
             results[f"streamed, slow {name}"] = max(turns, key=lambda turn: turn["gradients"])
         for precision in ("int8", "nf4"):
             results[f"{precision} head"] = _difference(
@@ -103,13 +109,13 @@ def ladder(toy: bool) -> dict[str, Any]:
     """A run on a card that is too small, in training and while loading: what was changed, and what was left behind."""
     if not torch.cuda.is_available() and not toy:
         return {"skipped": "no GPU"}
-    with _data_and_model(toy) as recipe:
+    with _data_and_model(toy, repeated=4 if toy else 100) as recipe:
         recipe = edited(recipe, ["train.micro_batch_size=8", "train.gradient_accumulation=1", "train.max_steps=3"])
         planned = [str(saving.edit) for saving in plan_with_advice(recipe).savings]
         results: dict[str, Any] = {"planned": planned}
-        for where, share in (("training", 0.6), ("loading", 0.9)):
+        for where in ("training", "loading"):
             output = str(Path(recipe.train.output).parent / where)
-            with _held_to(recipe, where, share):
+            with _held_to(recipe, where):
                 results[where] = _run(edited(recipe, [f"train.output={output}"]))
     return results
 
@@ -134,15 +140,24 @@ def _run(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def limit_of(plan: Plan, where: str) -> int:
+    """Bytes for the allocator that do for loading, and for training but for half of a step's own; or, where loading is
+    to fail, nine tenths of the weights.
+    """
+    parts = plan.parts
+    if where == "loading":
+        return int(0.9 * (parts.nf4_weights + parts.kept_out_weights))
+    return plan.tensors + parts.gaps + WORKSPACES - (parts.activations_saved + parts.transients) // 2
+
+
 @contextlib.contextmanager
-def _held_to(recipe: Recipe, where: str, share: float) -> Iterator[None]:
-    """Hold torch's allocator to a share of what the run takes: of its training, or of the model on the card."""
+def _held_to(recipe: Recipe, where: str) -> Iterator[None]:
+    """Hold torch's allocator to less than a part of the run takes."""
     if not torch.cuda.is_available():
         yield
         return
-    planned = plan_with_advice(recipe).plan
-    needed = planned.tensors if where == "training" else planned.parts.nf4_weights + planned.parts.kept_out_weights
-    torch.cuda.set_per_process_memory_fraction(share * needed / torch.cuda.get_device_properties(0).total_memory)
+    limit = limit_of(plan_with_advice(recipe).plan, where)
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         yield
     finally:
@@ -150,27 +165,31 @@ def _held_to(recipe: Recipe, where: str, share: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _data_and_model(toy: bool) -> Iterator[Recipe]:
-    """A recipe for a random LLaVA and pictures of one colour, in a folder of its own."""
+def _data_and_model(toy: bool, repeated: int = 1) -> Iterator[Recipe]:
+    """A recipe for a random LLaVA and pictures of one colour, in a folder of its own. Answers are so many times as long
+    as a few words.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processor = processor_of(WORDS)
         torch.manual_seed(0)
         config = make_config(processor.tokenizer, layers=_layers(toy), width=128 if toy else 2048)
+        with_ordinary_heads(config.text_config)
         LlavaForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
         rows = []
         for index in range(32):
             Image.new("RGB", (32, 32), (index * 7, 0, 255 - index * 7)).save(folder / f"{index}.png")
             question = {"from": "human", "value": "<image>\nwhat is it ?"}
-            answer = {"from": "gpt", "value": " ".join(("a", "red", "green", "square")[: 1 + index % 4])}
+            words = WORDS[8 : 9 + index % 4] * repeated
+            answer = {"from": "gpt", "value": " ".join(words)}
             rows.append({"image": f"{index}.png", "task": f"t{index % 2}", "conversations": [question, answer]})
         write_json(folder / "data.json", rows)
         yield validate(
             {
                 "model": {"id": str(folder / "model"), "dtype": "bfloat16" if torch.cuda.is_available() else "float32"},
                 "adapter": {"dropout": 0.0},
-                "data": {"train": str(folder / "data.json"), "max_length": 128},
+                "data": {"train": str(folder / "data.json"), "max_length": 1024},
                 "train": {"output": str(folder / "run"), "optimizer": "adamw_8bit", "log_every": 1, "save_every": None},
             },
             "benchmarks/on_gpu.py",
@@ -181,8 +200,15 @@ def _layers(toy: bool) -> int:
     return 4 if toy else 12
 
 
-def _step(recipe: Recipe, computing: float = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of the second of two micro-batches, of an adapter whose factors all have a gradient."""
+def _step(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of a micro-batch after another one, of an adapter whose factors all have a gradient."""
+    return next(_steps(recipe, 1))
+
+
+def _steps(
+    recipe: Recipe, count: int, *, computing_is_slow: bool = False
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """The same micro-batch again and again, each time after another one."""
     rows = load_split(recipe.data, "train")
     session = open_session(recipe, ["t0", "t1"])
     enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
@@ -191,14 +217,24 @@ def _step(recipe: Recipe, computing: float = 0) -> tuple[Tensor, dict[str, Tenso
         if "mixlora_B" in name:
             torch.manual_seed(len(name))
             nn.init.normal_(parameter, std=0.02)
-    for path in session.anatomy.layers if computing else ():
-        session.backbone.get_submodule(path).register_forward_hook(lambda *_: torch.cuda._sleep(CYCLES))
-    for start in (0, 8):
-        model.zero_grad()
-        inputs = session.on_device(session.collator([rows[index] for index in range(start, start + 8)]))
-        supervised_loss(model, inputs, chunk=recipe.train.loss_chunk).backward()
-    loss = supervised_loss(model, inputs, chunk=recipe.train.loss_chunk).detach().cpu()
-    return loss, {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    for path in session.anatomy.layers if computing_is_slow and torch.cuda.is_available() else ():
+        session.backbone.get_submodule(path).register_forward_hook(_sleeps)
+    center = {name: buffer.clone() for name, buffer in model.named_buffers() if is_adapter_parameter(name)}
+    for _ in range(count):
+        for start in (0, 8):
+            for name, buffer in center.items():  # running means move with every batch
+                model.get_buffer(name).copy_(buffer)
+            model.zero_grad()
+            inputs = session.on_device(session.collator([rows[index] for index in range(start, start + 8)]))
+            loss = supervised_loss(model, inputs, chunk=recipe.train.loss_chunk)
+            loss.backward()
+        gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        yield loss.detach().cpu(), gradients
+
+
+def _sleeps(*_: Any) -> None:
+    """A layer's computing is late, so that a copy that does not wait overwrites what is still read."""
+    torch.cuda._sleep(CYCLES)
 
 
 def _difference(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]]) -> dict[str, Any]:
@@ -210,7 +246,7 @@ def _difference(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict
 
 
 @contextlib.contextmanager
-def _slow_copies() -> Iterator[float]:
+def _slow_copies() -> Iterator[None]:
     """Streamed bytes arrive late: the copying stream sleeps before every copy."""
     start = Copies.start
 
@@ -222,12 +258,6 @@ def _slow_copies() -> Iterator[float]:
 
     Copies.start = late  # type: ignore[method-assign]
     try:
-        yield 0
+        yield
     finally:
         Copies.start = start  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def _slow_computing() -> Iterator[float]:
-    """Every layer's computing is late, so that a copy that does not wait overwrites what is still read."""
-    yield 1 if torch.cuda.is_available() else 0

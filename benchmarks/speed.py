@@ -27,10 +27,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qmixlora.backbone import keep_cpu_weights_unpacked, load_backbone
 from qmixlora.demo.backbone import make_config, processor_of
+from qmixlora.files import replacing
 from qmixlora.loss import supervised_loss
 from qmixlora.mixlora import MixLoraConfig
 from qmixlora.mixlora.layer import Linear
@@ -181,15 +182,32 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def with_ordinary_heads(text: LlamaConfig) -> None:
+    """Give a decoder heads of the width that models have (128), for which fused attention is made."""
+    text.num_attention_heads = text.num_key_value_heads = max(4, text.hidden_size // 128)
+    text.head_dim = text.hidden_size // text.num_attention_heads
+
+
+def config_of(size: Size, tokenizer: Any) -> LlavaConfig:
+    """A LLaVA of a size; of the width of LLaVA-1.5-7B, its decoder's layers and vocabulary too."""
+    config = make_config(tokenizer, layers=size.layers, width=size.width)
+    with_ordinary_heads(config.text_config)
+    config.text_config.max_position_embeddings = 4096
+    if size.width == SIZES["7b"].width:
+        config.text_config.intermediate_size, config.text_config.vocab_size = 11008, 32064
+    return config
+
+
 def backbone_folder(size: Size) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"qmixlora-speed-{size.width}x{size.layers}"
+    folder = Path(tempfile.gettempdir()) / f"qmixlora-speed-v2-{size.width}x{size.layers}"
     if not (folder / "config.json").is_file():
         processor = processor_of(f"word{index}" for index in range(400))
         torch.manual_seed(0)
-        config = make_config(processor.tokenizer, layers=size.layers, width=size.width)
-        config.text_config.max_position_embeddings = 4096
-        LlavaForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
-        processor.save_pretrained(folder)
+        with replacing(folder) as temporary:
+            LlavaForConditionalGeneration(config_of(size, processor.tokenizer)).to(torch.bfloat16).save_pretrained(
+                temporary
+            )
+            processor.save_pretrained(temporary)
     return folder
 
 
@@ -211,6 +229,9 @@ def whole_steps(size: Size, compiled: bool, names: Collection[str] | None = None
     folder = backbone_folder(size)
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     steps = {}
+    # layers differ in what has been mixed before them, and variants share code: one graph for each, or an error
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for name, config in variants(names).items():
         backbone, _, anatomy = load_backbone(Model(id=str(folder), dtype=dtype))
         inputs = batch_of(size, backbone)

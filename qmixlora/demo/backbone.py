@@ -174,17 +174,19 @@ def _train_on_captions(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             on_progress(state.global_step, total)
 
+    arguments = TrainingArguments(
+        output_dir=str(scratch), max_steps=total, per_device_train_batch_size=1, learning_rate=1.5e-3,
+        warmup_steps=40, lr_scheduler_type="cosine", weight_decay=0.01, seed=seed, save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, report_to="none", remove_unused_columns=False,
+    )  # fmt: skip
+    arguments._n_gpu = min(1, arguments.n_gpu)  # a batch for every GPU would leave out all but the first
     trainer = _InOrderTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(scratch), max_steps=total, per_device_train_batch_size=1, learning_rate=1.5e-3,
-            warmup_steps=40, lr_scheduler_type="cosine", weight_decay=0.01, seed=seed, save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, report_to="none", remove_unused_columns=False,
-        ),
+        args=arguments,
         train_dataset=batches,
         data_collator=lambda rows: _caption_batch(processor, rows[0]),
         callbacks=[Report()],
-    )  # fmt: skip
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.train()

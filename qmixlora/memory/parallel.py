@@ -16,14 +16,17 @@ _work: Sequence[Callable[[], object]] = ()
 def side_by_side(
     work: Sequence[Callable[[], T]], on_progress: Callable[[int, int], None] = lambda done, of: None
 ) -> list[T]:
-    """The results of some functions, in their order, from forked processes (as torch's data loader forks its own); one
-    after another where there is one core, or no fork. `on_progress` is told how many are done, and of how many.
+    """The results of some functions, in their order, from forked processes (as torch's data loader forks its own).
+
+    One after another where there is one core, no fork, or a device beside the CPU: autograd has a thread for every such
+    device from its first backward pass on, and refuses to work in processes that are forked later. `on_progress` is
+    told how many are done, and of how many.
 
     Exceptions are raised here.
     """
     global _work
     processes = min(len(work), os.cpu_count() or 1)
-    if processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
+    if processes < 2 or "fork" not in multiprocessing.get_all_start_methods() or torch.accelerator.is_available():
         return list(_counted((function() for function in work), len(work), on_progress))
     _work = work  # the processes inherit it; functions cannot be sent
     try:

@@ -25,7 +25,7 @@ def schedule_problems(recipe: Recipe, samples: int) -> list[str]:
     effective = spec.micro_batch_size * spec.gradient_accumulation
     often = max(1, int(SHORT * steps))
     problems = []
-    if steps < FEW:
+    if steps < FEW and spec.max_steps is None:
         problems.append(
             f"{samples} samples in steps of {effective} are {steps} optimiser step{'s' if steps > 1 else ''}: "
             f"raise train.epochs, or lower train.gradient_accumulation."

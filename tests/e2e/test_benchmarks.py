@@ -80,3 +80,38 @@ def test_the_page_says_what_was_not_measured() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ") and "not measured" in line]
     measured = len(list((ROOT / "benchmarks" / "results" / "gpu").glob("memory-*.json")))
     assert len([row for row in rows if "not seen" in row]) == len(DECLARED["cases"]) - measured
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_ladders_card_holds_the_model_and_not_a_whole_step() -> None:
+    import on_gpu
+
+    from qmixlora.memory import plan
+    from qmixlora.memory.planner import CONTEXT, WORKSPACES
+    from qmixlora.recipe import edited
+
+    with on_gpu._data_and_model(toy=True, repeated=100) as recipe:
+        planned = plan(edited(recipe, ["train.micro_batch_size=8", "train.gradient_accumulation=1"]), tokens=500)
+    needed = planned.tensors + planned.parts.gaps + WORKSPACES
+    assert planned.loading.card - CONTEXT < on_gpu.limit_of(planned, "training") < 0.9 * needed
+    assert on_gpu.limit_of(planned, "loading") < planned.loading.card - CONTEXT
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_speed_is_measured_on_the_shapes_of_llava() -> None:
+    import speed
+
+    from qmixlora.demo.backbone import processor_of
+    from qmixlora.memory.architectures import config_of
+    from qmixlora.recipe import Model
+
+    ours = speed.config_of(speed.SIZES["7b"], processor_of(["a"]).tokenizer).text_config
+    real = config_of(Model(id="llava-hf/llava-1.5-7b-hf")).text_config
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size"):
+        assert getattr(ours, name) == getattr(real, name), name
+    assert ours.head_dim == 128

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from qmixlora.training.probe import reserved
 
 from .helpers import LLAVA_7B, recipe_of
 
+ROOT = Path(__file__).parents[3]
 RECIPE = recipe_of(LLAVA_7B, micro_batch_size=2)
 FEW_EDITS = edited(  # of which to plan
     RECIPE, ["train.optimizer=paged_adamw_8bit", "model.quantize_lm_head=nf4", "adapter.train_projector=false"]
@@ -67,6 +71,36 @@ def test_offloaded_activations_are_planned_without_pinned_memory() -> None:
     offloaded = plan(edited(RECIPE, ["train.checkpointing.offload=true"]), tokens=700)
     assert offloaded.host.activations > 0
     assert offloaded.parts.activations_saved < plan(RECIPE, tokens=700).parts.activations_saved
+
+
+WITH_A_DEVICE = """
+import warnings
+import torch
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+_setup_privateuseone_for_python_backend("npy")  # autograd starts a thread for it, as for a GPU
+from qmixlora.memory import plan_with_advice
+from qmixlora.training import adapt
+from tests.unit.memory.test_on_a_gpu import FEW_EDITS
+assert torch.accelerator.is_available()
+assert plan_with_advice(FEW_EDITS, tokens=700).savings
+warnings.simplefilter("error", UserWarning)
+assert adapt._planned(FEW_EDITS)
+"""
+
+
+def test_edits_are_planned_where_autograd_has_threads_for_a_device() -> None:
+    """It refuses to work in processes that are forked after its first backward pass, on whatever device that was. (In a
+    process of its own: a device cannot be taken back.)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_A_DEVICE],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'processors'}"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_dropout_keeps_a_mask_of_one_byte_per_number() -> None:
