@@ -52,7 +52,7 @@ def test_an_image_that_cannot_be_had_is_named_with_its_row(
     samples = ["--samples", "1"] if verb == "inspect" else []
     done = qmixlora(verb, recipe_file, *samples, f"data.train={tmp_path / 'rows.json'}", "data.max_pixels=50000")
     assert done.code == 2 and "Traceback" not in done.stderr, done.stderr
-    for word in [*words, "sample 0"]:
+    for word in [*words, "row 0"]:
         assert word in done.stderr
 
 

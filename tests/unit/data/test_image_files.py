@@ -130,7 +130,7 @@ def test_a_file_that_may_not_be_read_is_refused_with_its_row(write_json: Write, 
     if os.access(tmp_path / image, os.R_OK):
         pytest.skip("this user may read everything")
     source = write_json("a.json", [{"image": image, "conversations": [HUMAN, GPT]}])
-    with pytest.raises(UserError, match=r"ermission denied(.|\n)*p\.png .named by .*sample 0"):
+    with pytest.raises(UserError, match=r"ermission denied(.|\n)*p\.png .named by .*row 0"):
         load_conversations(str(source))
 
 
@@ -140,5 +140,5 @@ def test_a_data_uri_in_a_row_is_loaded_and_a_broken_one_names_its_row(write_json
     [row] = load_conversations(str(write_json("a.json", rows)))
     assert is_the_image(row["images"][0])
     rows.append({"image": f"data:image/png;base64,{'AAAA' * 30}", "conversations": [HUMAN, GPT]})
-    with pytest.raises(UserError, match=r"no known format(.|\n)*b\.json, sample 1"):
+    with pytest.raises(UserError, match=r"no known format(.|\n)*b\.json, line 1, row 1"):
         load_conversations(str(write_json("b.json", rows)))

@@ -67,7 +67,7 @@ BOMB = png((20_000, 10_000), 8, 0, bytes(20_000))  # a few hundred bytes that sa
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(write_json: Write, tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(BOMB["bytes"] or b"")
     source = str(write_json("b.json", [{"image": "bomb.png", "conversations": [HUMAN, GPT]}]))
-    with pytest.raises(UserError, match=r"20000 x 10000 = 200,000,000 pixels(.|\n)*bomb\.png .named by .*sample 0"):
+    with pytest.raises(UserError, match=r"20000 x 10000 = 200,000,000 pixels(.|\n)*bomb\.png .named by .*row 0"):
         load_conversations(source)
     assert len(load_conversations(source, max_pixels=200_000_000)) == 1
 

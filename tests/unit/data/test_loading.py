@@ -153,7 +153,7 @@ def test_images_beside_messages_in_parquet_are_read(tmp_path: Path, image: str) 
     data = datasets.Dataset.from_list([{"images": [whole], "messages": said}])
     data.cast_column("images", datasets.List(datasets.Image())).to_parquet(str(tmp_path / "d.parquet"))
     [row] = load_conversations(str(tmp_path / "d.parquet"))
-    assert row["images"] == [whole] and row["turns"][0]["text"] == f"{IMAGE}what ?"
+    assert [file["bytes"] for file in row["images"]] == [whole["bytes"]] and row["turns"][0]["text"] == f"{IMAGE}what ?"
 
 
 def test_a_table_with_columns_is_read_with_all_its_answers(tmp_path: Path, image: str) -> None:
