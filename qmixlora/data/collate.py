@@ -19,6 +19,7 @@ from qmixlora.errors import UserError
 from qmixlora.mixlora import IGNORED, prompt_mask
 
 from .formats import Conversation, Turn
+from .image_shapes import naming_refused_images
 from .images import open_images
 from .segments import Encoded, SegmentTokenizer, reading_with
 from .template import ChatTemplate
@@ -131,14 +132,15 @@ class Collator:
     ) -> tuple[dict[str, Any], list[Encoded]]:
         images = [open_images(row["images"]) for row in rows]
         reader = SegmentTokenizer(self.template.letters)
-        encoded = reading_with(self.processor, reader)(
-            text=texts,
-            images=images if any(images) else None,
-            padding=True,
-            padding_side=side,
-            return_tensors="pt",
-            add_special_tokens=self._adds_special_tokens(texts[0]),
-        )
+        with naming_refused_images(self.processor, rows):
+            encoded = reading_with(self.processor, reader)(
+                text=texts,
+                images=images if any(images) else None,
+                padding=True,
+                padding_side=side,
+                return_tensors="pt",
+                add_special_tokens=self._adds_special_tokens(texts[0]),
+            )
         assert len(reader.encoded) == len(texts), f"{type(self.processor).__name__} tokenizes all texts at once"
         return dict(encoded), reader.encoded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ from qmixlora.errors import UserError
 from .json_files import Row, Rows, read_json, read_json_lines, read_lines
 
 BATCH = 32  # rows that are taken out of a table at a time; each may hold pictures
+PIECE = 1 << 20  # bytes of a Parquet file that are read at a time
 LONGEST_FIELD = 2**31 - 1
 
 
@@ -48,7 +49,7 @@ class Source:
             data = _data_set(source, split)
             folder = path if path.is_dir() else Path()
             name = str(path.resolve()) if path.is_dir() else source
-            return cls(name, folder, data.data.nbytes, data._fingerprint, lambda: _table_rows(data, source))
+            return cls(name, folder, data.data.nbytes, data._fingerprint, lambda: _of_data_set(data, source))
         if not path.is_file():
             raise UserError("There is no such data file.", where=source, fix="Check data.train and its siblings.")
         stat = path.stat()
@@ -112,12 +113,15 @@ def _texts(file: BinaryIO, name: str) -> Iterator[str]:
         yield line
 
 
-def _read_parquet(file: BinaryIO, name: str) -> Rows:
-    index = 0
-    for batch in parquet.ParquetFile(file, pre_buffer=False).iter_batches(BATCH):
-        for value in batch.to_pylist():
-            yield Row(f"{name}, row {index} (from 0)", value)
-            index += 1
+def _read_parquet(_: BinaryIO, name: str) -> Rows:
+    # buffered: a piece of a page at a time; a page may hold a thousand pictures
+    with parquet.ParquetFile(name, pre_buffer=False, buffer_size=PIECE) as table:
+        yield from _rows_of(table.iter_batches(BATCH), name)
+
+
+def _rows_of(batches: Iterable[Any], name: str) -> Rows:
+    values = (value for batch in batches for value in batch.to_pylist())
+    return (Row(f"{name}, row {index} (from 0)", value) for index, value in enumerate(values))
 
 
 def _data_set(source: str, split: str) -> datasets.Dataset:
@@ -140,17 +144,14 @@ def _data_set(source: str, split: str) -> datasets.Dataset:
     return data[split] if split in data else data["train"]
 
 
+def _of_data_set(data: datasets.Dataset, source: str) -> Rows:
+    """The rows of a data set, of which nothing is decoded: pictures stay files."""
+    return _rows_of(data.with_format("arrow").iter(BATCH), source)
+
+
 def _names_a_split(folder: Path) -> bool:
     """Whether the files of a folder are for training by their names; otherwise `datasets` has made the word up."""
     return any("train" in str(path.relative_to(folder)).lower() for path in folder.rglob("*"))
-
-
-def _table_rows(data: datasets.Dataset, source: str) -> Rows:
-    index = 0
-    for batch in data.with_format("arrow").iter(BATCH):  # pictures stay files: nothing is decoded
-        for value in batch.to_pylist():
-            yield Row(f"{source}, row {index} (from 0)", value)
-            index += 1
 
 
 READERS: dict[str, Callable[[Any, str], Rows]] = {

@@ -26,7 +26,7 @@ from .refusals import Refusals
 
 VERSION = 1  # of what is kept; raised whenever the same source would be read differently
 SMALL = 8 << 20  # bytes of a file that is read anew at every start, and held in memory
-ROWS, BYTES = 1000, 64 << 20  # that are written at a time, whichever comes first
+ROWS, BYTES = 1000, 16 << 20  # that are written at a time, whichever comes first
 TABLE, ABOUT = "rows.arrow", "about.json"
 FEATURES = datasets.Features(
     {
@@ -90,6 +90,7 @@ def _write(sink: Any, conversations: Iterable[Conversation]) -> None:
     with pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
         for batch in _batches(conversations):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=SCHEMA))
+    pyarrow.default_memory_pool().release_unused()  # a page of pictures in Parquet may have taken hundreds of MiB
 
 
 def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from qmixlora.data import IMAGE, Collator, one_answer_each, rendering_of, rendering_problem
-from qmixlora.data.loading import FEATURES
+from qmixlora.data.store import FEATURES
 from qmixlora.errors import UserError
 
 from .chats import CHATML, CHATS, LLAVA, THINKS, Chat, processor_of
@@ -25,7 +25,7 @@ def collator_of(template: str, tokens: str = "bytes", family: str = "qwen3_vl", 
 def row_of(*texts: str, **more: Any) -> Any:
     roles = ("user", "assistant")
     turns = [{"role": roles[index % 2], "text": text} for index, text in enumerate(texts)]
-    return {"turns": turns, "images": [], "task": "t", **more}
+    return {"turns": turns, "images": [], "task": "t", "references": [], **more}
 
 
 def notes(template: str, **arguments: Any) -> str:
