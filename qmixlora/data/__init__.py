@@ -13,6 +13,7 @@ from .loading import load_conversations
 from .rendering import Rendering, rendering_of, rendering_problem
 from .splits import load_source, load_split
 from .tasks import indices_by_task, only_tasks
+from .taught import taught
 
 __all__ = [
     "APPEARANCE_VERSION",
@@ -39,4 +40,5 @@ __all__ = [
     "question_about",
     "rendering_of",
     "rendering_problem",
+    "taught",
 ]

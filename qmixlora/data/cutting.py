@@ -21,8 +21,8 @@ class Cut:
     rest: list[int]
 
 
-def cut(rows: Dataset, amount: float | int, seed: int, where: str) -> Cut:
-    """Hold out a share of the rows (below 1) or so many of them, of every task in proportion.
+def cut(rows: Dataset, amount: int, seed: int, where: str) -> Cut:
+    """Hold out so many rows, of every task in proportion.
 
     Rows that show the same image (the same file, or the same bytes) stay together, so that what is held out has not
     been seen. Where such groups are large, what is held out may be a little more or less than was asked for. The same
@@ -33,7 +33,7 @@ def cut(rows: Dataset, amount: float | int, seed: int, where: str) -> Cut:
     """
     tasks: Sequence[str] = rows["task"]
     counts = Counter(tasks)
-    share = amount if amount < 1 else amount / len(rows)
+    share = amount / len(rows)
     wanted = {task: max(1.0, share * count) if count > 1 else share * count for task, count in counts.items()}
     groups = _sharing_images(rows)
     random.Random(seed).shuffle(groups)
@@ -49,7 +49,7 @@ def cut(rows: Dataset, amount: float | int, seed: int, where: str) -> Cut:
     chosen = set(held_out)
     if not chosen or len(chosen) == len(rows):
         raise UserError(
-            f"{amount:g} cannot be cut from {len(rows)} rows in {len(groups)} groups that share no image.",
+            f"{amount} rows cannot be cut from {len(rows)}, which are {len(groups)} groups that share no image.",
             where=where,
             fix="Give a file of its own, another share, or more data.",
         )

@@ -7,18 +7,39 @@ from datasets import Dataset
 from qmixlora.errors import UserError
 from qmixlora.recipe import Data
 
+from .cutting import cut
 from .loading import load_conversations
 
 SPLITS = ("train", "validation", "test")
 
 
 def load_split(data: Data, split: str) -> Dataset:
-    """The conversations of one split of a recipe. Raises UserError if the recipe has no such split."""
+    """The conversations of one split of a recipe. Raises UserError if the recipe has no such split, or as `cut`."""
     source = getattr(data, split, None) if split in SPLITS else None
     if source is None:
         have = [name for name in SPLITS if getattr(data, name)]
         raise UserError(f"The recipe has no split {split!r}.", where="data", fix=f"It has: {', '.join(have)}.")
+    if isinstance(source, float) or (split == "train" and _amounts(data)):
+        return _parted(data)[split]
     return load_source(data, source, split)
+
+
+def _amounts(data: Data) -> dict[str, float]:
+    """The splits that are cut from the training data, in the order in which they are."""
+    amounts = {"test": data.test, "validation": data.validation}
+    return {split: amount for split, amount in amounts.items() if isinstance(amount, float)}
+
+
+def _parted(data: Data) -> dict[str, Dataset]:
+    """The training data and the splits that are cut from it."""
+    rows = load_source(data, data.train, "train")
+    count, parts = len(rows), dict[str, Dataset]()
+    for split, amount in _amounts(data).items():
+        wanted = round(amount * count) if amount < 1 else int(amount)
+        where = f"data.{split}: {amount:g}"
+        found = cut(rows, max(1, wanted), data.split_seed, where)
+        parts[split], rows = rows.select(found.held_out), rows.select(found.rest)
+    return {**parts, "train": rows}
 
 
 def load_source(data: Data, source: str, split: str) -> Dataset:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from qmixlora.data import Collator
 from qmixlora.files import clear_disk_errors
 from qmixlora.session import open_tuned_run
 
@@ -31,7 +32,8 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
         CheckError: a merged checkpoint does not compute what its adapter computes; nothing of it stays.
     """
     session = open_tuned_run(folder)
-    job = Job(folder, session.recipe, request, console)
+    assert isinstance(session.collator, Collator), "a run has a processor"
+    job = Job(folder, session.recipe, request, console, session.collator)
     learned = learned_by(session.model)
     live = measure_live(job, session, learned)
     with clear_disk_errors(folder / FOLDER, "Free some space and export again; what is in place is whole."):

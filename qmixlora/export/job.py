@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 from rich.console import Console
 
-from qmixlora.data import indices_by_task, load_split
+from qmixlora.data import Collator, indices_by_task, load_split, taught
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
 from qmixlora.recipe import Recipe
@@ -29,14 +29,19 @@ class Job:
     recipe: Recipe
     request: Request
     console: Console
+    collator: Collator
 
     @cached_property
     def training_rows(self) -> Dataset:
-        return load_split(self.recipe.data, "train")
+        return self.rows("train")
 
     @cached_property
     def validation_rows(self) -> Dataset | None:
-        return load_split(self.recipe.data, "validation") if self.recipe.data.validation else None
+        return self.rows("validation") if self.recipe.data.validation else None
+
+    def rows(self, split: str) -> Dataset:
+        """The rows of a split as the run was taught them."""
+        return taught(load_split(self.recipe.data, split), self.collator, self.recipe.data, f"split {split}")
 
     @property
     def polish_steps(self) -> int:

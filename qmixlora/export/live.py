@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datasets import Dataset
 from torch import Tensor
 
-from qmixlora.data import Conversation, indices_by_task, load_split
+from qmixlora.data import Conversation, indices_by_task
 from qmixlora.session import TunedSession
 
 from .calibration import mixing_matrices
@@ -61,7 +61,7 @@ def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live
     wanted = [task for task in tasks if any(task in target.shares for target in targets)]
     matrices = mixing_matrices(session, learned, job.folder, request.calibration, wanted, lambda: job.training_rows)
     split = next((name for name in ("test", "validation") if getattr(data, name)), "train")
-    held_out, samples = load_split(data, split), request.samples or job.recipe.export.samples
+    held_out, samples = job.rows(split), request.samples or job.recipe.export.samples
     measured = []
     for number, target in enumerate(targets, start=1):
         job.say(f"{number}/{len(targets)} {target.name}: measuring the live model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,12 +92,17 @@ class Columns(_Section):
         return {"question": self.question, **(self.__pydantic_extra__ or {})}
 
 
+Amount = Annotated[float, Field(gt=0, strict=True)]  # below 1 a share, else so many
+
+
 class Data(_Section):
     """Conversations with images, or a table of questions and answers (docs/data.md)."""
 
     train: str = Field(description="file (json, jsonl, csv, tsv, parquet), folder, data set on the hub, or 'embedded'")
-    validation: str | None = None
-    test: str | None = None
+    validation: str | Amount | None = Field(
+        default=None, description="as train; or a share of it (0.1), or so many of its rows, cut from it"
+    )
+    test: str | Amount | None = Field(default=None, description="as validation")
     columns: Columns | None = Field(default=None, description="columns of a table of questions and answers")
     template: str | None = Field(
         default=None, description="the question, with keys of data.columns in braces: '{question}\\n{options}'"
@@ -114,6 +119,10 @@ class Data(_Section):
     max_pixels: int = Field(
         default=MAX_PIXELS, ge=1, description="width x height of the largest image that is decoded; larger are refused"
     )
+    check_images: Literal["header", "full"] = Field(
+        default="header", description="before the first step: read every image's header, or decode every image"
+    )
+    split_seed: int = Field(default=0, description="of rows that are cut from the training data")
     num_workers: int = Field(default=0, ge=0)
 
     def question_template(self) -> str:
@@ -194,5 +203,5 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
 
-def _absolute(name: str | None) -> str | None:
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
+def _absolute(name: Any) -> Any:
+    return str(Path(name).resolve()) if isinstance(name, str) and name and Path(name).exists() else name

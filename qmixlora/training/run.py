@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from qmixlora.data import Collator, load_split, one_answer_each
+from qmixlora.data import Collator, load_split, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing
 from qmixlora.mixlora import is_adapter_parameter
@@ -72,12 +72,15 @@ def train_from(checkpoint: Path | None, recipe: Recipe, console: Console) -> Pat
     validation = load_split(recipe.data, "validation") if recipe.data.validation else None
     tasks = sorted(set(rows["task"]))
     _check_tasks(recipe, tasks)
-    for problem in schedule_problems(recipe, len(rows)):
-        console.print(f"[yellow]{problem}[/yellow]", highlight=False, soft_wrap=True)
     session = unless_out_of_memory(lambda: open_session(recipe, tasks))
     if session is None:
         raise OutOfMemoryError(Moment("loading", checkpoint), folder)
-    rows, validation = _taught(session, rows), validation and _taught(session, validation)
+    assert isinstance(session.collator, Collator), "a run has a processor"
+    rows = taught(rows, session.collator, recipe.data, recipe.data.train)
+    if validation is not None:
+        validation = taught(validation, session.collator, recipe.data, f"data.validation: {recipe.data.validation}")
+    for problem in schedule_problems(recipe, len(rows)):
+        console.print(f"[yellow]{problem}[/yellow]", highlight=False, soft_wrap=True)
     with clear_disk_errors(folder, FULL_DISK):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
@@ -97,12 +100,6 @@ def last_checkpoint(folder: Path) -> Path | None:
             shutil.rmtree(path)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return Path(last) if last else None
-
-
-def _taught(session: TunedSession, rows: Dataset) -> Dataset:
-    """The rows that teach all answers of some rows, given the model's chat template."""
-    assert isinstance(session.collator, Collator), "a run has a processor"
-    return one_answer_each(rows, session.collator.template)
 
 
 def _without_vision(

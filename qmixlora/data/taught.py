@@ -1,0 +1,101 @@
+"""The rows that a model can be taught: all looked at before the first step, so that none ends a run in its middle."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache, lru_cache
+
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import track
+
+from qmixlora.errors import UserError
+from qmixlora.recipe import Data
+
+from .answers import one_answer_each
+from .collate import Collator
+from .formats import IMAGE, Conversation, ImageFile, Turn
+from .image_shapes import shape_problem
+from .images import check_body, image_size
+from .lengths import Lengths
+from .refusals import Refusals
+
+REMEMBERED = 65536  # images whose size is remembered
+MANY = 2000  # rows that take long enough to show how far it is
+
+
+def taught(rows: Dataset, collator: Collator, data: Data, source: str) -> Dataset:
+    """What some rows teach a model whose batches the collator makes: one answer each where its chat template asks for
+    that (see `one_answer_each`), and no row that does not fit.
+
+    Refused are rows longer than `data.max_length`, rows that the template cannot render, images of a shape that the
+    processor refuses, and with `data.check_images: full` images that cannot be decoded. With `data.on_bad_sample: skip`
+    they are left out, which is said on stderr.
+
+    Raises:
+        UserError: rows are refused: all are counted, and the first ten named.
+    """
+    rows = one_answer_each(rows, collator.template)
+    judge, refusals, kept = _Judge(collator, data), Refusals(), []
+    console = Console(stderr=True)
+    shown = track(
+        rows, "looking at samples", console=console, disable=len(rows) < MANY or not console.is_terminal, transient=True
+    )
+    for index, row in enumerate(shown):
+        try:
+            judge.look_at(row)
+            kept.append(index)
+        except UserError as refusal:
+            refusals.add(UserError(refusal.what, where=_place(refusal.where, source, index, row)))
+    if not refusals.count:
+        return rows
+    if data.on_bad_sample == "stop" or not kept:
+        raise refusals.error(source)
+    print(f"{source}: {refusals.count} of {len(rows)} samples left out:", file=sys.stderr)
+    print(refusals.listed(), file=sys.stderr)
+    return rows.select(kept)
+
+
+def _place(file: str, source: str, index: int, row: Conversation) -> str:
+    asked = row["turns"][0]["text"].replace(IMAGE, "").strip()[:60]
+    sample = f"{source}, sample {index} (task {row['task']}: {asked!r})"
+    return f"{file} of {sample}" if file else sample
+
+
+class _Judge:
+    """Looks at rows one by one. What is asked again and again is remembered."""
+
+    def __init__(self, collator: Collator, data: Data) -> None:
+        self.collator, self.data = collator, data
+        self.length = Lengths(collator)
+        self.frame = cache(self._frame)
+        self.problem = cache(lambda size: shape_problem(collator.processor, size, data.max_pixels))
+        self.size = lru_cache(REMEMBERED)(lambda path: image_size({"path": path, "bytes": None}))
+        self.body = lru_cache(REMEMBERED)(lambda path: check_body({"path": path, "bytes": None}, data.max_pixels))
+
+    def look_at(self, row: Conversation) -> None:
+        """Raises UserError where the row cannot be taught."""
+        image_tokens = sum(self._tokens_of(image) for image in row["images"])
+        # a token stands for one byte at least, so that most rows need not be tokenized
+        texts = sum(len(turn["text"].encode(errors="replace")) + 2 for turn in row["turns"])
+        longest = self.data.max_length
+        if self.frame(tuple(turn["role"] for turn in row["turns"])) + texts + image_tokens <= longest:
+            return
+        length = self.length(row, image_tokens)
+        if length > longest:
+            what = f"A sample has {length} tokens, over data.max_length, {longest}; samples are never cut."
+            raise UserError(what, where="")
+
+    def _tokens_of(self, image: ImageFile) -> int:
+        path = image["path"] if not image["bytes"] else None
+        if self.data.check_images == "full":
+            _ = self.body(path) if path else check_body(image, self.data.max_pixels)
+        size = self.size(path) if path else image_size(image)
+        if problem := self.problem(size):
+            raise UserError(problem, where="")
+        return self.length.of_image(size)
+
+    def _frame(self, roles: tuple[str, ...]) -> int:
+        """The tokens that the template writes around texts."""
+        turns: list[Turn] = [{"role": role, "text": "a"} for role in roles]
+        return self.length({"turns": turns, "images": [], "task": ""}, 0)
