@@ -4,8 +4,8 @@
 
 Makes LLaVA rows about small pictures in a temporary folder and reads them in processes of their own, with a cache of
 their own: six rows, all rows at the first start, and all rows again. `--kilobytes` puts pictures of that size into the
-rows (Parquet alone). Prints JSON: CPU seconds, the largest resident set (mapped files included) and what is held in
-anonymous memory at the end. Linux alone.
+rows (Parquet alone). Prints JSON, and keeps it: CPU seconds, the largest resident set (mapped files included) and
+what is held in anonymous memory at the end. Linux alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+RESULTS = Path(__file__).parent / "results" / "data"
 QUESTION = "<image>\nWhat is to be seen in picture {0}, and what colour has the thing in its middle, number {0}?"
 ANSWER = "A thing of the kind {0}, which is red, and behind it a wall without windows, seen from below."
 MEASURED = """
@@ -57,7 +58,10 @@ def main() -> None:
         results["over_six_mib"] = {
             key: results[key]["peak_mib"] - results["six"]["peak_mib"] for key in ("first", "second")
         }
-    print(json.dumps({**vars(arguments), **results}, indent=2))
+    text = json.dumps({**vars(arguments), **results}, indent=2)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{arguments.form}-{arguments.rows}-{arguments.kilobytes}.json").write_text(text + "\n")
+    print(text)
 
 
 def make(folder: Path, rows: int, arguments: argparse.Namespace) -> Path:

@@ -46,6 +46,11 @@ class Source:
         """
         path = Path(source)
         if _form(path) not in READERS:
+            if path.is_file():
+                known = ", ".join(READERS)
+                raise UserError(
+                    f"Data files end in {known}, or in one of these and .gz.", where=source, fix="Rename or convert it."
+                )
             data = _data_set(source, split)
             folder = path if path.is_dir() else Path()
             name = str(path.resolve()) if path.is_dir() else source

@@ -143,6 +143,13 @@ def test_a_row_with_other_cells_than_the_table_is_refused_and_the_others_are_rea
     assert "1 cells, and the table 2 columns" in str(found[1]) and "line 4" in str(found[1])
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.zip", "a.gz", "a"])
+def test_a_file_of_an_unknown_kind_is_named_with_those_that_are_known(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\.json, \.jsonl") as caught:
+        rows_of(saved(tmp_path / name, "x"))
+    assert name in caught.value.where
+
+
 @pytest.mark.parametrize("name", ["none.json", "none.csv.gz", "no such set"])
 def test_a_source_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:

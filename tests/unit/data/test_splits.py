@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from qmixlora.data import load_split
 from qmixlora.errors import UserError
-from qmixlora.recipe import Recipe, edited
+from qmixlora.recipe import Columns, Data, Recipe, edited
 
 
 @pytest.fixture
@@ -60,3 +61,34 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(recipe: Recipe) 
     with pytest.raises(UserError, match="no split 'test'") as refused:
         load_split(recipe.data, "test")
     assert "train" in str(refused.value)
+
+
+@pytest.fixture
+def source(data: Path) -> Data:
+    return Data(train=str(data / "train.json"), test=str(data / "test.json"))
+
+
+def test_every_split_is_its_own_file(source: Data) -> None:
+    assert len(load_split(source, "train")) > len(load_split(source, "test")) > 0
+
+
+@pytest.mark.parametrize("split", ["validation", "image_root"])
+def test_a_split_that_the_recipe_lacks_is_named_with_those_that_it_has(source: Data, split: str) -> None:
+    with pytest.raises(UserError, match=f"no split '{split}'") as caught:
+        load_split(source, split)
+    assert "train, test" in str(caught.value.fix)
+
+
+def test_a_split_is_read_as_the_recipe_says(tmp_path: Path) -> None:
+    lines = [{"q": "what ?", "a": 0, "o": ["x", "y"], "set": 7}, {"q": "what ?"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    columns = Columns(question="q", answer="a", options="o")
+    data = Data(
+        train=str(tmp_path / "t.jsonl"),
+        columns=columns,
+        template="{options} {question}",
+        task_field="set",
+        on_bad_sample="skip",
+    )
+    [row] = load_split(data, "train")
+    assert [turn["text"] for turn in row["turns"]] == ["A. x\nB. y what ?", "A"] and row["task"] == "7"
