@@ -8,7 +8,7 @@ import typer
 
 from qmixlora.errors import UserError
 
-from . import chat, demo, doctor, evaluate, export, inspect, plan, recipes, train
+from . import chat, data, demo, doctor, evaluate, export, inspect, plan, recipes, train
 
 app = typer.Typer(
     name="qmixlora",
@@ -22,6 +22,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("plan")(plan.plan)
+app.command("data")(data.data)
 app.command("inspect")(inspect.inspect)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)

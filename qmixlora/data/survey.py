@@ -55,7 +55,7 @@ def survey(rows: Dataset, collator: Collator) -> Survey:
     everything = range(len(rows))
     candidates = {index: length(index) for index in sorted(everything, key=estimate, reverse=True)[:CANDIDATES]}
     lengths = [length(index) for index in range(0, len(rows), max(1, len(rows) // SAMPLED))]
-    cuts = quantiles(lengths, n=100) if len(lengths) > 1 else lengths * 99
+    cuts = quantiles(lengths, n=100, method="inclusive") if len(lengths) > 1 else lengths * 99
     largest = sorted(everything, key=lambda index: (image_tokens[index], candidates.get(index, 0)), reverse=True)
     return Survey(
         longest=sorted(candidates, key=lambda index: candidates[index], reverse=True),

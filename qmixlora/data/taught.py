@@ -36,6 +36,18 @@ def taught(rows: Dataset, collator: Collator, data: Data, source: str) -> Datase
         UserError: rows are refused: all are counted, and the first ten named.
     """
     rows = one_answer_each(rows, collator.template)
+    kept, refusals = looked_at(rows, collator, data, source)
+    if not refusals.count:
+        return rows
+    if data.on_bad_sample == "stop" or not kept:
+        raise refusals.error(source)
+    print(f"{source}: {refusals.count} of {len(rows)} samples left out:", file=sys.stderr)
+    print(refusals.listed(), file=sys.stderr)
+    return rows.select(kept)
+
+
+def looked_at(rows: Dataset, collator: Collator, data: Data, source: str) -> tuple[list[int], Refusals]:
+    """(the rows that fit, those that do not)."""
     judge, refusals, kept = _Judge(collator, data), Refusals(), []
     console = Console(stderr=True)
     shown = track(
@@ -47,13 +59,7 @@ def taught(rows: Dataset, collator: Collator, data: Data, source: str) -> Datase
             kept.append(index)
         except UserError as refusal:
             refusals.add(UserError(refusal.what, where=_place(refusal.where, source, index, row)))
-    if not refusals.count:
-        return rows
-    if data.on_bad_sample == "stop" or not kept:
-        raise refusals.error(source)
-    print(f"{source}: {refusals.count} of {len(rows)} samples left out:", file=sys.stderr)
-    print(refusals.listed(), file=sys.stderr)
-    return rows.select(kept)
+    return kept, refusals
 
 
 def _place(file: str, source: str, index: int, row: Conversation) -> str:

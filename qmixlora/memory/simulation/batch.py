@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from qmixlora.backbone import load_processor
 from qmixlora.backbone.image_tokens import largest_images
-from qmixlora.data import IGNORED, Collator, load_split
+from qmixlora.data import IGNORED, Collator, load_split, taught
 from qmixlora.data.survey import Survey, survey
 from qmixlora.recipe import Data, Model, Recipe
 
@@ -111,7 +111,8 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
 @lru_cache(maxsize=4)  # edits of a recipe are planned one after another
 def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
     processor = load_processor(spec, data.max_image_tokens, config_of(spec))
-    rows, collator = load_split(data, "train"), Collator(processor, data.max_length, spec.template_arguments)
+    collator = Collator(processor, data.max_length, spec.template_arguments)
+    rows = taught(load_split(data, "train"), collator, data, data.train)
     return rows, collator, survey(rows, collator)
 
 
