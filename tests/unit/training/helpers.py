@@ -47,3 +47,10 @@ def descend_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
         return trainer.optimizer
 
     monkeypatch.setattr(SupervisedTrainer, "create_optimizer", create_optimizer)
+
+
+def images_of_their_own(data: Path, count: int) -> Any:
+    """Samples with an image each of its own."""
+    rows = load_conversations(str(data / "train.json"))
+    first = {row["images"][0]["path"]: index for index, row in reversed(list(enumerate(rows)))}
+    return rows.select(sorted(first.values())[:count])

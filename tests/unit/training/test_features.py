@@ -21,7 +21,6 @@ from transformers import AutoModelForImageTextToText
 
 from qmixlora.backbone import find_anatomy
 from qmixlora.backbone.levers import use_features
-from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
 from qmixlora.evaluation import generate_answers
 from qmixlora.loss import supervised_loss
@@ -32,17 +31,10 @@ from qmixlora.training.features import FeatureStore, compute, with_cached_featur
 from tests.adapters import randomize
 from tests.unit.backbone.image_tokens.families import MAKERS, TOGETHER, draw, marked
 
-from .helpers import QUIET, descend_plainly
+from .helpers import QUIET, descend_plainly, images_of_their_own
 
 CACHED = {"adapter": {"train_projector": False}, "train": {"cache_features": True}}
 TASKS: list[str] = []
-
-
-def rows_of(data: Path, count: int) -> Any:
-    """Samples with an image each of its own."""
-    rows = load_conversations(str(data / "train.json"))
-    first = {row["images"][0]["path"]: index for index, row in reversed(list(enumerate(rows)))}
-    return rows.select(sorted(first.values())[:count])
 
 
 def count_calls(session: Session) -> list[int]:
@@ -59,7 +51,7 @@ def test_loss_and_gradients_of_a_batch_are_what_they_are_without(
     make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
 ) -> None:
     """To the bit, where the tower sees the same images together."""
-    rows = rows_of(data, 6)
+    rows = images_of_their_own(data, 6)
     made = []
     cached = {**CACHED, "train": {"cache_features": True, "eval_batch_size": 6}}
     for recipe in (make_recipe(adapter={"train_projector": False}), make_recipe(**cached)):
@@ -103,7 +95,7 @@ def setting(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sett
         return session
 
     monkeypatch.setattr(run, "open_session", opened)
-    images = [row["images"][0]["path"] for row in rows_of(data, 7)]
+    images = [row["images"][0]["path"] for row in images_of_their_own(data, 7)]
     samples = json.loads((data / "train.json").read_text())[:8]
     for index, sample in enumerate(samples):
         sample["image"] = f"{index}.png"
@@ -150,11 +142,11 @@ def test_a_run_with_cached_features_answers_with_its_vision_tower(
     folder = train(make_recipe(**{**CACHED, "train": {"cache_features": True, "max_steps": 1}}), console=QUIET)
     session = open_run(folder)
     seen = count_calls(session)
-    assert len(generate_answers(session, [rows_of(data, 2)[0]], 2)) == 1 and seen == [1]
+    assert len(generate_answers(session, [images_of_their_own(data, 2)[0]], 2)) == 1 and seen == [1]
 
 
 def test_equal_images_have_one_file_wherever_they_lie(data: Path, tmp_path: Path) -> None:
-    image = rows_of(data, 1)[0]["images"][0]
+    image = images_of_their_own(data, 1)[0]["images"][0]
     as_bytes = {"path": None, "bytes": Path(image["path"]).read_bytes()}
     store = FeatureStore(tmp_path, "a")
     assert store.path(image) == store.path(as_bytes)
@@ -169,7 +161,7 @@ def test_features_of_another_backbone_have_files_of_their_own(
     spec = {"dtype": "bfloat16"} if other == "dtype" else {"id": str(copy)}
     for changed in ({}, spec):
         session = open_session(make_recipe(**CACHED, model=changed), TASKS)
-        with_cached_features(session, [rows_of(data, 2)], tmp_path / "run", QUIET)
+        with_cached_features(session, [images_of_their_own(data, 2)], tmp_path / "run", QUIET)
     assert len(list((tmp_path / "run" / "features").iterdir())) == 4
 
 
@@ -178,7 +170,9 @@ def test_features_of_images_that_looked_otherwise_are_computed_anew(
 ) -> None:
     for version in (features.APPEARANCE_VERSION, features.APPEARANCE_VERSION - 1):
         monkeypatch.setattr(features, "APPEARANCE_VERSION", version)
-        with_cached_features(open_session(make_recipe(**CACHED), TASKS), [rows_of(data, 2)], tmp_path, QUIET)
+        with_cached_features(
+            open_session(make_recipe(**CACHED), TASKS), [images_of_their_own(data, 2)], tmp_path, QUIET
+        )
     assert len(list((tmp_path / "features").iterdir())) == 4
 
 
@@ -194,7 +188,7 @@ def test_a_model_with_other_than_one_entry_per_image_is_refused(
 
     base.get_image_features = in_tiles
     with pytest.raises(UserError, match="one entry of features per image"):
-        with_cached_features(session, [rows_of(data, 2)], tmp_path, QUIET)
+        with_cached_features(session, [images_of_their_own(data, 2)], tmp_path, QUIET)
 
 
 def test_a_disk_that_is_too_small_is_noticed_after_the_first_images(
@@ -203,7 +197,7 @@ def test_a_disk_that_is_too_small_is_noticed_after_the_first_images(
     session = open_session(make_recipe(**{**CACHED, "train": {"cache_features": True, "eval_batch_size": 2}}), TASKS)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(UserError, match="The features of 6 images take"):
-        with_cached_features(session, [rows_of(data, 6)], tmp_path, QUIET)
+        with_cached_features(session, [images_of_their_own(data, 6)], tmp_path, QUIET)
     assert len(list((tmp_path / "features").iterdir())) == 2
 
 
