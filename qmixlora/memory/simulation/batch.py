@@ -49,8 +49,8 @@ class Batch:
 
 
 def is_at_hand(recipe: Recipe) -> bool:
-    """Whether the training data is a file on this machine."""
-    return Path(recipe.data.train).is_file()
+    """Whether the training data is a file or a folder on this machine."""
+    return Path(recipe.data.train).exists()
 
 
 def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> list[Batch]:
