@@ -12,6 +12,7 @@ from rich.progress import track
 from qmixlora.errors import UserError
 from qmixlora.recipe import Data
 
+from . import verdicts
 from .answers import one_answer_each
 from .collate import Collator
 from .formats import IMAGE, Conversation, ImageFile, Turn
@@ -47,7 +48,19 @@ def taught(rows: Dataset, collator: Collator, data: Data, source: str) -> Datase
 
 
 def looked_at(rows: Dataset, collator: Collator, data: Data, source: str) -> tuple[list[int], Refusals]:
-    """(the rows that fit, those that do not)."""
+    """(the rows that fit, those that do not). Of many rows it is remembered, unless all images are to be decoded."""
+    place = None
+    if len(rows) >= MANY and data.check_images == "header":
+        place = verdicts.place_of(rows, collator, data)
+        if (found := verdicts.kept(place, len(rows))) is not None:
+            return found
+    kept, refusals = _looked_at(rows, collator, data, source)
+    if place is not None:
+        verdicts.keep(place, kept, len(rows), refusals)
+    return kept, refusals
+
+
+def _looked_at(rows: Dataset, collator: Collator, data: Data, source: str) -> tuple[list[int], Refusals]:
     judge, refusals, kept = _Judge(collator, data), Refusals(), []
     console = Console(stderr=True)
     shown = track(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qmixlora.data import Collator, load_split, taught
+from qmixlora.data import Collator, load_split, store, taught
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe, edited
 
+taught_module: Any = importlib.import_module("qmixlora.data.taught")  # the package has the function by this name
 LONG = 300  # words, of which max_length holds fewer
 
 
@@ -80,3 +82,20 @@ def test_broken_bodies_are_found_where_that_is_asked_for(
     assert len(teach(fits)) == 20
     with pytest.raises(UserError, match=r"3\.png of data.json, sample 3"):
         teach(edited(fits, ["data.check_images=full"]))
+
+
+def test_what_was_found_in_many_rows_is_remembered_until_something_changes(
+    recipe: Recipe, teach: Callable[[Recipe], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(taught_module, "MANY", 10)
+    monkeypatch.setattr(store, "SMALL", 0)
+    looks: list[int] = []
+    looked_at = taught_module._looked_at
+    monkeypatch.setattr(taught_module, "_looked_at", lambda *given: looks.append(1) or looked_at(*given))
+    skips = edited(recipe, ["data.on_bad_sample=skip"])
+    assert [len(teach(skips)) for _ in range(3)] == [17] * 3 and len(looks) == 1
+    assert len(teach(edited(skips, ["data.max_length=1000"]))) == 19 and len(looks) == 2
+    lines = (tmp_path / "data.json").read_text(encoding="utf-8").replace(" 5", " 6")
+    (tmp_path / "data.json").write_text(lines + " ", encoding="utf-8")
+    assert len(teach(skips)) == 17 and len(looks) == 3
