@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import qmixlora.export.adapters as adapters_module
+from qmixlora.data import Collator
 from qmixlora.export import Fidelity
 from qmixlora.export.job import Job
 from qmixlora.export.live import Live, measure_live
@@ -125,7 +126,8 @@ def polishings(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
 
 def live_on(run: Path, *tasks: str) -> Live:
     session = open_tuned_run(run)
-    job = Job(run, recipe_of(run), Request(tasks=tasks, together=True), QUIET)
+    assert isinstance(session.collator, Collator)
+    job = Job(run, recipe_of(run), Request(tasks=tasks, together=True), QUIET, session.collator)
     (live,) = measure_live(job, session, learned_by(session.model))
     return live
 
