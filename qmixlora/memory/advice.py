@@ -136,12 +136,13 @@ def plan_with_advice(
     worst = setting.worst()
     facts = Facts(int(config.get_text_config().num_hidden_layers), worst.batch.image_tokens)
     edits = [partial(setting.option, lever, edit) for lever, edit in lever_edits(recipe, facts)]
-    asked = [setting.evaluation, *edits, *(() if card is None else _searches(recipe, config, worst, card, residual))]
-    evaluation, *answers = side_by_side(asked, on_progress)
-    options = [option for option in answers[: len(edits)] if option is not None]
+    searches = () if card is None else _searches(recipe, config, worst, card, residual)
+    # what takes longest comes first, so that nothing is waited for at the end
+    *found, evaluation = side_by_side([*searches, *edits, setting.evaluation], on_progress)
+    options = [option for option in found[len(searches) :] if option is not None]
     savings = [Saving(o.lever, o.edit, worst.peak - o.plan.peak, o.plan.fits) for o in options]
     worthy = sorted((s for s in savings if s.saves >= WORTH), key=lambda s: -s.saves)
-    largest = Largest(*answers[len(edits) :]) if card is not None else None
+    largest = Largest(*found[:2]) if searches else None
     if worst.fits in (None, True):
         return Advice(worst, tuple(worthy), largest, evaluation)
     if not any(option.plan.fits for option in options):

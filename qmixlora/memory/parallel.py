@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ def side_by_side(
         return list(_counted((function() for function in work), len(work), on_progress))
     _work = work  # the processes inherit it; functions cannot be sent
     try:
-        with multiprocessing.get_context("fork").Pool(processes, torch.set_num_threads, (1,)) as pool:
+        with multiprocessing.get_context("fork").Pool(processes, _begin) as pool:
             results = cast(Iterator[T], pool.imap(_run, range(len(work))))
             return list(_counted(results, len(work), on_progress))
     finally:
@@ -42,6 +43,12 @@ def _counted(results: Iterator[T], count: int, on_progress: Callable[[int, int],
     for done, result in enumerate(results, start=1):
         on_progress(done, count)
         yield result
+
+
+def _begin() -> None:
+    """Prepare a forked process: one core, and no search for garbage among what it was forked with, which copies it."""
+    torch.set_num_threads(1)
+    gc.freeze()
 
 
 def _run(index: int) -> object:
