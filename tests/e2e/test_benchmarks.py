@@ -27,6 +27,11 @@ def executed(step: str, folder: Path) -> Any:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))["result"]
 
 
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
 def test_steps_that_are_done_are_skipped_and_those_over_the_budget_wait(tmp_path: Path) -> None:
     steps = ("--toy", "--to", str(tmp_path), "--only", "quantisers", "--only", "context")
     assert "quantisers: not started" in gpu("run", *steps, "--budget", "1")
@@ -55,6 +60,20 @@ def test_a_declared_prediction_is_todays(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("benchmarks")
+def test_all_declared_predictions_are_todays() -> None:
+    import memory
+
+    again = json.loads(json.dumps([memory.prediction(case["name"]) for case in DECLARED["cases"]]))
+    assert again == DECLARED["cases"]
+
+
+def test_the_demo_is_started_by_its_command(tmp_path: Path) -> None:
+    result = executed("demo", tmp_path)
+    assert result["exit"] == 0 and "demo [OPTIONS]" in result["told"]
+
+
+@pytest.mark.long
 def test_levers_are_compared_with_a_step_without_them(tmp_path: Path) -> None:
     results = executed("levers", tmp_path)
     same = [name for name, got in results.items() if got["to_the_bit"]]
@@ -69,8 +88,9 @@ def test_the_ladder_says_what_it_changed_and_what_it_left(tmp_path: Path) -> Non
 
 
 @pytest.mark.long
-def test_speed_is_measured_for_layer_and_step(tmp_path: Path) -> None:
-    result = executed("speed-batch-4", tmp_path)
+@pytest.mark.parametrize("step", ["speed-batch-4", "speed-batch-4-compiled"])
+def test_speed_is_measured_for_layer_and_step(step: str, tmp_path: Path) -> None:
+    result = executed(step, tmp_path)
     assert result["layer"].keys() == result["step"].keys() == result["gpu_milliseconds"].keys()
     assert result["step"]["LoRA r=4"]["ratio"] == 1
 
@@ -80,11 +100,6 @@ def test_the_page_says_what_was_not_measured() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ") and "not measured" in line]
     measured = len(list((ROOT / "benchmarks" / "results" / "gpu").glob("memory-*.json")))
     assert len([row for row in rows if "not seen" in row]) == len(DECLARED["cases"]) - measured
-
-
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
 @pytest.mark.usefixtures("benchmarks")

@@ -94,3 +94,10 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
     assert done.code == 2, done.stderr
     assert "disk is full" in done.stderr and str(small_disk) in done.stderr
     assert not (small_disk / "run" / "adapter").exists() and not (small_disk / "run" / "adapter.tmp").exists()
+
+
+def test_nothing_is_searched_for_garbage_on_the_way_out() -> None:
+    """Which takes two seconds once torch and transformers are there."""
+    after = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import qmixlora.cli.main"
+    done = subprocess.run([sys.executable, "-c", after], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
