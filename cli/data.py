@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def data(
@@ -37,7 +37,9 @@ def data(
 
 
 def _show(facts: dict[str, Any], console: Console) -> None:
-    table = Table("split", "samples", "refused", "median", "p99", "most", "image", "images", "twice")
+    table = Table(
+        Column("split", no_wrap=True), "samples", "refused", "median", "p99", "most", "image", "images", "twice"
+    )
     for split in facts["splits"]:
         tokens = split["tokens"] or {}
         sizes = [f"{tokens[name]:.0f}" if tokens else "-" for name in ("median", "p99", "largest", "largest_of_images")]

@@ -5,6 +5,7 @@ Image sizes are read from the files' headers; samples that are long by their cha
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from statistics import quantiles
 
@@ -54,7 +55,8 @@ def survey(rows: Dataset, collator: Collator) -> Survey:
 
     everything = range(len(rows))
     candidates = {index: length(index) for index in sorted(everything, key=estimate, reverse=True)[:CANDIDATES]}
-    lengths = [length(index) for index in range(0, len(rows), max(1, len(rows) // SAMPLED))]
+    # drawn, since every so-manieth row may be of one task
+    lengths = [length(index) for index in random.Random(0).sample(everything, min(SAMPLED, len(rows)))]
     cuts = quantiles(lengths, n=100, method="inclusive") if len(lengths) > 1 else lengths * 99
     largest = sorted(everything, key=lambda index: (image_tokens[index], candidates.get(index, 0)), reverse=True)
     return Survey(

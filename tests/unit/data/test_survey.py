@@ -6,6 +6,7 @@ The tokens of images are compared with every family's processor in `backbone/ima
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qmixlora.data.survey import Survey, survey
 
 from .helpers import GPT, Write
 
+module: Any = importlib.import_module("qmixlora.data.survey")
 WORDS = (1, 9, 3, 5)  # in the question of each sample
 IMAGES = (1, 0, 2, 1)  # of each sample, of four tokens each
 
@@ -64,6 +66,19 @@ def test_samples_are_sorted_by_their_images_and_then_by_their_lengths(surveyed: 
 def test_all_samples_are_counted_and_the_median_is_one_of_them(surveyed: Survey, rows: Any, collator: Collator) -> None:
     real = sorted(lengths(rows, collator))
     assert surveyed.samples == 4 and real[1] <= surveyed.median <= real[2] <= surveyed.p99
+
+
+def test_tasks_that_take_turns_are_all_sampled(
+    write_json: Write, collator: Collator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tenth row is long; a sample of every tenth would be of long ones alone, or of none."""
+    samples = [
+        {"conversations": [{"from": "human", "value": "circle " * (40 if index % 10 == 0 else 1)}, GPT]}
+        for index in range(500)
+    ]
+    monkeypatch.setattr(module, "SAMPLED", 50)
+    surveyed = survey(load_conversations(str(write_json("turns.json", samples))), collator)
+    assert surveyed.median < 20 < surveyed.p99
 
 
 def test_one_sample_is_its_own_median(rows: Any, collator: Collator) -> None:
