@@ -6,7 +6,6 @@ The tokens of images are compared with every family's processor in `backbone/ima
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from qmixlora.data.survey import Survey, survey
 
 from .helpers import GPT, Write
 
-module: Any = importlib.import_module("qmixlora.data.survey")
 WORDS = (1, 9, 3, 5)  # in the question of each sample
 IMAGES = (1, 0, 2, 1)  # of each sample, of four tokens each
 
