@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from datasets import Dataset
+import random
+
+from datasets import Dataset, concatenate_datasets
 
 from qmixlora.errors import UserError
-from qmixlora.recipe import Data
+from qmixlora.recipe import Data, Part
 
 from .cutting import cut
 from .loading import load_conversations
+from .store import FEATURES
 
 SPLITS = ("train", "validation", "test")
+OWN = ("columns", "template", "image_root", "task_field")  # of a part of a mixture, in place of those of all data
 
 
 def load_split(data: Data, split: str) -> Dataset:
@@ -21,7 +25,28 @@ def load_split(data: Data, split: str) -> Dataset:
         raise UserError(f"The recipe has no split {split!r}.", where="data", fix=f"It has: {', '.join(have)}.")
     if isinstance(source, float) or (split == "train" and _amounts(data)):
         return _parted(data)[split]
-    return load_source(data, source, split)
+    return _training_rows(data) if split == "train" else load_source(data, source, split)
+
+
+def _training_rows(data: Data) -> Dataset:
+    """The rows of all sources, one source after the other."""
+    if isinstance(data.train, str):
+        return load_source(data, data.train, "train")
+    return concatenate_datasets([_rows_of(part, data) for part in data.train])
+
+
+def _rows_of(part: Part, data: Data) -> Dataset:
+    """The rows of a part of a mixture, as often as it says."""
+    own = {name: value for name in OWN if (value := getattr(part, name)) is not None}
+    rows = load_source(data.model_copy(update=own), part.path, part.split)
+    if part.task is not None:
+        rows = rows.remove_columns("task").add_column("task", [part.task] * len(rows))
+    count = part.samples or round((part.weight or 1) * len(rows))
+    whole, rest = divmod(count, len(rows))
+    drawn = sorted(random.Random(data.split_seed).sample(range(len(rows)), rest))
+    chosen = [*range(len(rows))] * whole + drawn
+    rows = rows if chosen == [*range(len(rows))] else rows.select(chosen)
+    return rows.select_columns(list(FEATURES)).cast(FEATURES)
 
 
 def _amounts(data: Data) -> dict[str, float]:
@@ -32,7 +57,7 @@ def _amounts(data: Data) -> dict[str, float]:
 
 def _parted(data: Data) -> dict[str, Dataset]:
     """The training data and the splits that are cut from it."""
-    rows = load_source(data, data.train, "train")
+    rows = _training_rows(data)
     count, parts = len(rows), dict[str, Dataset]()
     for split, amount in _amounts(data).items():
         wanted = round(amount * count) if amount < 1 else int(amount)

@@ -17,7 +17,7 @@ def resolve(recipe: Recipe, data_folder: Path | None, console: Console) -> Recip
     The backbone is cached (`backbone_folder`); the data set goes to `data_folder`, or beside the cached backbone.
     A recipe that names its own model and data comes back as it is.
     """
-    if EMBEDDED not in {recipe.model.id, recipe.data.train}:
+    if EMBEDDED not in (recipe.model.id, recipe.data.train):
         return recipe
     from .backbone import backbone_folder
     from .run import make_backbone_with_progress

@@ -61,9 +61,10 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
         }
         write_json(out / "summary.json", summary)
     console.print(_table(results))
+    image = Path(recipe.data.sources[0]).parent / "images" / "test-00000.png"
     console.print(
         f"Exact match on the test split, {summary['seconds']:.0f} s in all. Talk to it: "
-        f"[bold]qmixlora chat {folder} --image {Path(recipe.data.train).parent / 'images' / 'test-00000.png'}[/bold]",
+        f"[bold]qmixlora chat {folder} --image {image}[/bold]",
         soft_wrap=True,
     )
     return summary
@@ -76,7 +77,7 @@ def _evaluated(folder: Path, console: Console) -> Results:
     data = session.recipe.data
     splits = {
         "test": load_split(data, "test"),
-        "held_out": load_conversations(str(Path(data.train).with_name("held_out.json"))),
+        "held_out": load_conversations(str(Path(data.sources[0]).with_name("held_out.json"))),
     }
     training_rows = load_split(data, "train")
     results: Results = {"backbone": {}, "tuned": {}, "blind": {}}

@@ -2,7 +2,7 @@
 
 from .edit import Edit, edited
 from .reading import json_schema, load_recipe, read_recipe, shipped_recipes
-from .schema import EMBEDDED, MAX_PIXELS, Adapter, Checkpointing, Columns, Data, Export, Model, Recipe, Train
+from .schema import EMBEDDED, MAX_PIXELS, Adapter, Checkpointing, Columns, Data, Export, Model, Part, Recipe, Train
 from .validation import did_you_mean, validate
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Edit",
     "Export",
     "Model",
+    "Part",
     "Recipe",
     "Train",
     "did_you_mean",

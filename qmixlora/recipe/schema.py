@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from . import template
 
+PATHS = ("path", "image_root")  # of a part of the data
 EMBEDDED = "embedded"  # the value of model.id and data.train that stands for the demo's own backbone and data
 MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins to warn; cameras stay below it
 
@@ -92,13 +93,31 @@ class Columns(_Section):
         return {"question": self.question, **(self.__pydantic_extra__ or {})}
 
 
+class Part(_Section):
+    """One source of a mixture; what it leaves out is as in `data`."""
+
+    path: str = Field(description="as data.train")
+    split: str = Field(default="train", description="of a data set that has several")
+    weight: float | None = Field(
+        default=None, gt=0, description="how often its rows come: 0.5 half of them once, 2 all of them twice"
+    )
+    samples: int | None = Field(default=None, ge=1, description="in place of weight: so many rows, drawn by split_seed")
+    task: str | None = Field(default=None, description="the task of all its rows")
+    columns: Columns | None = None
+    template: str | None = None
+    image_root: str | None = None
+    task_field: str | None = None
+
+
 Amount = Annotated[float, Field(gt=0, strict=True)]  # below 1 a share, else so many
 
 
 class Data(_Section):
     """Conversations with images, or a table of questions and answers (docs/data.md)."""
 
-    train: str = Field(description="file (json, jsonl, csv, tsv, parquet), folder, data set on the hub, or 'embedded'")
+    train: str | list[Part] = Field(
+        description="file (json, jsonl, csv, tsv, parquet), folder, data set on the hub, or 'embedded'; or several"
+    )
     validation: str | Amount | None = Field(
         default=None, description="as train; or a share of it (0.1), or so many of its rows, cut from it"
     )
@@ -124,6 +143,11 @@ class Data(_Section):
     )
     split_seed: int = Field(default=0, description="of rows that are cut from the training data")
     num_workers: int = Field(default=0, ge=0)
+
+    @property
+    def sources(self) -> list[str]:
+        """The paths or names of the training data."""
+        return [self.train] if isinstance(self.train, str) else [part.path for part in self.train]
 
     def question_template(self) -> str:
         """The template of questions in columns: the recipe's own, or the question with its options below."""
@@ -194,7 +218,8 @@ class Recipe(_Section):
 
     def with_absolute_paths(self) -> Recipe:
         """The same with local files named from the root, so that the run can be used from any folder."""
-        paths = {name: _absolute(getattr(self.data, name)) for name in ("train", "validation", "test", "image_root")}
+        names = ("train", "validation", "test", "image_root")
+        paths = {name: _absolute(getattr(self.data, name)) for name in names}
         model = self.model.model_copy(update={"id": _absolute(self.model.id)})
         return self.model_copy(update={"model": model, "data": self.data.model_copy(update=paths)})
 
@@ -204,4 +229,6 @@ class Recipe(_Section):
 
 
 def _absolute(name: Any) -> Any:
+    if isinstance(name, list):
+        return [part.model_copy(update={key: _absolute(getattr(part, key)) for key in PATHS}) for part in name]
     return str(Path(name).resolve()) if isinstance(name, str) and name and Path(name).exists() else name

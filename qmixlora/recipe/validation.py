@@ -57,7 +57,7 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("adapter.task_mix: plain lora has no gates to replace; leave it 0")
     if recipe.train.checkpointing.offload and not recipe.train.checkpointing.enabled:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
-    problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data)
+    problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data) + _part_conflicts(recipe.data)
     if recipe.train.eval_every and not recipe.data.validation and recipe.data.train != EMBEDDED:
         problems.append("train.eval_every: there is nothing to evaluate on; set data.validation")
     return problems
@@ -83,6 +83,22 @@ def _memory_conflicts(recipe: Recipe) -> list[str]:
             "train.cache_features: features are what the projector makes of an image, and it is trained; "
             "set adapter.train_projector: false"
         )
+    return problems
+
+
+def _part_conflicts(data: Data) -> list[str]:
+    """Name what is wrong in the parts of a mixture."""
+    if isinstance(data.train, str):
+        return []
+    problems = [] if data.train else ["data.train: there is no source in the list"]
+    for index, part in enumerate(data.train):
+        where = f"data.train[{index}]"
+        if part.path == EMBEDDED:
+            problems.append(f"{where}.path: the embedded data comes alone")
+        if part.weight is not None and part.samples is not None:
+            problems.append(f"{where}: weight and samples say the same thing; give one of them")
+        own = {name: value for name in ("columns", "template") if (value := getattr(part, name)) is not None}
+        problems += [f"{where}: {problem}" for problem in _column_conflicts(data.model_copy(update=own))]
     return problems
 
 

@@ -76,7 +76,7 @@ def train_from(checkpoint: Path | None, recipe: Recipe, console: Console) -> Pat
     if session is None:
         raise OutOfMemoryError(Moment("loading", checkpoint), folder)
     assert isinstance(session.collator, Collator), "a run has a processor"
-    rows = taught(rows, session.collator, recipe.data, recipe.data.train)
+    rows = taught(rows, session.collator, recipe.data, ", ".join(recipe.data.sources))
     if validation is not None:
         validation = taught(validation, session.collator, recipe.data, f"data.validation: {recipe.data.validation}")
     for problem in schedule_problems(recipe, len(rows)):

@@ -49,8 +49,8 @@ class Batch:
 
 
 def is_at_hand(recipe: Recipe) -> bool:
-    """Whether the training data is a file or a folder on this machine."""
-    return Path(recipe.data.train).exists()
+    """Whether the training data is a on this machine, in files or folders."""
+    return all(Path(source).exists() for source in recipe.data.sources)
 
 
 def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> list[Batch]:
@@ -112,7 +112,7 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
 def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
     processor = load_processor(spec, data.max_image_tokens, config_of(spec))
     collator = Collator(processor, data.max_length, spec.template_arguments)
-    rows = taught(load_split(data, "train"), collator, data, data.train)
+    rows = taught(load_split(data, "train"), collator, data, ", ".join(data.sources))
     return rows, collator, survey(rows, collator)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from qmixlora.data import load_split
 from qmixlora.errors import UserError
-from qmixlora.recipe import Columns, Data, Recipe, edited
+from qmixlora.recipe import Columns, Data, Recipe, edited, validate
 
 
 @pytest.fixture
@@ -92,3 +93,60 @@ def test_a_split_is_read_as_the_recipe_says(tmp_path: Path) -> None:
     )
     [row] = load_split(data, "train")
     assert [turn["text"] for turn in row["turns"]] == ["A. x\nB. y what ?", "A"] and row["task"] == "7"
+
+
+@pytest.fixture
+def two(write_json: Callable[[str, Any], Path]) -> list[dict[str, Any]]:
+    """Two sources: ten conversations, and twenty rows of plain columns."""
+    spoken = [
+        {"conversations": [{"from": "human", "value": f"a{index} ?"}, {"from": "gpt", "value": "red"}]}
+        for index in range(10)
+    ]
+    table = [{"q": f"b{index} ?", "a": "blue"} for index in range(20)]
+    return [
+        {"path": str(write_json("spoken.json", spoken)), "task": "spoken"},
+        {"path": str(write_json("table.json", table)), "columns": {"question": "q", "answer": "a"}},
+    ]
+
+
+def mixed(recipe: Recipe, parts: list[dict[str, Any]]) -> Recipe:
+    return validate({**recipe.model_dump(), "data": {**recipe.data.model_dump(), "train": parts}}, "here")
+
+
+def asked(recipe: Recipe) -> list[str]:
+    return [row["turns"][0]["text"] for row in load_split(recipe.data, "train")]
+
+
+def test_several_sources_are_one_data_set_each_read_in_its_own_way(recipe: Recipe, two: list[dict[str, Any]]) -> None:
+    rows = load_split(mixed(recipe, two).data, "train")
+    assert len(rows) == 30 and rows[0]["task"] == "spoken" and rows[29]["turns"][1]["text"] == "blue"
+
+
+@pytest.mark.parametrize(("amount", "count"), [({"weight": 2}, 20), ({"weight": 0.5}, 5), ({"samples": 13}, 13)])
+def test_a_source_comes_as_often_as_its_weight_says(
+    recipe: Recipe, two: list[dict[str, Any]], amount: dict[str, Any], count: int
+) -> None:
+    both = mixed(recipe, [{**two[0], **amount}, two[1]])
+    own = [question for question in asked(both) if question.startswith("a")]
+    assert len(own) == count and len(set(own)) == min(count, 10) and own == asked(both)[:count]
+
+
+def test_a_mixture_is_cut_like_any_data(recipe: Recipe, two: list[dict[str, Any]]) -> None:
+    cut = edited(mixed(recipe, two), ["data.validation=6"])
+    assert len(questions(cut, "validation")) == 6 and not questions(cut, "validation") & questions(cut, "train")
+
+
+def test_a_mixture_is_written_with_absolute_paths_and_read_again(recipe: Recipe, two: list[dict[str, Any]]) -> None:
+    written = mixed(recipe, two).with_absolute_paths()
+    assert validate(yaml.safe_load(written.to_yaml()), "here") == written
+
+
+@pytest.mark.parametrize(
+    ("part", "words"), [({"weight": 1, "samples": 2}, "give one of them"), ({"path": "embedded"}, "comes alone")]
+)
+def test_mistakes_in_a_mixture_are_named_with_their_place(
+    recipe: Recipe, two: list[dict[str, Any]], part: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        mixed(recipe, [two[1], {**two[0], **part}])
+    assert "data.train[1]" in str(refused.value)
