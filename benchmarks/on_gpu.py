@@ -18,7 +18,7 @@ import torch
 from bitsandbytes.functional import quantize_4bit
 from PIL import Image
 from rich.console import Console
-from speed import with_ordinary_heads
+from shapes import with_ordinary_heads
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 

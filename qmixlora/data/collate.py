@@ -152,11 +152,7 @@ class Collator:
     def _check(self, sample: Encoded, ids_S: Tensor) -> None:
         """Raises UserError for a sample that is too long, or whose labels would not be its answers."""
         length = len(sample.ids)
-        if length > self.max_length:
-            raise UserError(
-                f"A sample has {length} tokens, over data.max_length, {self.max_length}; samples are never cut.",
-                fix="Raise data.max_length or remove the sample.",
-            )
+        check_length(length, self.max_length)
         if ids_S[:length].tolist() != sample.ids:
             raise UserError("The model's processor changes tokens after the tokenizer, so labels cannot be placed.")
         for start, end in sample.spans:
@@ -166,6 +162,15 @@ class Collator:
                     f"The tokens of an answer do not end in {self.template.end_token!r}, once and at its end.",
                     fix="Remove the sample: its text is a control token to this tokenizer.",
                 )
+
+
+def check_length(length: int, max_length: int) -> None:
+    """Raise UserError for a sample of more tokens than `max_length`."""
+    if length > max_length:
+        raise UserError(
+            f"A sample has {length} tokens, over data.max_length, {max_length}; samples are never cut.",
+            fix="Raise data.max_length or remove the sample.",
+        )
 
 
 @contextmanager

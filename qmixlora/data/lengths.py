@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import TypeVar
 
 from .collate import Collator
-from .formats import Conversation, question_about, to_messages
+from .formats import Conversation, ImageFile, question_about, to_messages
 from .images import blank_image, image_size
 
 SQUARE = (224, 224)
+REMEMBERED = 65536  # files that are looked at once: data often asks several questions about one
+T = TypeVar("T")
+
+
+def by_path(look: Callable[[ImageFile], T]) -> Callable[[ImageFile], T]:
+    """The function, which looks once at an image that is a file of its own."""
+    remembered = lru_cache(REMEMBERED)(lambda path: look({"path": path, "bytes": None}))
+    return lambda image: look(image) if image["bytes"] else remembered(image["path"])
 
 
 class Lengths:
@@ -20,13 +30,14 @@ class Lengths:
 
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
+        self.size = by_path(image_size)
         self.of_image = cache(self._of_image)
         self._count = getattr(collator.processor, "_get_num_multimodal_tokens", None)  # what vLLM asks processors
         self._marks = self._processed(SQUARE) - self._counted(SQUARE) if self._count is not None else 0
 
     def of_images(self, row: Conversation) -> int:
         """The tokens of a row's images; their files' headers are read."""
-        tokens: list[int] = [self.of_image(image_size(image)) for image in row["images"]]
+        tokens: list[int] = [self.of_image(self.size(image)) for image in row["images"]]
         return sum(tokens)
 
     def __call__(self, row: Conversation, image_tokens: int | None = None) -> int:

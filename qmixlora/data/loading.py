@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,10 +52,7 @@ def load_conversations(
     answers where the data has several). Other arguments and errors as `load`.
     """
     loaded = load(source, split, image_root, Reading(task_field, columns, template), on_bad_sample, max_pixels)
-    if loaded.refused.count:
-        total = len(loaded.rows) + loaded.refused.count
-        print(f"{source}: {loaded.refused.count} of {total} samples left out:", file=sys.stderr)
-        print(loaded.refused.listed(), file=sys.stderr)
+    loaded.refused.say(source, len(loaded.rows) + loaded.refused.count)
     return loaded.rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from qmixlora.errors import UserError
@@ -33,6 +34,12 @@ class Refusals:
         lines = [f"    {where}: {what}" for where, what in self.first]
         more = self.count - len(self.first)
         return "\n".join([*lines, *([f"    and {more} more"] if more else [])])
+
+    def say(self, source: str, total: int) -> None:
+        """Say on stderr how many of `total` samples were left out, if any were, and why."""
+        if self.count:
+            print(f"{source}: {self.count} of {total} samples left out:", file=sys.stderr)
+            print(self.listed(), file=sys.stderr)
 
     def error(self, source: str) -> UserError:
         """The refused samples as a mistake of the user."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from functools import cache, lru_cache
+from functools import cache
 
 from datasets import Dataset
 from rich.console import Console
@@ -14,14 +13,13 @@ from qmixlora.recipe import Data
 
 from . import verdicts
 from .answers import one_answer_each
-from .collate import Collator
+from .collate import Collator, check_length
 from .formats import IMAGE, Conversation, ImageFile, Turn
 from .image_shapes import shape_problem
-from .images import check_body, image_size
-from .lengths import Lengths
+from .images import check_body
+from .lengths import Lengths, by_path
 from .refusals import Refusals
 
-REMEMBERED = 65536  # images whose size is remembered
 MANY = 2000  # rows that take long enough to show how far it is
 
 
@@ -42,8 +40,7 @@ def taught(rows: Dataset, collator: Collator, data: Data, source: str) -> Datase
         return rows
     if data.on_bad_sample == "stop" or not kept:
         raise refusals.error(source)
-    print(f"{source}: {refusals.count} of {len(rows)} samples left out:", file=sys.stderr)
-    print(refusals.listed(), file=sys.stderr)
+    refusals.say(source, len(rows))
     return rows.select(kept)
 
 
@@ -89,8 +86,7 @@ class _Judge:
         self.length = Lengths(collator)
         self.frame = cache(self._frame)
         self.problem = cache(lambda size: shape_problem(collator.processor, size, data.max_pixels))
-        self.size = lru_cache(REMEMBERED)(lambda path: image_size({"path": path, "bytes": None}))
-        self.body = lru_cache(REMEMBERED)(lambda path: check_body({"path": path, "bytes": None}, data.max_pixels))
+        self.body = by_path(lambda image: check_body(image, data.max_pixels))
 
     def look_at(self, row: Conversation) -> None:
         """Raises UserError where the row cannot be taught."""
@@ -100,16 +96,12 @@ class _Judge:
         longest = self.data.max_length
         if self.frame(tuple(turn["role"] for turn in row["turns"])) + texts + image_tokens <= longest:
             return
-        length = self.length(row, image_tokens)
-        if length > longest:
-            what = f"A sample has {length} tokens, over data.max_length, {longest}; samples are never cut."
-            raise UserError(what, where="")
+        check_length(self.length(row, image_tokens), longest)
 
     def _tokens_of(self, image: ImageFile) -> int:
-        path = image["path"] if not image["bytes"] else None
         if self.data.check_images == "full":
-            _ = self.body(path) if path else check_body(image, self.data.max_pixels)
-        size = self.size(path) if path else image_size(image)
+            self.body(image)
+        size = self.length.size(image)
         if problem := self.problem(size):
             raise UserError(problem, where="")
         return self.length.of_image(size)

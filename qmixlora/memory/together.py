@@ -19,7 +19,7 @@ from .planner import Plan, room_on
 TRIES = 8  # sets that are planned; more would take longer than anyone waits
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Option:
     """A lever's edit and the recipe's plan with it."""
 

@@ -119,13 +119,13 @@ def test_the_ladders_card_holds_the_model_and_not_a_whole_step() -> None:
 
 @pytest.mark.usefixtures("benchmarks")
 def test_speed_is_measured_on_the_shapes_of_llava() -> None:
-    import speed
+    import shapes
 
     from qmixlora.demo.backbone import processor_of
     from qmixlora.memory.architectures import config_of
     from qmixlora.recipe import Model
 
-    ours = speed.config_of(speed.SIZES["7b"], processor_of(["a"]).tokenizer).text_config
+    ours = shapes.config_of(shapes.SIZES["7b"], processor_of(["a"]).tokenizer).text_config
     real = config_of(Model(id="llava-hf/llava-1.5-7b-hf")).text_config
     for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size"):
         assert getattr(ours, name) == getattr(real, name), name
