@@ -17,6 +17,7 @@ What is measured is what torch's CPU allocator handed out. Dropout is off: CPUs 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -131,10 +132,27 @@ def execute(name: str) -> dict[str, Any]:
         try:
             probed = probe(recipe, planned)
             result |= {"planned": probed.planned, "measured": probed.measured, "built": probed.built}
-            result |= {"used": None if probed.card is None else asdict(probed.card)}
+            result |= {"used": None if probed.card is None else asdict(probed.card), "context": own_context()}
         except UserError as error:  # out of memory
             result |= {"error": str(error)}
         return {**result, "seconds": time.monotonic() - start}
+
+
+def own_context() -> int | None:
+    """The bytes that this process has taken of the card beside torch's allocator, whatever else runs there; None where
+    the driver does not tell processes apart.
+    """
+    if importlib.util.find_spec("pynvml") is None:
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except pynvml.NVMLError:
+        return None
+    own = next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
+    return None if own is None else int(own) - torch.cuda.memory_reserved()
 
 
 def run(names: list[str]) -> None:
