@@ -66,8 +66,12 @@ def _speed(batch: int, compiled: bool = False) -> Step:
 def _demo(toy: bool) -> dict[str, Any]:
     """The whole demo by its command."""
     command = [sys.executable, "-c", "from qmixlora.cli.main import run; run()", "demo", *(["--help"] if toy else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {"exit": done.returncode, "told": done.stdout[-4000:] + done.stderr[-1000:]}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    told = []
+    for line in process.stdout or ():
+        print(line, end="", flush=True)  # what is told of a demo that is cut off too
+        told.append(line)
+    return {"exit": process.wait(), "told": "".join(told)[-5000:]}
 
 
 STEPS = (
