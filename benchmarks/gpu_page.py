@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,22 @@ def _memory(declared: dict[str, Any], results: dict[str, Any]) -> str:
             beside = measured["context"] or results["context"]["result"]["context"]
             measured["used"]["process"] = measured["used"]["reserved"] + beside
         lines.append(f"| {case['name']} | {case['card'] or ''} | {_case(case, measured)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_errors(declared["cases"], results), ""])
+
+
+def _errors(cases: list[dict[str, Any]], results: dict[str, Any]) -> list[str]:
+    """The errors of all cases that were measured, in one paragraph."""
+    measured = {case["name"]: results.get(f"memory-{case['name']}", {}).get("result") for case in cases}
+    seen = [(case, measured[case["name"]]) for case in cases if measured[case["name"]] is not None]
+    ran = [(case, result["used"]) for case, result in seen if result.get("used") is not None]
+    if not ran:
+        return []
+    tensors, process = ([abs(case[key] / used[key] - 1) for case, used in ran] for key in ("tensors", "process"))
+    verdicts = [case["runs"] == (result.get("used") is not None) for case, result in seen if case["runs"] is not None]
+    return [
+        f"Tensors: {max(tensors):.1%} off at worst. Process: {statistics.fmean(process):.1%} on average,"
+        f" {max(process):.1%} at worst. Verdicts: {sum(verdicts)} of {len(verdicts)} right."
+    ]
 
 
 def _case(case: dict[str, Any], measured: dict[str, Any] | None) -> str:

@@ -1,6 +1,7 @@
 """The planner against what is measured: two real steps of the run's own Trainer, with random weights, no download.
 
-    python benchmarks/memory.py run [NAME ...]     one JSON file per configuration (see cases.py) in results/memory/
+    python benchmarks/memory.py run [NAME ...]     one JSON file per configuration (see cases.py) in results/memory/;
+                                                   on a CPU: what wants a GPU are steps of gpu.py
     python benchmarks/memory.py declare            declared.json: predictions of the GPU's, before they are measured
     python benchmarks/memory.py table              docs/memory.md
 
@@ -156,13 +157,14 @@ def own_context() -> int | None:
 
 
 def run(names: list[str]) -> None:
-    kind, known = ("gpu", GPU) if torch.cuda.is_available() else ("cpu", CPU)
-    unknown = set(names) - set(known)
+    if torch.cuda.is_available():
+        raise SystemExit("These are a CPU's; on a GPU: python benchmarks/gpu.py run --only memory")
+    unknown = set(names) - set(CPU)
     if unknown:
         raise SystemExit(f"no such configurations here: {sorted(unknown)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in names or known:
-        file = RESULTS / f"{kind}-{name}.json"
+    for name in names or CPU:
+        file = RESULTS / f"cpu-{name}.json"
         if not file.exists():
             print(name, flush=True)
             done = subprocess.run([sys.executable, __file__, "execute", name, "--to", str(file)], check=False)
@@ -192,7 +194,7 @@ def main() -> None:
     elif arguments.command == "declare":
         declare()
     else:
-        tables.write_memory(RESULTS, {"gpu": list(GPU), "cpu": list(CPU)})
+        tables.write_memory(RESULTS, list(CPU))
 
 
 if __name__ == "__main__":

@@ -144,32 +144,25 @@ def write_export(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     fill(PAGE.with_name("export.md"), {"frontier": "\n".join(lines)})
 
 
-def write_memory(folder: Path, names: dict[str, list[str]]) -> None:
-    """Fill the probes of docs/memory.md: what was planned and measured, by kind of device ("gpu", "cpu") and name."""
+def write_memory(folder: Path, names: list[str]) -> None:
+    """Fill the probes of docs/memory.md: what was planned and measured on a CPU, by name."""
     lines = [
         "| configuration | device | planned, GiB | measured, GiB | difference | of the step's own |",
         "|---|---|---|---|---|---|",
     ]
-    for kind, configurations in names.items():
-        for name in configurations:
-            file = folder / f"{kind}-{name}.json"
-            probe = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-            lines.append(f"| {name} | {_probe(kind, probe)} |")
+    for name in names:
+        file = folder / f"cpu-{name}.json"
+        lines.append(f"| {name} | {_probe(json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None)} |")
     fill(PAGE.with_name("memory.md"), {"probes": "\n".join(lines)})
 
 
-def _probe(kind: str, probe: dict[str, Any] | None) -> str:
+def _probe(probe: dict[str, Any] | None) -> str:
     """The cells of a line. "Of the step's own": the difference as a share of what lies there for a moment only."""
     if probe is None:
-        return f"{kind.upper()} | | not measured | | "
-    layers = f", {probe['layers']} layers" if probe["layers"] else ""
-    card = f" held to {probe['card'] / GIB:g} GiB" if probe["card"] else ""
-    device = f"{probe['hardware']}{card}{layers}"
-    if "measured" not in probe:
-        return f"{device} | | out of memory | | "
+        return "CPU | | not measured | | "
     planned, measured = probe["planned"], probe["measured"]
     share = f"{(planned - measured) / measured:+.2%} | {(planned - measured) / probe['of_the_step']:+.2%}"
-    return f"{device} | {planned / GIB:.3f} | {measured / GIB:.3f} | {share}"
+    return f"{probe['hardware']}, {probe['layers']} layers | {planned / GIB:.3f} | {measured / GIB:.3f} | {share}"
 
 
 def fill(page: Path, blocks: dict[str, str]) -> None:

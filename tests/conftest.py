@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests on every machine; what wants a GPU is in benchmarks/gpu.py
+
 import contextlib
 import importlib.util
 import io
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator

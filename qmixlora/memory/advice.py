@@ -16,7 +16,7 @@ from qmixlora.recipe import Edit, Recipe, edited
 
 from .architectures import config_of
 from .evaluation import EvaluationPlan, plan_evaluation
-from .parallel import side_by_side
+from .parallel import apart, side_by_side
 from .planner import MARGIN, Plan, plan, room_on
 from .residuals import residual_of
 from .simulation.batch import MADE_UP, Batch, batches_of, is_at_hand, synthetic_batch
@@ -133,7 +133,7 @@ def plan_with_advice(
     config = config_of(recipe.model)
     residual = residual_of(recipe.model.id)  # asked for here: forked processes must not ask CUDA for anything
     setting = _Setting(recipe, config, batches_of(recipe, config, tokens), tokens, card, residual)
-    worst = setting.worst()
+    worst = apart(setting.worst)
     facts = Facts(int(config.get_text_config().num_hidden_layers), worst.batch.image_tokens)
     edits = [partial(setting.option, lever, edit) for lever, edit in lever_edits(recipe, facts)]
     searches = () if card is None else _searches(recipe, config, worst, card, residual)

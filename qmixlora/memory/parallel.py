@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -19,16 +20,39 @@ def side_by_side(
 ) -> list[T]:
     """The results of some functions, in their order, from forked processes (as torch's data loader forks its own).
 
-    One after another where there is one core, no fork, or a device beside the CPU: autograd has a thread for every such
-    device from its first backward pass on, and refuses to work in processes that are forked later. `on_progress` is
-    told how many are done, and of how many.
+    One after another where there is one core or no fork, or where a library refuses to work in a forked process:
+    autograd has a thread for every device beside the CPU, so that it does once it has run in this one (see `apart`),
+    and CUDA does not work in one. `on_progress` is told how many are done, and of how many.
 
     Exceptions are raised here.
     """
-    global _work
     processes = min(len(work), os.cpu_count() or 1)
-    if processes < 2 or "fork" not in multiprocessing.get_all_start_methods() or torch.accelerator.is_available():
-        return list(_counted((function() for function in work), len(work), on_progress))
+    if processes > 1 and can_fork():
+        with contextlib.suppress(ForkRefusedError):
+            return _forked(work, processes, on_progress)
+    return list(_counted((function() for function in work), len(work), on_progress))
+
+
+def apart(function: Callable[[], T]) -> T:
+    """The result of a function that may run autograd; from a forked process where there is a device beside the CPU, so
+    that others can be forked later.
+    """
+    if torch.accelerator.is_available() and can_fork():
+        with contextlib.suppress(ForkRefusedError):
+            return _forked([function], 1, lambda done, of: None)[0]
+    return function()
+
+
+def can_fork() -> bool:
+    return "fork" in multiprocessing.get_all_start_methods()
+
+
+class ForkRefusedError(Exception):
+    """A library does not work in a process that was forked."""
+
+
+def _forked(work: Sequence[Callable[[], T]], processes: int, on_progress: Callable[[int, int], None]) -> list[T]:
+    global _work
     _work = work  # the processes inherit it; functions cannot be sent
     try:
         with multiprocessing.get_context("fork").Pool(processes, _begin) as pool:
@@ -52,4 +76,9 @@ def _begin() -> None:
 
 
 def _run(index: int) -> object:
-    return _work[index]()
+    try:
+        return _work[index]()
+    except RuntimeError as error:
+        if "fork" in str(error):  # autograd: "fork-based multiprocessing"; CUDA: "in forked subprocess"
+            raise ForkRefusedError(str(error)) from None
+        raise

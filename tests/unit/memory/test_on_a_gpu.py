@@ -78,11 +78,22 @@ import warnings
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 _setup_privateuseone_for_python_backend("npy")  # autograd starts a thread for it, as for a GPU
-from qmixlora.memory import plan_with_advice
+from qmixlora.memory import parallel, plan_with_advice
 from qmixlora.training import adapt
 from tests.unit.memory.test_on_a_gpu import FEW_EDITS
+forked, refused = parallel._forked, []
+def noted(*arguments):
+    try:
+        return forked(*arguments)
+    except parallel.ForkRefusedError as error:
+        refused.append(error)
+        raise
+parallel._forked = noted
 assert torch.accelerator.is_available()
-assert plan_with_advice(FEW_EDITS, tokens=700).savings
+first = plan_with_advice(FEW_EDITS, tokens=700).savings
+assert first and not refused  # autograd ran in forked processes alone
+torch.ones(1, requires_grad=True).sum().backward()
+assert plan_with_advice(FEW_EDITS, tokens=700).savings == first and refused
 warnings.simplefilter("error", UserWarning)
 assert adapt._planned(FEW_EDITS)
 """
