@@ -2,18 +2,18 @@
 
 from qmixlora.mixlora import IGNORED
 
-from .answers import one_answer_each
-from .appearance import APPEARANCE_VERSION
-from .collate import BatchCollator, Collator
+from .checking.taught import taught
 from .formats import IMAGE, Conversation, ImageFile, Turn, question_about
-from .image_files import locate
-from .images import check_body, check_header, image_size, open_images
-from .lengths import Lengths
-from .loading import load_conversations
-from .rendering import Rendering, rendering_of, rendering_problem
-from .splits import load_source, load_split
-from .tasks import indices_by_task, only_tasks
-from .taught import taught
+from .images.appearance import APPEARANCE_VERSION
+from .images.files import locate
+from .images.opening import check_body, check_header, image_size, open_images
+from .reading.loading import load_conversations
+from .rendering.answers import one_answer_each
+from .rendering.collate import BatchCollator, Collator
+from .rendering.lengths import Lengths
+from .rendering.rendering import Rendering, rendering_of, rendering_problem
+from .splits.loading import load_source, load_split
+from .splits.tasks import indices_by_task, only_tasks
 
 __all__ = [
     "APPEARANCE_VERSION",

@@ -11,10 +11,10 @@ from datasets import Dataset
 
 from qmixlora.backbone import load_processor
 from qmixlora.data import Collator, load_split, one_answer_each, rendering_of
-from qmixlora.data.cutting import image_keys
-from qmixlora.data.splits import SPLITS
-from qmixlora.data.survey import survey
-from qmixlora.data.taught import looked_at
+from qmixlora.data.checking.survey import survey
+from qmixlora.data.checking.taught import looked_at
+from qmixlora.data.splits.cutting import image_keys
+from qmixlora.data.splits.loading import SPLITS
 from qmixlora.recipe import Recipe
 
 COMMON = 5  # answers that are told

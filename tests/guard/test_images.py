@@ -15,12 +15,12 @@ def modules_with(pattern: str) -> set[str]:
 
 
 def test_one_module_opens_images() -> None:
-    assert modules_with(r"\bImage\.open\(|\bload_image\(|imread\(") == {"qmixlora/data/images.py"}
+    assert modules_with(r"\bImage\.open\(|\bload_image\(|imread\(") == {"qmixlora/data/images/opening.py"}
 
 
 def test_one_module_converts_images_and_turns_them() -> None:
-    assert modules_with(r"\.convert\(\"|\.transpose\(TURNS|exif_transpose") == {"qmixlora/data/appearance.py"}
+    assert modules_with(r"\.convert\(\"|\.transpose\(TURNS|exif_transpose") == {"qmixlora/data/images/appearance.py"}
 
 
 def test_one_module_has_a_limit_of_pixels_beside_the_recipe() -> None:
-    assert modules_with(r"MAX_IMAGE_PIXELS") == {"qmixlora/data/images.py"}
+    assert modules_with(r"MAX_IMAGE_PIXELS") == {"qmixlora/data/images/opening.py"}

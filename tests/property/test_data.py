@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from qmixlora.data import IMAGE
 from qmixlora.data.formats import RESERVED, FormatError
-from qmixlora.data.json_files import Row
-from qmixlora.data.loading import read_conversations
-from qmixlora.data.rows import Reading, Sample, to_sample
-from qmixlora.data.sources import Source
+from qmixlora.data.reading.json_files import Row
+from qmixlora.data.reading.loading import read_conversations
+from qmixlora.data.reading.rows import Reading, Sample, to_sample
+from qmixlora.data.reading.sources import Source
 from qmixlora.errors import UserError
 from qmixlora.recipe import Columns, Data
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qmixlora.data.formats import ImageFile
-from qmixlora.data.image_files import locate
-from qmixlora.data.images import check_body, check_header, image_size, open_images
+from qmixlora.data.images.files import locate
+from qmixlora.data.images.opening import check_body, check_header, image_size, open_images
 from qmixlora.errors import UserError
 
 from .images import damaged_bytes, image_bytes

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from qmixlora.backbone import load_processor
 from qmixlora.backbone.image_tokens import largest_images
 from qmixlora.data import IGNORED, Collator, load_split, taught
-from qmixlora.data.survey import Survey, survey
+from qmixlora.data.checking.survey import Survey, survey
 from qmixlora.recipe import Data, Model, Recipe
 
 from ..architectures import config_of

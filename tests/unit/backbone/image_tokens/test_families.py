@@ -15,7 +15,7 @@ from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qmixlora.data import Conversation, load_conversations
-from qmixlora.data.survey import survey
+from qmixlora.data.checking.survey import survey
 from qmixlora.errors import UserError
 from qmixlora.files import read_log
 from qmixlora.inspection import decode_samples

@@ -1,0 +1,1 @@
+"""A look at every row before the first step."""

@@ -1,0 +1,1 @@
+"""Open an image as a viewer shows it; find its file; shapes that processors refuse."""

@@ -1,0 +1,1 @@
+"""From a source to conversations, kept as a table that is mapped into memory."""

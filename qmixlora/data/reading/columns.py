@@ -1,0 +1,126 @@
+"""Plain columns to turns: a question, put together by a template, and its answer or answers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from qmixlora.data.formats import FormatError
+from qmixlora.recipe import Columns
+from qmixlora.recipe.template import parts
+
+from .spoken import Picture, Spoken
+from .texts import kind, written
+
+
+def spoken_in_columns(
+    row: Mapping[str, Any], columns: Columns, template: str, pictures: int
+) -> tuple[list[Spoken], list[str]]:
+    """A question and its answer as two turns, and all right answers (none where there is one alone).
+
+    Options are lettered lines, `A. red`. Of several answers the one that is given most often is learned, the first one
+    of equals. A whole number as an answer to a question with options counts them from 0 and means the option's letter;
+    where it could as well mean an option that reads so it is refused.
+
+    Raises:
+        FormatError: a column that the row lacks, or a value that is not what its column is for.
+    """
+    options = _options(row, columns.options) if columns.options else []
+    question: list[str | Picture] = []
+    for text, name in parts(template):
+        question.append(text)
+        if name == "image":
+            question += [Picture()] * pictures
+        elif name == "options":
+            question.append("\n".join(f"{ascii_uppercase[at]}. {option}" for at, option in enumerate(options)))
+        elif name is not None:
+            column = columns.task if name == "task" else columns.texts()[name]
+            question.append(written(value_of(row, str(column)), f"{column!r}"))
+    answers = [_answer(answer, options) for answer in _answers(value_of(row, columns.answer), columns.answer)]
+    learned = Counter(answers).most_common(1)[0][0]
+    turns = [Spoken("user", question), Spoken("assistant", [learned])]
+    return turns, answers if len(answers) > 1 else []
+
+
+def value_of(row: Mapping[str, Any], column: str) -> Any:
+    """A cell of a row. Raises FormatError for a column that is not there."""
+    if column not in row:
+        have = sorted(map(str, row))
+        raise FormatError(f"has no column {column!r}, which data.columns names; its columns are {have}")
+    return row[column]
+
+
+def _answers(value: Any, column: str) -> list[Any]:
+    if not isinstance(value, list):
+        return [value]
+    if not value:
+        raise FormatError(f"has an empty list as {column!r}")
+    return [one["answer"] if isinstance(one, Mapping) and "answer" in one else one for one in value]
+
+
+def _answer(value: Any, options: Sequence[str]) -> str:
+    """An answer as it stands; the letter of an option where it is the option's number."""
+    text, letters = written(value, "an answer"), ascii_uppercase[: len(options)]
+    if not options:
+        return text
+    if isinstance(value, str) and text in options:
+        if text in letters and options.index(text) != letters.index(text):
+            raise FormatError(f"has the answer {text!r}, the letter of one option and the text of another")
+        return text
+    if not text.strip().isdecimal():
+        if not isinstance(value, str):
+            raise FormatError(f"has the answer {text}, which is neither an option nor the number of one")
+        return text
+    number = int(text)
+    if text in options and number < len(options):
+        raise FormatError(f"has the answer {text}, the number of one option and the text of another; name the letter")
+    if text in options:
+        return text
+    if number >= len(options):
+        raise FormatError(f"has the answer {text} and {len(options)} options, which are counted from 0")
+    return letters[number]
+
+
+def _options(row: Mapping[str, Any], column: str | list[str]) -> list[str]:
+    values = _in_cells(row, column) if isinstance(column, list) else _in_one_cell(value_of(row, column), column)
+    if not 0 < len(values) <= len(ascii_uppercase):
+        raise FormatError(f"has {len(values)} options; 1 to {len(ascii_uppercase)} have a letter")
+    return [written(value, "an option") for value in values]
+
+
+def _in_cells(row: Mapping[str, Any], columns: list[str]) -> list[Any]:
+    cells = [value_of(row, name) for name in columns]
+    while cells and cells[-1] in (None, ""):  # questions with fewer options than the table has columns
+        cells.pop()
+    return cells
+
+
+def _in_one_cell(values: Any, column: str) -> list[Any]:
+    if isinstance(values, str):  # what a table of texts holds
+        values = _listed(values, column)
+    if isinstance(values, Mapping):
+        values = _of_mapping(values, column)
+    if not isinstance(values, list):
+        raise FormatError(f"has {kind(values)} as {column!r}, not a list of options")
+    return values
+
+
+def _listed(text: str, column: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise FormatError(f"has a text as {column!r} that is no JSON list of options") from None
+
+
+def _of_mapping(values: Mapping[str, Any], column: str) -> list[Any]:
+    """`{"A": ..., "B": ...}`, or the lists `text` and `label` side by side."""
+    letters = list(ascii_uppercase[: len(values)])
+    if sorted(values) == letters:
+        return [values[letter] for letter in letters]
+    texts, labels = values.get("text"), values.get("label")
+    if isinstance(texts, list) and labels == list(ascii_uppercase[: len(texts)]):
+        return texts
+    raise FormatError(f"has an object as {column!r} whose keys are not the letters A, B, ... in their order")

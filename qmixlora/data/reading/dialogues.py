@@ -1,0 +1,97 @@
+"""Dialogues to turns: LLaVA, Vision-Flan and ShareGPT `conversations`, chat `messages`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qmixlora.data.formats import FormatError
+
+from .spoken import Picture, Spoken
+from .texts import as_text, kind
+
+ROLES = {
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    "system": "system",
+}
+TOOLS = {"tool", "function", "function_call", "tool_call", "tool_calls", "observation", "ipython"}
+KEYS = ("from", "value"), ("role", "content")
+SOURCES = ("image", "path", "url", "image_url")
+MEDIA = ("video", "audio")
+
+
+def spoken_in(dialogue: Any, name: str) -> list[Spoken]:
+    """The turns of a dialogue, in either pair of keys; blank system turns are left out.
+
+    Raises:
+        FormatError: not a list of turns, unknown speakers, calls of tools, video or audio, values that are no text.
+    """
+    if not isinstance(dialogue, list) or not dialogue:
+        what = "an empty list" if isinstance(dialogue, list) else kind(dialogue)
+        raise FormatError(f"has {what} as {name!r}, not a list of turns")
+    turns = [_spoken(turn, name) for turn in dialogue]
+    return [turn for turn in turns if turn.role != "system" or turn.parts != [turn.text] or turn.text.strip()]
+
+
+def refuse_other_media(holder: Mapping[str, Any]) -> None:
+    """Refuse (FormatError) a row or a turn that holds video or audio, whatever its key says of their number."""
+    for medium in MEDIA:
+        for key in (medium, f"{medium}s"):
+            if holder.get(key):
+                raise FormatError(f"has {key!r}; {medium} is not read")
+
+
+def _spoken(turn: Any, name: str) -> Spoken:
+    if not isinstance(turn, Mapping):
+        raise FormatError(f"has {kind(turn)} as a turn in {name!r}")
+    for key in ("tool_calls", "function_call"):
+        if turn.get(key):
+            raise FormatError(f"has {key!r}; calls of tools are not learned")
+    refuse_other_media(turn)
+    # a table of rows with either pair has all keys in every row, and null where one is not meant
+    pairs = [pair for pair in KEYS if pair[0] in turn and pair[1] in turn]
+    meant = [pair for pair in pairs if any(turn[key] is not None for key in pair)] or pairs
+    if len(meant) != 1:
+        keys = "with both 'from', 'value' and" if meant else "without 'from' and 'value' or"
+        raise FormatError(f"has a turn in {name!r} {keys} 'role' and 'content'")
+    speaker, content = (turn[key] for key in meant[0])
+    role = _role(speaker)
+    what = {"assistant": "an answer", "user": "a question", "system": "a system turn"}[role]
+    if isinstance(content, list):
+        return Spoken(role, [_part(part, what) for part in content])
+    return Spoken(role, [as_text(content, what)])
+
+
+def _role(word: Any) -> str:
+    if not isinstance(word, str):
+        raise FormatError(f"has {kind(word)} as a role")
+    role = word.strip().lower()
+    if role in TOOLS:
+        raise FormatError(f"has a turn of the role {word!r}; calls of tools are not learned")
+    if role not in ROLES:
+        raise FormatError(f"has the role {word!r}; known are {', '.join(ROLES)}")
+    return ROLES[role]
+
+
+def _part(part: Any, what: str) -> str | Picture:
+    """A part of a message's content: its text, or a picture."""
+    if not isinstance(part, Mapping):
+        raise FormatError(f"has {kind(part)} as a part of {what}")
+    form = part.get("type")
+    if form == "text":
+        return as_text(part.get("text"), f"a part of {what}")
+    if form in ("image", "image_url"):
+        keys = [key for key in SOURCES if part.get(key) is not None]
+        if len(keys) > 1:
+            raise FormatError(f"has a picture part with several sources, {', '.join(keys)}")
+        source = part[keys[0]] if keys else None
+        if form == "image_url" and isinstance(source, Mapping) and "bytes" not in source:
+            source = source.get("url")
+        if form == "image_url" and source is None:
+            raise FormatError("has a part of type 'image_url' without a url")
+        return Picture(source)
+    medium = next((medium for medium in MEDIA if isinstance(form, str) and medium in form), None)
+    if medium:
+        raise FormatError(f"has a content part of type {form!r}; {medium} is not read")
+    raise FormatError(f"has a content part of type {form!r}; known are text, image and image_url")

@@ -1,0 +1,114 @@
+"""A row of any format to a sample in the one form.
+
+Understood: `conversations` and `messages` (dialogues.py), and plain columns that the recipe names (columns.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from qmixlora.data.formats import FormatError, Turn
+from qmixlora.recipe import Columns
+
+from .columns import spoken_in_columns, value_of
+from .dialogues import refuse_other_media, spoken_in
+from .spoken import Spoken, check_order, with_pictures
+from .texts import as_text, kind, written
+
+DIALOGUES = ("conversations", "messages")
+IMAGE_FIELDS = ("image", "images")
+TASK_FIELDS = ("task", "task_name")
+NO_TASK = "all"  # the task of data that names none
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a recipe wants rows to be read: the keys of `data` with the same names."""
+
+    task_field: str | None = None
+    columns: Columns | None = None
+    template: str = ""
+
+
+class Sample(NamedTuple):
+    """A row in the one form, its images as the data names or holds them (a text, or a mapping)."""
+
+    turns: list[Turn]
+    images: list[Any]
+    task: str
+    references: list[str]
+
+
+def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
+    """Bring one row into the one form. Raises FormatError for one that has not one meaning."""
+    refuse_other_media(row)
+    own = _own_images(row, reading.columns)
+    if reading.columns is not None:
+        spoken, references = spoken_in_columns(row, reading.columns, reading.template, len(own))
+    else:
+        spoken, references = _dialogue(row), []
+    check_order(spoken)
+    turns, images = with_pictures(spoken, own)
+    return Sample(turns, [_image(image) for image in images], _task(row, reading), references)
+
+
+def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:
+    names = [name for name in DIALOGUES if row.get(name) is not None]
+    if len(names) > 1:
+        raise FormatError("has both 'conversations' and 'messages'")
+    if names:
+        return spoken_in(row[names[0]], names[0])
+    keys = sorted(map(str, row))
+    if "question" in row and ("answer" in row or "answers" in row):
+        answer = "answer" if "answer" in row else "answers"
+        hint = f"data.columns: {{question: question, answer: {answer}{', image: image' * ('image' in row)}}}"
+        raise FormatError(f"has plain columns, {keys}; set {hint}")
+    raise FormatError(f"has neither 'conversations' nor 'messages', and data.columns is not set; its keys are {keys}")
+
+
+def _own_images(row: Mapping[str, Any], columns: Columns | None) -> list[Any]:
+    """The images that a row names beside its text."""
+    if columns is not None:
+        names = [columns.image] if isinstance(columns.image, str) else columns.image or []
+        own = [value_of(row, name) for name in names]
+    else:
+        own = [row.get(name) for name in IMAGE_FIELDS]
+        if all(_is_image(value) for value in own):
+            raise FormatError("has both 'image' and 'images'")
+    return [image for value in own if _is_image(value) for image in (value if isinstance(value, list) else [value])]
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a field names an image at all: texts without one have null, nothing, or a picture without content."""
+    if isinstance(value, Mapping):
+        return any(value.get(key) is not None for key in value)
+    return value is not None and value != "" and value != []
+
+
+def _image(image: Any) -> Any:
+    """An image as a text (path, address) or a mapping that has one or bytes."""
+    if isinstance(image, str):
+        return written(image, "an image")
+    if isinstance(image, Mapping):
+        if isinstance(image.get("bytes"), bytes) and image["bytes"]:
+            return image
+        path = image.get("path") or image.get("url")
+        if isinstance(path, str) and image.get("bytes") in (None, b""):
+            return written(path, "an image")
+        raise FormatError("has an image that is an object without 'bytes', 'path' or 'url'")
+    raise FormatError(f"has {kind(image)} as an image")
+
+
+def _task(row: Mapping[str, Any], reading: Reading) -> str:
+    field = reading.task_field or (reading.columns.task if reading.columns is not None else None)
+    if field is not None:
+        if field not in row:
+            name = "data.task_field" if reading.task_field else "data.columns"
+            raise FormatError(f"has no field {field!r}, which {name} names; its keys are {sorted(map(str, row))}")
+        return written(row[field], f"the task in {field!r}")
+    for name in TASK_FIELDS:
+        if row.get(name) is not None and as_text(row[name], f"the task in {name!r}").strip():
+            return as_text(row[name], f"the task in {name!r}")
+    return NO_TASK

@@ -1,0 +1,113 @@
+"""Conversations as Arrow tables: on the disk, mapped into memory, and there again at the next start.
+
+A large source is kept in the cache folder under what it was read from and how; one that has changed is read anew. What
+is kept stays valid while the pictures that it names are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.compute
+
+from qmixlora.data.formats import Conversation
+from qmixlora.data.refusals import Refusals
+from qmixlora.errors import UserError
+from qmixlora.files import cache_folder, clear_disk_errors, replacing, write_json
+
+VERSION = 1  # of what is kept; raised whenever the same source would be read differently
+SMALL = 8 << 20  # bytes of a file that is read anew at every start, and held in memory
+ROWS, BYTES = 1000, 16 << 20  # that are written at a time, whichever comes first
+TABLE, ABOUT = "rows.arrow", "about.json"
+FEATURES = datasets.Features(
+    {
+        "turns": [{"role": datasets.Value("string"), "text": datasets.Value("string")}],
+        "images": datasets.List(datasets.Image(decode=False)),
+        "task": datasets.Value("string"),
+        "references": datasets.List(datasets.Value("string")),
+    }
+)
+SCHEMA = FEATURES.arrow_schema
+
+
+def place(settings: Any, content: Any) -> Path:
+    """The folder for conversations of a source that is read with these settings, by the source's present content."""
+    words = [hashlib.sha256(repr(part).encode()).hexdigest()[:24] for part in (settings, (VERSION, content))]
+    return cache_folder() / "conversations" / words[0] / words[1]
+
+
+def stored(folder: Path) -> tuple[datasets.Dataset, Refusals] | None:
+    """What is kept in a folder; None if it is not whole, or if pictures may have changed: one is no longer there, or
+    samples were refused over theirs.
+    """
+    try:
+        refusals = Refusals(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        rows = datasets.Dataset.from_file(str(folder / TABLE))
+    except (OSError, ValueError, TypeError):
+        return None
+    valid = not refusals.pictures and all(Path(path).is_file() for path in _pictures(rows))
+    return (rows, refusals) if valid else None
+
+
+def keep(folder: Path, conversations: Iterable[Conversation], refusals: Refusals) -> datasets.Dataset:
+    """Write conversations into a folder, in place of those of an earlier state of the source.
+
+    `refusals` is written when all conversations are, since it grows with them.
+    """
+    with clear_disk_errors(folder, "Make room, or set XDG_CACHE_HOME to another folder."):
+        try:
+            with replacing(folder) as temporary:
+                temporary.mkdir()
+                with pyarrow.OSFile(str(temporary / TABLE), "wb") as sink:
+                    _write(sink, conversations)
+                write_json(temporary / ABOUT, asdict(refusals))
+        except PermissionError as error:
+            fix = "Set XDG_CACHE_HOME to a folder that can be written."
+            raise UserError(f"The cache cannot be written: {error}", where=str(folder), fix=fix) from None
+    for other in folder.parent.iterdir():
+        if other != folder and not other.name.startswith("."):
+            shutil.rmtree(other, ignore_errors=True)  # a table that is still mapped stays, where the system needs that
+    return datasets.Dataset.from_file(str(folder / TABLE))
+
+
+def in_memory(conversations: Iterable[Conversation]) -> datasets.Dataset:
+    """The same table, of a small source."""
+    sink = pyarrow.BufferOutputStream()
+    _write(sink, conversations)
+    return datasets.Dataset.from_buffer(sink.getvalue())
+
+
+def _write(sink: Any, conversations: Iterable[Conversation]) -> None:
+    with pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
+        for batch in _batches(conversations):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=SCHEMA))
+    pyarrow.default_memory_pool().release_unused()  # a page of pictures in Parquet may have taken hundreds of MiB
+
+
+def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    batch: list[Conversation] = []
+    size = 0
+    for conversation in conversations:
+        batch.append(conversation)
+        size += sum(len(image["bytes"] or b"") for image in conversation["images"])
+        if len(batch) >= ROWS or size >= BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _pictures(rows: datasets.Dataset) -> Iterator[str]:
+    """Every path of a picture without bytes, once."""
+    for chunk in rows.data.column("images").chunks:
+        files = chunk.flatten()
+        paths = files.field("path").filter(pyarrow.compute.is_null(files.field("bytes")))
+        yield from paths.unique().to_pylist()

@@ -1,0 +1,58 @@
+"""Values of a row that are read as text: words and finite numbers, nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from qmixlora.data.formats import RESERVED, FormatError
+
+
+def as_text(value: Any, what: str) -> str:
+    """A value as text, white space as it stands; a finite number as Python writes it (`3`, `0.5`).
+
+    Raises:
+        FormatError: anything else, or text that cannot be written as UTF-8; `what` is what the value stands for.
+    """
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_characters(value, what)
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise FormatError(f"has {kind(value)} as {what}")
+    return str(value)
+
+
+def written(value: Any, what: str) -> str:
+    """The same, and not blank."""
+    text = as_text(value, what)
+    if not text.strip():
+        raise FormatError(f"has nothing but white space as {what}" if text else f"has nothing as {what}")
+    return text
+
+
+def kind(value: Any) -> str:
+    """What a value is, in the words of JSON."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return "a text"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return "an object" if isinstance(value, Mapping) else f"a value of type {type(value).__name__}"
+
+
+def _check_characters(text: str, what: str) -> None:
+    if any(character in text for character in RESERVED):
+        raise FormatError(f"has one of the characters U+FDD0 and U+FDD1 in {what}, which no text may hold")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"has half a character, {text[error.start]!r}, in {what}") from None

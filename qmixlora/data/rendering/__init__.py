@@ -1,0 +1,1 @@
+"""From conversations to batches: text, tokens, labels, pixels."""

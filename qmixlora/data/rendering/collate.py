@@ -1,0 +1,184 @@
+"""Conversations to a batch: tokens, pixels, labels on the answers alone, and the routing mask.
+
+Shapes: B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from qmixlora.data.formats import Conversation, Turn
+from qmixlora.data.images.opening import open_images
+from qmixlora.data.images.shapes import naming_refused_images
+from qmixlora.errors import UserError
+from qmixlora.mixlora import IGNORED, prompt_mask
+
+from .template import ChatTemplate
+from .tokenizing import Encoded, PieceTokenizer, reading_with
+
+
+class BatchCollator(Protocol):
+    """Makes model inputs of rows, for training and for generation, and text of generated tokens."""
+
+    @property
+    def pad_token_id(self) -> int | None: ...
+
+    @property
+    def stop_ids(self) -> Sequence[int]: ...
+
+    def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]: ...
+
+    def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]: ...
+
+    def decode(self, tokens_BS: Tensor) -> list[str]: ...
+
+
+@dataclass
+class Collator:
+    """Rows of `load_conversations` to model inputs, through the processor's own chat template.
+
+    Calling it gives what the processor gives (`input_ids` B x S, `attention_mask`, `pixel_values`, ...) padded on the
+    right, and
+      labels        B x S, the token on answers, the token that ends each of them included, -100 everywhere else
+      routing_mask  B x S, true before the first supervised token, never on padding
+      tasks         B task labels
+
+    Where `template.teaches_all` does not hold for a row, its last answer alone is supervised (`one_answer_each` makes a
+    row of every answer). Nothing is ever cut: a sample over `max_length` tokens raises UserError.
+    """
+
+    processor: ProcessorMixin
+    max_length: int
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
+        texts = []
+        for row in rows:
+            with _naming(row):
+                texts.append(self.template.conversation(row["turns"]))
+        batch, samples = self._encode(texts, rows, "right")
+        labels_BS = torch.full_like(batch["input_ids"], IGNORED)
+        for row, ids_S, labels_S, sample in zip(rows, batch["input_ids"], labels_BS, samples, strict=True):
+            with _naming(row):
+                self._check(sample, ids_S)
+            for start, end in sample.spans:
+                labels_S[start:end] = ids_S[start:end]
+        batch["labels"] = labels_BS
+        batch["routing_mask"] = prompt_mask(labels_BS, batch["attention_mask"])
+        batch["tasks"] = [row["task"] for row in rows]
+        return batch
+
+    def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]:
+        """Inputs for `generate`: each conversation up to its last answer, padded on the left."""
+        texts = []
+        for row in rows:
+            with _naming(row):
+                texts.append(self.template.prompt(row["turns"]))
+        return self._encode(texts, rows, "left")[0]
+
+    def tokens(self, turns: Sequence[Turn], prompt: bool = False) -> list[int]:
+        """The tokens of a conversation (of a prompt: with what begins the answer), each image still one mark (or as
+        many as the template writes).
+        """
+        answered: list[Turn] = [*turns, {"role": "assistant", "text": ""}]
+        text = self.template.prompt(answered) if prompt else self.template.conversation(turns)
+        return self._reader.encode([text], self._adds_special_tokens(text))[0].ids
+
+    def decode(self, tokens_BS: Tensor) -> list[str]:
+        """Generated tokens as text, up to the first that generation stops at, without special tokens."""
+        stops = set(self.stop_ids)
+        answers = []
+        for tokens_S in tokens_BS.tolist():
+            length = next((index for index, token in enumerate(tokens_S) if token in stops), len(tokens_S))
+            answers.append(self.processor.tokenizer.decode(tokens_S[:length], skip_special_tokens=True))
+        return answers
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The processor's chat template with the recipe's arguments."""
+        return ChatTemplate(self.processor, self.template_arguments)
+
+    @cached_property
+    def pad_token_id(self) -> int | None:
+        """The token that fills short samples."""
+        token: int | None = self.processor.tokenizer.pad_token_id
+        return token
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that every answer's labels end in. Raises UserError as `ChatTemplate.end_token`."""
+        return int(self.processor.tokenizer.convert_tokens_to_ids(self.template.end_token))
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """The tokens that generation stops at, whatever the checkpoint's generation config knows."""
+        eos = self.processor.tokenizer.eos_token_id
+        return sorted({self.end_id} | (set() if eos is None else {eos}))
+
+    @cached_property
+    def _reader(self) -> PieceTokenizer:
+        return PieceTokenizer(self.template.letters)
+
+    def _encode(
+        self, texts: list[str], rows: Sequence[Conversation], side: str
+    ) -> tuple[dict[str, Any], list[Encoded]]:
+        images = [open_images(row["images"]) for row in rows]
+        reader = PieceTokenizer(self.template.letters)
+        with naming_refused_images(self.processor, rows):
+            encoded = reading_with(self.processor, reader)(
+                text=texts,
+                images=images if any(images) else None,
+                padding=True,
+                padding_side=side,
+                return_tensors="pt",
+                add_special_tokens=self._adds_special_tokens(texts[0]),
+            )
+        assert len(reader.encoded) == len(texts), f"{type(self.processor).__name__} tokenizes all texts at once"
+        return dict(encoded), reader.encoded
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        """Whether the tokenizer must add special tokens that the chat template left out (as transformers decides)."""
+        bos = self.processor.tokenizer.bos_token
+        return bos is None or not text.startswith(bos)
+
+    def _check(self, sample: Encoded, ids_S: Tensor) -> None:
+        """Raises UserError for a sample that is too long, or whose labels would not be its answers."""
+        length = len(sample.ids)
+        check_length(length, self.max_length)
+        if ids_S[:length].tolist() != sample.ids:
+            raise UserError("The model's processor changes tokens after the tokenizer, so labels cannot be placed.")
+        for start, end in sample.spans:
+            *answer, last = sample.ids[start:end]
+            if last != self.end_id or not set(self.stop_ids).isdisjoint(answer):
+                raise UserError(
+                    f"The tokens of an answer do not end in {self.template.end_token!r}, once and at its end.",
+                    fix="Remove the sample: its text is a control token to this tokenizer.",
+                )
+
+
+def check_length(length: int, max_length: int) -> None:
+    """Raise UserError for a sample of more tokens than `max_length`."""
+    if length > max_length:
+        raise UserError(
+            f"A sample has {length} tokens, over data.max_length, {max_length}; samples are never cut.",
+            fix="Raise data.max_length or remove the sample.",
+        )
+
+
+@contextmanager
+def _naming(row: Mapping[str, Any]) -> Iterator[None]:
+    """Name the row in errors of a block: where it comes from, as far as is known, its task and how it begins."""
+    try:
+        yield
+    except UserError as error:
+        origin = f"{row['origin']}, " if row.get("origin") else ""
+        begins = f"{origin}task {row['task']}: {row['turns'][0]['text'][:80]!r}"
+        raise UserError(error.what, where=error.where or begins, fix=error.fix) from error

@@ -1,0 +1,90 @@
+"""What a chat template makes of conversations, in words: how answers end, and where generation would differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qmixlora.data.formats import Conversation
+from qmixlora.errors import UserError
+
+from .collate import Collator
+from .letters import END, START
+from .template import ChatTemplate
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a chat template writes conversations.
+
+    `end_token` ends every answer; `writes_end`: the template writes it (else it is added). `asked` and `trained` stand
+    before an answer in generation and in training.
+    """
+
+    end_token: str
+    writes_end: bool
+    asked: str
+    trained: str
+    is_append_only: bool
+    keeps_thoughts: bool
+
+    @property
+    def is_true_beginning(self) -> bool:
+        """Whether training saw what generation begins with."""
+        return self.trained.startswith(self.asked)
+
+    def notes(self) -> list[str]:
+        """What is worth telling, in sentences; the first says how answers end."""
+        told = [f"Every answer ends in {self.end_token!r}, which generation stops at."]
+        if not self.writes_end:
+            told[0] += " The chat template writes no end: it is added in training and to earlier answers of prompts."
+        if not self.is_true_beginning:
+            told.append(
+                f"Generation begins an answer with {self.asked!r}, but in training {self.trained!r} stands before it: "
+                "what is generated begins where nothing was learned. Look for an argument of the chat template "
+                "(model.template_arguments) that makes them one."
+            )
+        if not self.is_append_only:
+            told.append(
+                "The chat template writes an earlier answer otherwise than the last one: every answer of a "
+                "conversation becomes a sample of its own."
+            )
+        elif not self.keeps_thoughts:
+            told.append(
+                "The chat template leaves the thoughts (</think>) out of earlier answers: every answer of a "
+                "conversation with thoughts becomes a sample of its own."
+            )
+        return told
+
+
+def rendering_of(template: ChatTemplate) -> Rendering:
+    """How a chat template writes conversations. Raises UserError if it cannot, or if nothing could end an answer."""
+    asked, trained = template.asked_with
+    return Rendering(
+        template.end_token,
+        template.written_end != "",
+        asked,
+        trained,
+        template.is_append_only,
+        template.keeps_thoughts,
+    )
+
+
+def rendering_problem(collator: Collator, row: Conversation) -> str | None:
+    """What is wrong with a row's text in one sentence, if anything: it cannot be rendered; the template changes its
+    last answer; or generation would begin otherwise than training did (where that is so for this row alone).
+    """
+    template, turns = collator.template, row["turns"]
+    try:
+        text, prompt = template.conversation(turns), template.prompt(turns)
+    except UserError as error:
+        return error.what
+    before, _, answer = text.rpartition(START)
+    if template.letters.quote(turns[-1]["text"]) not in answer.partition(END)[0]:
+        return "The chat template does not write the last answer as it stands in the data."
+    if rendering_of(template).is_true_beginning and _without_spans(before) != _without_spans(prompt):
+        return "Generation would begin the last answer otherwise than this sample does in training."
+    return None
+
+
+def _without_spans(text: str) -> str:
+    return text.replace(START, "").replace(END, "")

@@ -1,0 +1,224 @@
+"""A processor's chat template: conversations to text in which the supervised spans are marked.
+
+An answer stands between two marks when the template is rendered, once for a whole conversation. A supervised span
+begins where the generation prompt would end, and ends with the token that generation stops at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from qmixlora.data.formats import Turn, to_messages
+from qmixlora.errors import UserError
+
+from .letters import END, START, Letters
+
+_SPAN = re.compile(f"{START}(.*?){END}", re.DOTALL)
+_THOUGHT = "</think>"  # what templates look for in an answer, to leave out the thoughts of earlier ones
+_ANSWER = "answer"
+_TURNS: list[Turn] = [
+    {"role": "user", "text": "question"},
+    {"role": "assistant", "text": _ANSWER},
+    {"role": "user", "text": "question"},
+    {"role": "assistant", "text": _ANSWER},
+]
+
+
+class ChatTemplate:
+    """A processor's chat template with the arguments that a recipe gives it."""
+
+    def __init__(self, processor: ProcessorMixin, arguments: Mapping[str, Any]) -> None:
+        self.processor = processor
+        self.arguments = dict(arguments)
+        for name in self.arguments:
+            if not re.search(rf"\b{re.escape(name)}\b", str(processor.chat_template)):
+                raise UserError(
+                    f"The model's chat template knows nothing of {name!r}.", where="model.template_arguments"
+                )
+
+    def conversation(self, turns: Sequence[Turn]) -> str:
+        """A conversation, every answer in START and END; the last one alone if not `teaches_all`.
+
+        Raises UserError if the template cannot render it, or leaves out a part of an earlier answer.
+        """
+        if self.teaches_all(turns):
+            text = self._marked(turns, prompt=False)
+            if text is not None:
+                return text
+            if len(answers_of(turns)) > 1:
+                raise UserError(
+                    "The chat template does not write every answer as it stands in the data.",
+                    fix="Make one sample of each answer.",
+                )
+        return self._last_alone(turns)
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """What generation begins with for the last answer: a conversation up to it, and what the template writes to ask
+        for an answer. Earlier answers as in `conversation`. Raises UserError if the template cannot render it.
+        """
+        before = turns[:-1]
+        text = self._marked(before, prompt=True) if self.teaches_all(turns) else None
+        return self._rendered(self._messages(before), prompt=True) if text is None else text
+
+    def teaches_all(self, turns: Sequence[Turn]) -> bool:
+        """Whether all answers of a conversation stand in it as they were generated; else only its last one does."""
+        if not self.is_append_only:
+            return False
+        return self.keeps_thoughts or not any(_THOUGHT in answer for answer in answers_of(turns))
+
+    @cached_property
+    def letters(self) -> Letters:
+        """What encodes the control tokens that data quotes: special tokens, the processor's placeholders, and every
+        added token that the template itself writes around an earlier answer (`<think>` before the last one is none).
+        """
+        tokenizer = self.processor.tokenizer
+        text = self._unless_refused(to_messages(_TURNS[:3])) or self._rendered(to_messages(_TURNS[:2]), prompt=False)
+        if "'type'" in text:
+            raise UserError(
+                "The model's chat template reads no messages whose content is a list of texts and images.",
+                where="the model's processor",
+                fix="Use the chat template of its processor (chat_template.jinja), not of its tokenizer alone.",
+            )
+        added = tokenizer.added_tokens_decoder.values()
+        control = {t.content for t in added if t.special or (t.content in text and not t.content.isspace())}
+        return Letters(tokenizer, control | self._placeholders)
+
+    @cached_property
+    def written_end(self) -> str:
+        """What the template writes after an answer, up to the first control token; empty if it writes none."""
+        *_, after = self._rendered(to_messages(_TURNS[:2]), prompt=False).rpartition(_ANSWER)
+        ends = [token for token in self.letters.control if token in after]
+        if not ends:
+            return ""
+        first = min(ends, key=lambda token: (after.index(token), -len(token)))
+        return str(after[: after.index(first) + len(first)])
+
+    @cached_property
+    def end_token(self) -> str:
+        """The token that every answer ends in: the template's own, else the tokenizer's end of text.
+
+        Raises UserError if there is none.
+        """
+        eos = self.processor.tokenizer.eos_token
+        if not self.written_end and not eos:
+            raise UserError(
+                "Nothing ends an answer: the chat template writes no token after it, and the tokenizer has none.",
+                where="the model's processor",
+                fix="Name an eos_token in tokenizer_config.json of a local copy.",
+            )
+        ends = [token for token in self.letters.control if self.written_end.endswith(token)]
+        return ends[0] if self.written_end else str(eos)
+
+    @cached_property
+    def is_append_only(self) -> bool:
+        """Whether an earlier answer stands in a conversation as it stood when it was the last."""
+        alone = self._with_marks(_TURNS[:2], prompt=False)
+        followed = self._unless_refused(self._messages(_TURNS, START, END))
+        return START in alone and END in alone and followed.startswith(alone.partition(END)[0] + END)
+
+    @cached_property
+    def keeps_thoughts(self) -> bool:
+        """Whether `<think>` ... `</think>` in an answer stays where it is."""
+        thought = f"<think>\nthought\n{_THOUGHT}\n\n{_ANSWER}"
+        turns: list[Turn] = [{**turn, "text": thought} if turn["role"] == "assistant" else turn for turn in _TURNS]
+        text = self._unless_refused(self._messages(turns, START, END))
+        return _SPAN.findall(text) == [self.letters.quote(thought)] * 2
+
+    @cached_property
+    def asked_with(self) -> tuple[str, str]:
+        """(generation prompt, trained): what follows a question when an answer is asked for, and in training before the
+        answer. The former is a beginning of the latter, or generation begins with what training never saw.
+        """
+        question = self._rendered(to_messages(_TURNS[:1]), prompt=False)
+        asked = self._rendered(to_messages(_TURNS[:1]), prompt=True)
+        trained = self._rendered(to_messages(_TURNS[:2]), prompt=False).rpartition(_ANSWER)[0]
+        shared = min(_shared(question, asked), _shared(question, trained))
+        return asked[shared:], trained[shared:]
+
+    @cached_property
+    def _said_before(self) -> str:
+        """What the template writes between the generation prompt and an answer: generated, too."""
+        asked, trained = self.asked_with
+        return trained[_shared(asked, trained) :]
+
+    @cached_property
+    def _placeholders(self) -> set[str]:
+        """The texts that the processor puts image tokens in the place of."""
+        return {
+            text for name, text in vars(self.processor).items() if name.endswith("_token") and isinstance(text, str)
+        }
+
+    def _marked(self, turns: Sequence[Turn], prompt: bool) -> str | None:
+        """A conversation with START and END around what is supervised; None if an answer is not as it was."""
+        text = self._with_marks(turns, prompt)
+        expected = [self.letters.quote(answer) for answer in answers_of(turns)]
+        if _SPAN.findall(text) != expected or text.count(START) + text.count(END) != 2 * len(expected):
+            return None
+        before, end, pieces, done = self._said_before, self.written_end, [], 0
+        for span in _SPAN.finditer(text):
+            start, stop = span.start() - len(before), span.end()
+            if start < done or text[start : span.start()] != before:
+                return None
+            ending = end if text.startswith(end, stop) and end else self.end_token
+            pieces += [text[done:start], START, before, span.group(1), ending, END]
+            done = stop + (len(end) if text.startswith(end, stop) else 0)
+        return "".join([*pieces, text[done:]])
+
+    def _last_alone(self, turns: Sequence[Turn]) -> str:
+        """A conversation with START and END around its last answer, which is found by what is generated for it."""
+        prompt = self._rendered(self._messages(turns[:-1]), prompt=True)
+        whole = self._rendered(self._messages(turns), prompt=False)
+        start = _shared(prompt, whole)
+        stop = whole.rfind(self.written_end, start) if self.written_end else -1
+        if stop < 0:
+            stop = len(whole.rstrip())
+            return f"{whole[:start]}{START}{whole[start:stop]}{self.end_token}{END}{whole[stop:]}"
+        stop += len(self.written_end)
+        return f"{whole[:start]}{START}{whole[start:stop]}{END}{whole[stop:]}"
+
+    def _with_marks(self, turns: Sequence[Turn], prompt: bool) -> str:
+        return self._rendered(self._messages(turns, START, END), prompt)
+
+    def _messages(self, turns: Sequence[Turn], start: str = "", end: str = "") -> list[dict[str, Any]]:
+        """Messages whose texts can be tokenised; answers as they stand, white space and all, between two marks."""
+        messages = to_messages(turns)
+        for turn, message in zip(turns, messages, strict=True):
+            if turn["role"] == "assistant":
+                message["content"] = [{"type": "text", "text": start + self.letters.quote(turn["text"]) + end}]
+            else:
+                for part in message["content"]:
+                    if part["type"] == "text":
+                        part["text"] = self.letters.quote(part["text"])
+        return messages
+
+    def _unless_refused(self, messages: list[dict[str, Any]]) -> str:
+        """Messages as text; none where the template takes no such conversation."""
+        try:
+            return self._rendered(messages, prompt=False)
+        except UserError:
+            return ""
+
+    def _rendered(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+        try:
+            return str(self.processor.apply_chat_template(messages, add_generation_prompt=prompt, **self.arguments))
+        except Exception as error:  # jinja2's own, raise_exception of the template, and whatever its filters raise
+            raise UserError(
+                f"The model's chat template cannot render this conversation: {error}",
+                fix="It may ask for other roles, or for another order of them.",
+            ) from error
+
+
+def answers_of(turns: Sequence[Turn]) -> list[str]:
+    """The answers of a conversation."""
+    return [turn["text"] for turn in turns if turn["role"] == "assistant"]
+
+
+def _shared(first: str, second: str) -> int:
+    """The length of the common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -1,0 +1,102 @@
+"""What a model is taught is known before the first step: rows that do not fit are listed at once, or left out."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qmixlora.data import Collator, load_split, taught
+from qmixlora.data.reading import store
+from qmixlora.errors import UserError
+from qmixlora.recipe import Recipe, edited
+
+taught_module: Any = importlib.import_module("qmixlora.data.checking.taught")  # not the function
+LONG = 300  # words, of which max_length holds fewer
+
+
+@pytest.fixture
+def recipe(make_recipe: Callable[..., Recipe], write_json: Callable[[str, Any], Path], tmp_path: Path) -> Recipe:
+    """Twenty samples, of which 4 and 17 are too long, and 9 is a line that CLIP would scale to a million rows."""
+    rows = []
+    for index in range(20):
+        Image.new("RGB", (1, 200_000) if index == 9 else (28, 28)).save(tmp_path / f"{index}.png")
+        answer = " ".join(["red"] * (LONG if index in (4, 17) else 3))
+        question = {"from": "human", "value": f"<image>\nwhat color is it ? {index}"}
+        rows.append({"image": f"{index}.png", "conversations": [question, {"from": "gpt", "value": answer}]})
+    return make_recipe(data={"train": str(write_json("data.json", rows)), "max_length": 128})
+
+
+@pytest.fixture
+def teach(processor: Any) -> Callable[[Recipe], Any]:
+    def call(recipe: Recipe) -> Any:
+        data = recipe.data
+        return taught(load_split(data, "train"), Collator(processor, data.max_length), data, "data.json")
+
+    return call
+
+
+def test_all_rows_that_do_not_fit_are_listed_at_once(recipe: Recipe, teach: Callable[[Recipe], Any]) -> None:
+    with pytest.raises(UserError, match="3 samples cannot be used") as refused:
+        teach(recipe)
+    message = str(refused.value)
+    for words in ("sample 4 ", "sample 17 ", "tokens, over data.max_length, 128", "sample 9 ", "1 x 200000 pixels"):
+        assert words in message
+    assert "data.on_bad_sample" in message
+
+
+def test_rows_that_do_not_fit_are_left_out_and_counted(
+    recipe: Recipe, teach: Callable[[Recipe], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = teach(edited(recipe, ["data.on_bad_sample=skip"]))
+    assert len(rows) == 17
+    assert "3 of 20 samples left out" in capsys.readouterr().err
+
+
+def test_rows_that_fit_are_handed_on_as_they_are(recipe: Recipe, teach: Callable[[Recipe], Any]) -> None:
+    all_fit = edited(recipe, ["data.max_length=1000", "data.max_pixels=300000000"])
+    assert teach(all_fit)["turns"] == load_split(all_fit.data, "train")["turns"]
+
+
+def test_the_longest_that_fits_is_taken_and_a_token_less_room_refuses_it(
+    recipe: Recipe, teach: Callable[[Recipe], Any], processor: Any
+) -> None:
+    wide = edited(recipe, ["data.max_pixels=300000000"])
+    collator = Collator(processor, 1000)
+    longest = max(len(collator([row])["input_ids"][0]) for row in load_split(wide.data, "train").select([4, 17]))
+    assert len(teach(edited(wide, [f"data.max_length={longest}"]))) == 20
+    with pytest.raises(UserError, match=f"A sample has {longest} tokens|samples cannot be used"):
+        teach(edited(wide, [f"data.max_length={longest - 1}"]))
+
+
+def test_broken_bodies_are_found_where_that_is_asked_for(
+    recipe: Recipe, teach: Callable[[Recipe], Any], tmp_path: Path
+) -> None:
+    Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "3.png", "JPEG", quality=95)
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[: len(whole) * 7 // 10])
+    fits = edited(recipe, ["data.max_length=1000", "data.max_pixels=300000000"])
+    assert len(teach(fits)) == 20
+    with pytest.raises(UserError, match=r"3\.png of data.json, sample 3"):
+        teach(edited(fits, ["data.check_images=full"]))
+
+
+def test_what_was_found_in_many_rows_is_remembered_until_something_changes(
+    recipe: Recipe, teach: Callable[[Recipe], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(taught_module, "MANY", 10)
+    monkeypatch.setattr(store, "SMALL", 0)
+    looks: list[int] = []
+    looked_at = taught_module._looked_at
+    monkeypatch.setattr(taught_module, "_looked_at", lambda *given: looks.append(1) or looked_at(*given))
+    skips = edited(recipe, ["data.on_bad_sample=skip"])
+    assert [len(teach(skips)) for _ in range(3)] == [17] * 3 and len(looks) == 1
+    assert len(teach(edited(skips, ["data.max_length=1000"]))) == 19 and len(looks) == 2
+    lines = (tmp_path / "data.json").read_text(encoding="utf-8").replace(" 5", " 6")
+    (tmp_path / "data.json").write_text(lines + " ", encoding="utf-8")
+    assert len(teach(skips)) == 17 and len(looks) == 3

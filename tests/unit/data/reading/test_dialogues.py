@@ -1,0 +1,105 @@
+"""Speakers, their keys and the parts of what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qmixlora.data.formats import IMAGE, FormatError
+from qmixlora.data.reading.rows import Reading, to_sample
+
+TEXT = {"type": "text", "text": "what ?"}
+ANSWER = {"role": "assistant", "content": "seven"}
+
+ASKED = {"role": "user", "content": "what ?"}
+
+
+def asking(*parts: Any, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}, ANSWER], **fields}
+
+
+@pytest.mark.parametrize("user", ["human", "user", "Human"])
+@pytest.mark.parametrize("assistant", ["gpt", "assistant", "chatgpt", "model", "bot"])
+@pytest.mark.parametrize("keys", [("from", "value"), ("role", "content")])
+@pytest.mark.parametrize("name", ["conversations", "messages"])
+def test_all_usual_speakers_and_keys_are_known(user: str, assistant: str, keys: tuple[str, str], name: str) -> None:
+    said = [("system", "be brief"), (user, "hi"), (assistant, "seven")]
+    sample = to_sample({name: [dict(zip(keys, turn, strict=True)) for turn in said]}, Reading())
+    assert [turn["role"] for turn in sample.turns] == ["system", "user", "assistant"]
+    assert [turn["text"] for turn in sample.turns] == ["be brief", "hi", "seven"]
+
+
+def test_keys_that_a_table_fills_with_null_are_not_meant() -> None:
+    turns = [
+        {"from": "human", "value": "hi", "role": None, "content": None, "tool_calls": None},
+        {"from": None, "value": None, "role": "assistant", "content": "seven", "tool_calls": []},
+    ]
+    assert [turn["text"] for turn in to_sample({"conversations": turns}, Reading()).turns] == ["hi", "seven"]
+
+
+def test_blank_system_turns_are_left_out() -> None:
+    turns = [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}, ANSWER]
+    assert len(to_sample({"messages": turns}, Reading()).turns) == 2
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "x.png"},
+        {"type": "image", "path": "x.png"},
+        {"type": "image", "url": "x.png"},
+        {"type": "image", "image": {"bytes": None, "path": "x.png"}},
+        {"type": "image_url", "image_url": "x.png"},
+        {"type": "image_url", "image_url": {"url": "x.png", "detail": "low"}, "text": None},
+    ],
+    ids=str,
+)
+def test_a_picture_part_holds_its_source_and_its_place(part: dict[str, Any]) -> None:
+    sample = to_sample(asking(TEXT, part), Reading())
+    assert sample.images == ["x.png"] and sample.turns[0]["text"] == f"what ?{IMAGE}"
+
+
+def test_picture_parts_without_a_source_are_the_rows_own_in_order() -> None:
+    parts = {"type": "image"}, {"type": "image", "image": "b"}, TEXT, {"type": "image", "image": None}
+    sample = to_sample(asking(*parts, images=["a", "c"]), Reading())
+    assert sample.images == ["a", "b", "c"] and sample.turns[0]["text"] == f"{IMAGE}{IMAGE}what ?{IMAGE}"
+
+
+def test_beside_picture_parts_marks_are_text() -> None:
+    sample = to_sample(asking({"type": "image"}, {"type": "text", "text": "is it <image> ?"}, images=["a"]), Reading())
+    assert sample.turns[0]["text"] == f"{IMAGE}is it <image> ?"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [{"role": "user"}]}, "without 'from' and 'value' or 'role' and 'content'"),
+        ({"messages": [{"role": "user", "content": "a", "from": "gpt", "value": "b"}]}, "with both"),
+        ({"messages": [{"role": "judge", "content": "a"}]}, "role 'judge'"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "a list as a role"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool'; calls of tools"),
+        ({"conversations": [{"from": "observation", "value": "a"}]}, "role 'observation'; calls of tools"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "has 'tool_calls'"),
+        (asking({"type": "audio"}), "type 'audio'; audio is not read"),
+        (asking({"type": "input_audio", "input_audio": {}}), "audio is not read"),
+        (asking({"type": "video", "video": "x.mp4"}), "type 'video'; video is not read"),
+        (asking({"type": "file"}), "type 'file'; known are"),
+        (asking({"type": ["image"]}), "known are"),
+        (asking("what ?"), "a text as a part of a question"),
+        (asking({"type": "text", "text": None}), "null as a part of a question"),
+        (asking({"type": "image", "image": "a", "url": "b"}), "several sources, image, url"),
+        (asking({"type": "image_url"}), "without a url"),
+        (asking({"type": "image"}, TEXT), "1 picture parts without a source, and 0 images"),
+        (
+            asking({"type": "image", "image": "a"}, TEXT, image="a"),
+            "0 picture parts without a source, and 1 images",
+        ),
+        (asking({"type": "image"}, {"type": "text", "text": "<image>\nx"}, image="a"), "marks and 1 images in parts"),
+        ({"messages": [ASKED, {"role": "assistant", "content": [{"type": "image", "image": "a"}]}]}, "not the user's"),
+    ],
+    ids=str,
+)
+def test_a_bad_dialogue_says_what_is_wrong(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        to_sample(row, Reading())

@@ -1,0 +1,157 @@
+"""Files, folders and data sets of all kinds give the same rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from qmixlora.data.reading.json_files import Row
+from qmixlora.data.reading.sources import Source
+from qmixlora.errors import UserError
+
+ROWS = [{"q": "one, two", "a": 'say "x"\nplease'}, {"q": "\u2028ü", "a": "3"}]
+CSV = '\ufeffq,a\r\n"one, two","say ""x""\nplease"\r\n\r\n\u2028ü,3\r\n'
+TSV = CSV.replace(",3", "\t3").replace("q,a", "q\ta").replace('","', '"\t"')
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+def rows_of(path: Path, split: str = "train") -> list[object]:
+    return [row.value if isinstance(row, Row) else str(row) for row in Source.find(str(path), split).rows()]
+
+
+def saved(path: Path, text: str) -> Path:
+    content = text.encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def to_parquet(folder: Path) -> Path:
+    datasets.Dataset.from_list(ROWS).to_parquet(str(folder / "a.parquet"))
+    return folder / "a.parquet"
+
+
+def to_saved_set(folder: Path) -> Path:
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(folder / "set"))
+    return folder / "set"
+
+
+def to_saved_splits(folder: Path) -> Path:
+    both = {"train": datasets.Dataset.from_list(ROWS), "other": datasets.Dataset.from_list(ROWS[:1])}
+    datasets.DatasetDict(both).save_to_disk(str(folder / "splits"))
+    return folder / "splits"
+
+
+def to_folder_of_files(folder: Path) -> Path:
+    (folder / "files").mkdir()
+    saved(folder / "files" / "train.jsonl", LINES)
+    return folder / "files"
+
+
+CONTAINERS: dict[str, Callable[[Path], Path]] = {
+    "json": lambda folder: saved(folder / "a.json", json.dumps(ROWS)),
+    "object": lambda folder: saved(folder / "a.json", json.dumps({"version": 1, "data": ROWS})),
+    "jsonl": lambda folder: saved(folder / "a.jsonl", LINES),
+    "ndjson": lambda folder: saved(folder / "a.NDJSON", LINES),
+    "json.gz": lambda folder: saved(folder / "a.json.gz", json.dumps(ROWS)),
+    "jsonl.gz": lambda folder: saved(folder / "a.jsonl.gz", LINES),
+    "csv": lambda folder: saved(folder / "a.csv", CSV),
+    "csv.gz": lambda folder: saved(folder / "a.csv.gz", CSV),
+    "tsv": lambda folder: saved(folder / "a.tsv", TSV),
+    "parquet": to_parquet,
+    "saved set": to_saved_set,
+    "saved splits": to_saved_splits,
+    "folder of files": to_folder_of_files,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("make", CONTAINERS.values(), ids=CONTAINERS)
+def test_every_container_gives_the_same_rows(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    assert rows_of(make(tmp_path)) == ROWS
+
+
+@pytest.mark.parametrize("metadata", ["metadata.csv", "metadata.jsonl"])
+def test_a_folder_of_pictures_has_their_metadata(metadata: str, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "x.png")
+    row = {"file_name": "x.png", "q": "what ?", "a": "seven"}
+    table = f"{','.join(row)}\n{','.join(row.values())}\n"
+    saved(folder / metadata, table if metadata.endswith("csv") else json.dumps(row))
+    [value] = rows_of(folder, split="test")  # the folder has no splits: it is the data of any
+    assert isinstance(value, dict) and value["a"] == "seven"
+    assert Path(value["image"]["path"]) == folder / "x.png" and value["image"]["bytes"] is None
+
+
+@pytest.mark.parametrize("make", [to_saved_splits, to_folder_of_files])
+def test_a_split_that_is_missing_is_named_with_those_that_are_there(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no split 'test'") as caught:
+        rows_of(make(tmp_path), split="test")
+    assert "It has: train" in caught.value.fix
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
+
+
+@pytest.mark.parametrize("name", ["json.gz", "jsonl.gz", "csv.gz", "parquet"])
+def test_a_file_that_is_cut_short_is_named(name: str, tmp_path: Path) -> None:
+    path = cut(CONTAINERS[name](tmp_path))
+    with pytest.raises(UserError) as caught:
+        rows_of(path)
+    assert path.name in caught.value.where
+
+
+def test_a_file_that_is_not_zipped_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json.gz").write_text("[]")
+    with pytest.raises(UserError, match=r"broken or cut short: Not a gzipped file"):
+        rows_of(tmp_path / "a.json.gz")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,a\n1,2\n", ["Two columns have the name 'a'", "line 1"]),
+        ('a,b\n1,2\n1,"2\n', ["cut short", "after", "line 2"]),
+        ("a,b\n1,\udce9\n", ["not UTF-8", "line 2"]),
+    ],
+)
+def test_a_broken_table_is_named_with_its_line(text: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError) as caught:
+        rows_of(tmp_path / "a.csv")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_row_with_other_cells_than_the_table_is_refused_and_the_others_are_read(tmp_path: Path) -> None:
+    found = rows_of(saved(tmp_path / "a.csv", 'a,b\n"1\n",2\n1\n3,4\n'))
+    assert found[0] == {"a": "1\n", "b": "2"} and found[2] == {"a": "3", "b": "4"}
+    assert "1 cells, and the table 2 columns" in str(found[1]) and "line 4" in str(found[1])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.zip", "a.gz", "a"])
+def test_a_file_of_an_unknown_kind_is_named_with_those_that_are_known(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\.json, \.jsonl") as caught:
+        rows_of(saved(tmp_path / name, "x"))
+    assert name in caught.value.where
+
+
+@pytest.mark.parametrize("name", ["none.json", "none.csv.gz", "no such set"])
+def test_a_source_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        rows_of(tmp_path / name)
+    assert name in caught.value.where

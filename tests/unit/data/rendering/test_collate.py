@@ -1,0 +1,109 @@
+"""Labels stand exactly on answers, prompts end where the last one begins, and nothing is ever cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qmixlora.data import IGNORED, Collator, load_conversations
+from qmixlora.errors import UserError
+
+from ..helpers import GPT, HUMAN, Write, decoded
+
+HOW_BIG = [{"from": "human", "value": "how big is the circle ?"}, {"from": "gpt", "value": "large"}]
+
+
+def of_turns(*dialogues: list[dict[str, str]], write: Write, image: str) -> list[Any]:
+    """Rows with one image and these turns each, read from a file."""
+    return list(load_conversations(str(write("m.json", [{"image": image, "conversations": d} for d in dialogues]))))
+
+
+@pytest.fixture
+def collator(processor: Any) -> Collator:
+    return Collator(processor, 64)
+
+
+@pytest.fixture
+def batch(collator: Collator, write_json: Write, image: str) -> dict[str, Any]:
+    """A sample of two questions beside a shorter one."""
+    short = [HUMAN, {"from": "gpt", "value": "top-left"}]
+    return collator(of_turns([HUMAN, GPT, *HOW_BIG], short, write=write_json, image=image))
+
+
+def test_labels_stand_on_answers_alone(collator: Collator, batch: dict[str, Any]) -> None:
+    assert decoded(collator, batch, 0, "labels") == "seven <eos> large <eos>"
+    assert decoded(collator, batch, 1, "labels") == "top-left <eos>"
+
+
+def test_no_label_stands_on_an_image_or_on_padding(collator: Collator, batch: dict[str, Any]) -> None:
+    assert not (batch["labels"] == collator.processor.image_token_id).any()
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+
+
+def test_a_sample_is_routed_by_its_first_question_alone(collator: Collator, batch: dict[str, Any]) -> None:
+    prompt = "<bos> user : <image> <image> <image> <image> what digit is written ? assistant :"
+    assert [decoded(collator, batch, index, "routing_mask") for index in (0, 1)] == [prompt, prompt]
+
+
+def test_every_sample_has_its_task(batch: dict[str, Any]) -> None:
+    assert batch["tasks"] == ["all", "all"]
+
+
+words = st.sampled_from(["red", "circle", "what", "seven", "yes", "?", "left"])
+sentences = st.lists(words, min_size=1, max_size=5).map(" ".join)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(sentences, sentences), min_size=1, max_size=4), st.booleans())
+def test_the_supervised_tokens_are_the_answers(processor: Any, dialogue: list[tuple[str, str]], system: bool) -> None:
+    turns = [{"role": "system", "text": "what ?"}] * system
+    for question, answer in dialogue:
+        turns += [{"role": "user", "text": question}, {"role": "assistant", "text": answer}]
+    collator = Collator(processor, 512)
+    batch = collator([{"turns": turns, "images": [], "task": "t"}])
+    assert decoded(collator, batch, 0, "labels") == " ".join(f"{answer} <eos>" for _, answer in dialogue)
+    first = next(i for i, label in enumerate(batch["labels"][0].tolist()) if label != IGNORED)
+    assert batch["routing_mask"][0].tolist() == [i < first for i in range(len(batch["input_ids"][0]))]
+
+
+def test_prompts_end_where_the_last_answer_begins(collator: Collator, write_json: Write, image: str) -> None:
+    prompts = collator.prompts(of_turns([HUMAN, GPT, *HOW_BIG], [HUMAN, GPT], write=write_json, image=image))
+    texts = collator.processor.tokenizer.batch_decode(prompts["input_ids"])
+    assert texts[0].endswith("seven <eos> user : how big is the circle ? assistant :")
+    assert texts[1].endswith("written ? assistant :")
+
+
+def test_prompts_are_padded_on_the_left(collator: Collator, write_json: Write, image: str) -> None:
+    prompts = collator.prompts(of_turns([HUMAN, GPT, *HOW_BIG], [HUMAN, GPT], write=write_json, image=image))
+    assert prompts["attention_mask"][1, 0] == 0 and prompts["attention_mask"][:, -1].all()
+
+
+def test_the_tokens_of_a_prompt_are_those_of_its_batch_with_one_mark_for_an_image(
+    collator: Collator, write_json: Write, image: str
+) -> None:
+    [row] = of_turns([HUMAN, GPT], write=write_json, image=image)
+    tokens = collator.tokens(row["turns"][:-1], prompt=True)
+    assert tokens.count(collator.processor.image_token_id) == 1
+    assert len(tokens) + 3 == collator.prompts([row])["input_ids"].shape[1]  # an image has four
+
+
+def test_samples_are_never_cut(processor: Any, write_json: Write, image: str) -> None:
+    rows = of_turns([HUMAN, GPT], write=write_json, image=image)
+    with pytest.raises(UserError, match=r"over data\.max_length, 8"):
+        Collator(processor, 8)(rows)
+
+
+def test_an_image_after_an_answer_is_part_of_its_question(collator: Collator, write_json: Write, image: str) -> None:
+    sample = {"image": [image, image], "conversations": [HUMAN, GPT, HUMAN, GPT]}
+    batch = collator([load_conversations(str(write_json("m.json", [sample])))[0]])
+    assert decoded(collator, batch, 0, "labels") == "seven <eos> seven <eos>"
+    assert batch["pixel_values"].shape[0] == 2
+
+
+def test_a_row_that_is_too_long_is_named_by_its_origin(processor: Any, write_json: Write, image: str) -> None:
+    [row] = of_turns([HUMAN, GPT], write=write_json, image=image)
+    with pytest.raises(UserError, match=r"m.json, line 3, task all: .*what digit"):
+        Collator(processor, 8)([{**row, "origin": "m.json, line 3"}])

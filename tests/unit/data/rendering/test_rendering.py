@@ -1,0 +1,128 @@
+"""What a chat template does to conversations is found out and told: ends, thoughts, beginnings, what it leaves out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from qmixlora.data import IMAGE, Collator, one_answer_each, rendering_of, rendering_problem
+from qmixlora.data.reading.store import FEATURES
+from qmixlora.errors import UserError
+
+from ..chats import CHATML, CHATS, LLAVA, THINKS, Chat, processor_of
+
+PLAIN = CHATML.replace("IMAGE", "<start><image><end>")
+CUTS = PLAIN.replace("{{ part.text }}", "{{ part.text.split('|')[0] }}")
+ONCE = PLAIN + "{{ raise_exception('one question only') if messages | length > 2 }}"
+
+
+def collator_of(template: str, tokens: str = "bytes", family: str = "qwen3_vl", **arguments: Any) -> Collator:
+    return Collator(processor_of(Chat(family, tokens, template, "")), 1000, arguments)
+
+
+def row_of(*texts: str, **more: Any) -> Any:
+    roles = ("user", "assistant")
+    turns = [{"role": roles[index % 2], "text": text} for index, text in enumerate(texts)]
+    return {"turns": turns, "images": [], "task": "t", "references": [], **more}
+
+
+def notes(template: str, **arguments: Any) -> str:
+    return " ".join(rendering_of(collator_of(template, **arguments).template).notes())
+
+
+@pytest.mark.parametrize("family", sorted(CHATS))
+def test_the_token_that_ends_an_answer_is_told(family: str) -> None:
+    chat = CHATS[family]
+    [note] = rendering_of(Collator(processor_of(chat), 1000).template).notes()
+    assert note.startswith(f"Every answer ends in {chat.end!r}") and ("is added" in note) == (family == "llava")
+
+
+def test_an_end_that_is_no_token_of_the_tokenizer_ends_nothing() -> None:
+    collator = collator_of(PLAIN.replace("<|im_end|>", "<|the_end|>"))
+    assert collator.template.end_token == collator.processor.tokenizer.eos_token
+    assert not rendering_of(collator.template).writes_end
+
+
+def test_a_turn_ends_with_an_ordinary_added_token_too() -> None:
+    """One that is not declared special, as in some tokenizers that were extended by hand."""
+    collator = collator_of(PLAIN.replace("<|im_end|>", "</think>"))
+    assert collator.template.end_token == "</think>"
+    assert "</think>" in collator.template.letters.control
+
+
+def test_without_any_end_training_is_refused() -> None:
+    collator = collator_of(LLAVA, family="llava", tokens="llama")
+    tokenizer = collator.processor.tokenizer
+    eos, tokenizer.eos_token = tokenizer.eos_token, None
+    try:
+        with pytest.raises(UserError, match="Nothing ends an answer"):
+            collator([row_of("what ?", "red")])
+    finally:
+        tokenizer.eos_token = eos
+
+
+def test_a_prompt_that_training_never_saw_is_told() -> None:
+    forgetful = PLAIN.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    assert "begins where nothing was learned" in notes(forgetful)
+    assert "begins where nothing was learned" not in notes(PLAIN)
+
+
+def test_an_argument_of_the_template_changes_the_prompt() -> None:
+    collator = collator_of(THINKS.template, enable_thinking=False)
+    prompt = collator.processor.tokenizer.decode(collator.prompts([row_of("what ?", "red")])["input_ids"][0])
+    assert prompt.endswith("<think>\n\n</think>\n\n")
+    assert rendering_of(collator.template).is_true_beginning
+
+
+def test_an_argument_that_the_template_does_not_know_is_refused() -> None:
+    with pytest.raises(UserError, match="knows nothing of 'enable_thinkin'"):
+        collator_of(THINKS.template, enable_thinkin=False).prompts([row_of("what ?", "red")])
+
+
+def test_thoughts_that_a_template_leaves_out_make_a_sample_of_every_answer() -> None:
+    collator = collator_of(THINKS.template)
+    images = [{"path": f"{name}.png", "bytes": None} for name in "ab"]
+    asked = row_of(f"{IMAGE}what ?", "<think>\nhm\n</think>\n\nred", f"{IMAGE}why ?", "so", images=images)
+    rows = one_answer_each(Dataset.from_list([asked, row_of("who ?", "me")], features=FEATURES), collator.template)
+    assert [row["turns"][-1]["text"] for row in rows] == ["<think>\nhm\n</think>\n\nred", "so", "me"]
+    assert [len(row["images"]) for row in rows] == [1, 2, 0] and rows.features == FEATURES
+    assert "becomes a sample of its own" in notes(THINKS.template)
+
+
+def test_a_template_that_only_leaves_thoughts_out_parts_only_conversations_with_thoughts() -> None:
+    leaves_out = PLAIN.replace("{{ part.text }}", "{{ part.text.split('</think>')[-1] }}")
+    collator = collator_of(leaves_out)
+    plain, thinking = row_of("a", "b", "c", "d"), row_of("a", "<think>x</think>b", "c", "d")
+    rows = one_answer_each(Dataset.from_list([plain, thinking], features=FEATURES), collator.template)
+    assert [len(row["turns"]) for row in rows] == [4, 2, 4]
+    assert "conversation with thoughts" in notes(leaves_out)
+
+
+def test_rows_are_left_alone_where_all_answers_are_taught() -> None:
+    rows = Dataset.from_list([row_of("a", "b", "c", "d")], features=FEATURES)
+    assert one_answer_each(rows, collator_of(PLAIN).template) is rows
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "problem"),
+    [
+        (PLAIN, row_of("a", "b"), None),
+        (CUTS, row_of("a", "b|c"), "as it stands"),
+        (CUTS, row_of("a", "b|", "c", "d"), "every answer"),
+        (ONCE, row_of("a", "b"), None),
+        (ONCE, row_of("a", "b", "c", "d"), "one question only"),
+        ("{{ messages | length if messages[0].content[0].text == 'x' }}" + PLAIN, row_of("x", "b"), "otherwise"),
+    ],
+)
+def test_a_row_that_the_template_changes_has_a_problem(template: str, row: Any, problem: str | None) -> None:
+    told = rendering_problem(collator_of(template), row)
+    assert told is None if problem is None else problem in str(told)
+
+
+def test_a_template_for_strings_is_refused() -> None:
+    """It would write Python's own notation of the parts into every prompt."""
+    strings = CHATML.partition("{% for part")[0] + "{{ message.content }}<|im_end|>\n{% endfor %}"
+    with pytest.raises(UserError, match="content is a list"):
+        collator_of(strings)([row_of("a", "b")])
