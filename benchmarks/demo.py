@@ -50,7 +50,7 @@ def table() -> str:
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("seed-*.json"))]
     lines = ["| task | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for task in runs[0]["tasks"]["tuned"]:
-        cells = (_range([one["tasks"][column][task]["exact_match"] for one in runs]) for column in COLUMNS)
+        cells = (_range([_score(one["tasks"][column][task]) for one in runs]) for column in COLUMNS)
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     lines.append("| **mean** | " + " | ".join(_range([one[column] for one in runs], 3) for column in COLUMNS) + " |")
     held_out = (_range([_held_out(one, column) for one in runs]) for column in COLUMNS)
@@ -60,6 +60,10 @@ def table() -> str:
     )
     lines.append(f"\n{len(runs)} backbones; {', '.join(kept)}; seconds {_range([one['seconds'] for one in runs], 0)}")
     return "\n".join(lines)
+
+
+def _score(task: dict[str, Any]) -> float:
+    return float(task["score"] if "score" in task else task["exact_match"])  # as runs before 2026-11-26 called it
 
 
 def _held_out(one: dict[str, Any], column: str) -> float | None:

@@ -58,7 +58,7 @@ def run_folder(name: str, seed: int) -> Path:
 
 
 def scores(session: Session, rows: Dataset) -> dict[str, float]:
-    return {task: own.exact_match for task, own in answered(session, rows, "test").tasks.items()}
+    return {task: own.score for task, own in answered(session, rows, "test").tasks.items()}
 
 
 def with_mean(by_task: dict[str, float]) -> dict[str, float]:

@@ -164,8 +164,8 @@ def answered(session: Session, rows: Dataset, split: str) -> evaluation.Scores:
 
 def score(session: Session, split: str) -> dict[str, float]:
     scores = answered(session, load_conversations(str(data_folder() / f"{split}.json")), split)
-    tasks = {task: round(own.exact_match, 4) for task, own in scores.tasks.items()}
-    return {"mean": round(scores.mean_exact_match, 5), **tasks}
+    tasks = {task: round(own.score, 4) for task, own in scores.tasks.items()}
+    return {"mean": round(scores.mean, 5), **tasks}
 
 
 def run_all(runs: Sequence[Run]) -> None:

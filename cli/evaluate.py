@@ -55,7 +55,7 @@ def evaluate(
     for column in ("task", "exact match", "count"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, own in scores.tasks.items():
-        table.add_row(name, f"{own.exact_match:.3f}", str(own.count))
+        table.add_row(name, f"{own.score:.3f}", str(own.count))
     table.add_section()
-    table.add_row("mean over tasks", f"{scores.mean_exact_match:.3f}", str(len(rows)))
+    table.add_row("mean over tasks", f"{scores.mean:.3f}", str(len(rows)))
     console.print(table)

@@ -52,10 +52,8 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
         write_json(folder / "evaluation.json", results["tuned"]["test"].to_dict())
         results |= _exported(folder, console)
         summary = {
-            **{name: splits["test"].mean_exact_match for name, splits in results.items()},
-            "held_out": {
-                name: splits["held_out"].mean_exact_match for name, splits in results.items() if "held_out" in splits
-            },
+            **{name: splits["test"].mean for name, splits in results.items()},
+            "held_out": {name: splits["held_out"].mean for name, splits in results.items() if "held_out" in splits},
             "tasks": {name: splits["test"].to_dict()["tasks"] for name, splits in results.items()},
             "seconds": time.monotonic() - start,
         }
@@ -126,7 +124,7 @@ def _table(results: Results) -> Table:
     for split, label in (("test", "mean"), ("held_out", "mean, never trained")):
         scores = [results[name].get(split) for name in columns]  # there is no export of a task that was never trained
         for task in results["tuned"][split].tasks:
-            table.add_row(task, *(f"{own.tasks[task].exact_match:.2f}" if own else "-" for own in scores))
-        means = (f"[bold]{own.mean_exact_match:.2f}" if own else "-" for own in scores)
+            table.add_row(task, *(f"{own.tasks[task].score:.2f}" if own else "-" for own in scores))
+        means = (f"[bold]{own.mean:.2f}" if own else "-" for own in scores)
         table.add_row(f"[bold]{label}", *means, end_section=True)
     return table

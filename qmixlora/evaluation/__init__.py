@@ -1,10 +1,11 @@
 """Evaluation by real generation: answers, metrics, scores per task."""
 
 from .answers import answer_question, answer_rows, generate_answers, stop_ids
-from .metrics import normalize
-from .scores import Scores, TaskScore, blind_baseline, evaluate, score
+from .scores import Prediction, Scores, TaskScore, blind_baseline, evaluate, score
+from .wording import normalize
 
 __all__ = [
+    "Prediction",
     "Scores",
     "TaskScore",
     "answer_question",

@@ -1,13 +1,238 @@
-"""Metrics of generated answers."""
+"""Metrics of generated answers: each gives every answer a score from 0 to 1 (CIDEr from 0 to 10), by its references.
+
+An answer may have several references, all right; the best match counts, but for `vqa`, which counts how many agree.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from qmixlora.errors import UserError
+
+from .wording import normalize, numbers_in, vqa_wording, words
+
+Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]  # answers, references of each -> scores
+CLOSED_WORDS = 5  # a task most of whose references are longer is an open one
 
 
-def normalize(answer: str) -> str:
-    """Normalise an answer for exact match: case, runs of blanks and closing full stops do not count.
+def exact(answer: str, references: Sequence[str]) -> float:
+    """Whether an answer is a reference, but for case, blanks and a closing full stop."""
+    return float(normalize(answer) in map(normalize, references))
 
-    Normalising twice is normalising once.
+
+def vqa(answer: str, references: Sequence[str]) -> float:
+    """The VQA challenge's accuracy (Antol et al. 2015): min(1, agreeing annotators / 3), averaged over the sets that
+    leave one annotator out. With fewer than four references, as many as are left have to agree in place of three; with
+    one, it is equality.
     """
-    return re.sub(r"\s+", " ", answer).strip().rstrip(" .").casefold()
+    said, given = vqa_wording(answer), [vqa_wording(reference) for reference in references]
+    if len(given) == 1:
+        return float(said == given[0])
+    agreeing, needed = given.count(said), min(3, len(given) - 1)
+    shares = [min(1.0, (agreeing - (reference == said)) / needed) for reference in given]
+    return sum(shares) / len(shares)
+
+
+def anls(answer: str, references: Sequence[str]) -> float:
+    """Normalised Levenshtein similarity, 0 where it is below one half (Biten et al. 2019, ST-VQA and DocVQA)."""
+    said = " ".join(answer.lower().split())
+    best = max(_similarity(said, " ".join(reference.lower().split())) for reference in references)
+    return best if best >= 0.5 else 0.0
+
+
+def relaxed(answer: str, references: Sequence[str]) -> float:
+    """Relaxed accuracy (Methani et al. 2020, ChartQA): numbers within 5 % of the reference, other answers exactly."""
+    return max(float(_is_close(answer, reference, 0.05)) for reference in references)
+
+
+def choice(answer: str, references: Sequence[str]) -> float:
+    """The letter of an option: the first that stands alone in the answer (`B`, `(b)`, `B. a cat`, `the answer is B`);
+    or else the option's text.
+    """
+    return max(float(_chooses(answer, reference)) for reference in references)
+
+
+def number(answer: str, references: Sequence[str], tolerance: float = 0.0) -> float:
+    """Whether the last number of an answer is a reference's (`3.0` is 3, `1,200` is 1200, `three` is 3), up to a share
+    of it. Where a reference has no number: whether it has the same wording.
+    """
+    said = numbers_in(answer)
+    for reference in references:
+        right = numbers_in(reference)
+        if not right and vqa_wording(answer) == vqa_wording(reference):
+            return 1.0
+        if right and said and abs(said[-1] - right[-1]) <= tolerance * abs(right[-1]):
+            return 1.0
+    return 0.0
+
+
+def contains(answer: str, references: Sequence[str]) -> float:
+    """Whether the words of a reference stand together somewhere in the answer."""
+    said = f" {' '.join(words(answer, articles=True))} "
+    return float(any(f" {' '.join(words(reference, articles=True))} " in said for reference in references))
+
+
+def f1(answer: str, references: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of words, articles left out (Rajpurkar et al. 2016, SQuAD)."""
+    return max(_overlap(words(answer, articles=False), words(reference, articles=False)) for reference in references)
+
+
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """F-measure of the longest common subsequence of words (Lin 2004, ROUGE-L), without stemming."""
+    said = words(answer, articles=True)
+    return max(_rouge(said, words(reference, articles=True)) for reference in references)
+
+
+def cider(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr-D (Vedantam et al. 2015) of a whole task, from pycocoevalcap; words as in `words`, without its Java
+    tokenizer. From 0 to 10.
+
+    Raises UserError where pycocoevalcap is not installed.
+    """
+    try:
+        scorer = importlib.import_module("pycocoevalcap.cider.cider").Cider()
+    except ImportError:
+        raise UserError(
+            "CIDEr is pycocoevalcap's, which is not installed.",
+            where="data.metrics",
+            fix="pip install 'qmixlora[metrics]', or choose rouge_l.",
+        ) from None
+    texts = {index: [" ".join(words(answer, articles=True))] for index, answer in enumerate(answers)}
+    right = {
+        index: [" ".join(words(reference, articles=True)) for reference in own] for index, own in enumerate(references)
+    }
+    _, scores = scorer.compute_score(right, texts)
+    return [float(score) for score in scores]
+
+
+def _each(score: Callable[[str, Sequence[str]], float]) -> Metric:
+    """The metric that scores every answer by itself."""
+
+    def scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        return [score(answer, own) for answer, own in zip(answers, references, strict=True)]
+
+    return scores
+
+
+EACH = {
+    "exact": exact, "vqa": vqa, "anls": anls, "relaxed": relaxed, "choice": choice, "contains": contains, "f1": f1,
+    "rouge_l": rouge_l,
+}  # fmt: skip
+
+
+def metric_of(name: str, tolerance: float = 0.0) -> Metric:
+    """A metric by the name that `data.metrics` gives it; `MODULE:FUNCTION` is one of the user's own, called with the
+    answers and, for each, the list of its references, whose results are scores.
+
+    Raises UserError where there is no such function.
+    """
+    if name in EACH:
+        return _each(EACH[name])
+    if name == "number":
+        return _each(partial(number, tolerance=tolerance))
+    return cider if name == "cider" else _own(name)
+
+
+def _own(name: str) -> Metric:
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"There is no metric {name}: {error}.", where="data.metrics") from None
+
+    def scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        given = [float(score) for score in found(list(answers), [list(own) for own in references])]
+        if len(given) != len(answers):
+            raise UserError(f"{name} gave {len(given)} scores for {len(answers)} answers.", where="data.metrics")
+        return given
+
+    return scores
+
+
+def fitting_metric(references: Sequence[Sequence[str]]) -> str:
+    """The metric of a task whose recipe names none: `vqa` where most answers have four references and more, `rouge_l`
+    where most are longer than five words, else `exact`.
+    """
+    if 2 * sum(len(own) >= 4 for own in references) > len(references):
+        return "vqa"
+    long = sum(min(len(words(one, articles=True)) for one in own) > CLOSED_WORDS for own in references)
+    return "rouge_l" if 2 * long > len(references) else "exact"
+
+
+def _similarity(one: str, other: str) -> float:
+    longest = max(len(one), len(other))
+    return 1.0 if not longest else 1 - _distance(one, other) / longest
+
+
+def _distance(one: str, other: str) -> int:
+    """Levenshtein's: insertions, deletions and substitutions."""
+    row = list(range(len(other) + 1))
+    for i, left in enumerate(one, start=1):
+        above, row[0] = row[0], i
+        for j, right in enumerate(other, start=1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (left != right))
+    return row[-1]
+
+
+def _is_close(answer: str, reference: str, share: float) -> bool:
+    said, right = _as_number(answer), _as_number(reference)
+    if said is None or not right:
+        return normalize(answer) == normalize(reference)
+    return abs(said - right) <= share * abs(right)
+
+
+def _as_number(text: str) -> float | None:
+    """A text that is a number and nothing else; 5 % is 0.05."""
+    text = text.strip().rstrip(".").replace(",", "")
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def _chooses(answer: str, reference: str) -> bool:
+    right = _letter(reference)
+    said = _letter(answer)
+    if right is not None and said is not None:
+        return said == right
+    option = re.sub(r"^\s*\(?[A-Za-z]\)?[.):]\s+", "", reference)  # `B. a cat`: its text
+    return normalize(answer) == normalize(option)
+
+
+def _letter(text: str) -> str | None:
+    """The letter of an option that a text chooses: it is all of it, begins it before a mark, or stands in brackets or
+    after "answer is" or "option".
+    """
+    for pattern in (
+        r"^\s*\(?([A-Za-z])\)?\s*[.):,]?\s*$",
+        r"^\s*\(?([A-Z])\)?[.):]\s",
+        r"\(([A-Za-z])\)",
+        r"(?:answer(?: is|:)|option|choice)\s*:?\s*\(?([A-Z])\b",
+    ):
+        if found := re.search(pattern, text):
+            return found.group(1).upper()
+    return None
+
+
+def _overlap(said: list[str], right: list[str]) -> float:
+    if not said or not right:
+        return float(said == right)
+    return _harmonic(sum((Counter(said) & Counter(right)).values()), len(said), len(right))
+
+
+def _rouge(said: list[str], right: list[str]) -> float:
+    row = [0] * (len(right) + 1)
+    for word in said:
+        above = 0
+        for j, other in enumerate(right, start=1):
+            above, row[j] = row[j], above + 1 if word == other else max(row[j], row[j - 1])
+    return _harmonic(row[-1], len(said), len(right))
+
+
+def _harmonic(shared: int, said: int, right: int) -> float:
+    return 2 * shared / (said + right) if shared else 0.0

@@ -2,57 +2,113 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from qmixlora.data import Conversation
+from qmixlora.data import IMAGE, Conversation
 from qmixlora.errors import UserError
+from qmixlora.recipe import Data
 from qmixlora.session import Session
 
 from .answers import answer_rows
-from .metrics import normalize
+from .intervals import interval, interval_of_tasks
+from .metrics import fitting_metric, metric_of
+from .wording import normalize
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A row's answer, and what it was compared with: `row` counts from 0 in its split."""
+
+    row: int
+    task: str
+    question: str
+    images: list[str | None]  # their paths, where they have some
+    references: list[str]
+    answer: str
+    score: float
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The share of a task's samples that were answered exactly, and the number of its samples."""
+    """The mean score of a task's samples by its metric (see `metrics`), and the number of its samples."""
 
-    exact_match: float
+    score: float
     count: int
+    metric: str = "exact"
+    interval: tuple[float, float] | None = None  # 95 % of the bootstrap
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one model on one split, by task (at least one)."""
+    """The scores of one model on one split, by task (at least one); every prediction, where they come from some."""
 
     split: str
     tasks: dict[str, TaskScore]
+    predictions: list[Prediction] = field(default_factory=list)
 
     @property
-    def mean_exact_match(self) -> float:
+    def mean(self) -> float:
         """The mean over tasks, each counting the same."""
-        return sum(task.exact_match for task in self.tasks.values()) / len(self.tasks)
+        return sum(task.score for task in self.tasks.values()) / len(self.tasks)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % of the bootstrap for the mean over tasks; None without predictions."""
+        return interval_of_tasks(self.by_task()) if self.predictions else None
+
+    def by_task(self) -> dict[str, list[float]]:
+        """The scores of all samples, in the order of their rows."""
+        scores: dict[str, list[float]] = {}
+        for prediction in self.predictions:
+            scores.setdefault(prediction.task, []).append(prediction.score)
+        return scores
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of `evaluation.json`."""
+        """The scores in JSON, without the predictions."""
         tasks = {name: asdict(score) for name, score in self.tasks.items()}
-        return {"split": self.split, "mean_exact_match": self.mean_exact_match, "tasks": tasks}
+        return {"split": self.split, "mean": self.mean, "interval": self.interval, "tasks": tasks}
+
+    def write_predictions(self, path: Path) -> None:
+        """Write one JSON object per line, in the order of the rows."""
+        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in self.predictions)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def score(rows: Sequence[Conversation], answers: Sequence[str], split: str) -> Scores:
-    """Compare one answer per row with the row's references: any of them, or else its own last answer.
+def score(rows: Sequence[Conversation], answers: Sequence[str], split: str, data: Data | None = None) -> Scores:
+    """Compare one answer per row with the row's references, or else its own last answer, by the metric of its task:
+    that of `data.metrics`, or else the fitting one (`fitting_metric`).
 
     Raises:
-        UserError: there are no rows.
+        UserError: there are no rows, or as `metric_of`.
     """
-    hits: dict[str, list[bool]] = {}
-    for row, answer in zip(rows, answers, strict=True):
-        right = row.get("references") or [row["turns"][-1]["text"]]
-        hits.setdefault(row["task"], []).append(normalize(answer) in map(normalize, right))
-    if not hits:
+    of_task: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        of_task.setdefault(row["task"], []).append(index)
+    if not of_task:
         raise UserError("There is nothing to evaluate.", where=f"split {split}")
-    return Scores(split, {task: TaskScore(sum(own) / len(own), len(own)) for task, own in sorted(hits.items())})
+    tasks, predictions = {}, []
+    for task, indices in sorted(of_task.items()):
+        own = [rows[index] for index in indices]
+        references = [row.get("references") or [row["turns"][-1]["text"]] for row in own]
+        name = (data and data.metric_of(task)) or fitting_metric(references)
+        metric = metric_of(name, data.tolerance if data else 0.0)
+        said = [answers[index] for index in indices]
+        scores = metric(said, references)
+        tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores))
+        predictions += [_prediction(*each, task) for each in zip(indices, own, references, said, scores, strict=True)]
+    return Scores(split, tasks, sorted(predictions, key=lambda prediction: prediction.row))
+
+
+def _prediction(
+    index: int, row: Conversation, references: list[str], answer: str, score: float, task: str
+) -> Prediction:
+    question = row["turns"][-2]["text"].replace(IMAGE, "").strip() if len(row["turns"]) > 1 else ""
+    images = [image["path"] for image in row["images"]]
+    return Prediction(index, task, question, images, list(references), answer, score)
 
 
 def evaluate(
@@ -61,11 +117,13 @@ def evaluate(
     split: str,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """Answer every row (`answer_rows`) and `score` the answers."""
-    return score(rows, answer_rows(session, rows, on_progress=on_progress), split)
+    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics."""
+    return score(rows, answer_rows(session, rows, on_progress=on_progress), split, session.recipe.data)
 
 
-def blind_baseline(train: Sequence[Conversation], rows: Sequence[Conversation], split: str) -> Scores:
+def blind_baseline(
+    train: Sequence[Conversation], rows: Sequence[Conversation], split: str, data: Data | None = None
+) -> Scores:
     """Score without looking: to each question, give the answer that it had most often in training.
 
     Where a question is new, give the most frequent answer of its task (of all tasks, if the task is new too).
@@ -80,7 +138,7 @@ def blind_baseline(train: Sequence[Conversation], rows: Sequence[Conversation], 
     for row in rows:
         own = next(counts[key] for key in _keys(row) if key in counts)
         guesses.append(max(own, key=lambda answer: own[answer]))
-    return score(rows, guesses, split)
+    return score(rows, guesses, split, data)
 
 
 def _keys(row: Conversation) -> list[tuple[str, ...]]:

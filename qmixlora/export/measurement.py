@@ -61,7 +61,7 @@ def measure(session: Session, rows: Sequence[Conversation]) -> Measurement:
     """Measure any session (a run, an exported LoRA, a merged checkpoint) by real generation and by its loss."""
     answers = answer_rows(session, rows)
     totals, counts, _ = zip(*_losses(session, rows), strict=True)
-    return Measurement(score(rows, answers, "held out").mean_exact_match, sum(totals) / sum(counts), answers)
+    return Measurement(score(rows, answers, "held out", session.recipe.data).mean, sum(totals) / sum(counts), answers)
 
 
 def measure_updates(session: TunedSession, learned: Learned, rows: Sequence[Conversation]) -> LiveUpdates:

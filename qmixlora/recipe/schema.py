@@ -12,6 +12,7 @@ from . import template
 
 PATHS = ("path", "image_root")  # of a part of the data
 EMBEDDED = "embedded"  # the value of model.id and data.train that stands for the demo's own backbone and data
+METRICS = ("exact", "vqa", "anls", "relaxed", "choice", "number", "contains", "f1", "rouge_l", "cider")
 MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins to warn; cameras stay below it
 
 
@@ -143,11 +144,20 @@ class Data(_Section):
     )
     split_seed: int = Field(default=0, description="of rows that are cut from the training data")
     num_workers: int = Field(default=0, ge=0)
+    metrics: dict[str, str] = Field(
+        default={}, description=f"by task, or '*' for all others: {', '.join(METRICS)}; MODULE:FUNCTION with allow_code"
+    )
+    tolerance: float = Field(default=0.0, ge=0, lt=1, description="of metric number: the share it may be off")
+    allow_code: bool = Field(default=False, description="run the Python functions that data.metrics names")
 
     @property
     def sources(self) -> list[str]:
         """The paths or names of the training data."""
         return [self.train] if isinstance(self.train, str) else [part.path for part in self.train]
+
+    def metric_of(self, task: str) -> str | None:
+        """The metric of a task; None where evaluation chooses it."""
+        return self.metrics.get(task, self.metrics.get("*"))
 
     def question_template(self) -> str:
         """The template of questions in columns: the recipe's own, or the question with its options below."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from qmixlora.errors import UserError
 
 from . import template
-from .schema import EMBEDDED, Columns, Data, Recipe
+from .schema import EMBEDDED, METRICS, Columns, Data, Recipe
 
 
 def validate(values: dict[str, Any], where: str) -> Recipe:
@@ -58,8 +58,21 @@ def _conflicts(recipe: Recipe) -> list[str]:
     if recipe.train.checkpointing.offload and not recipe.train.checkpointing.enabled:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
     problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data) + _part_conflicts(recipe.data)
+    problems += _metric_problems(recipe.data)
     if recipe.train.eval_every and not recipe.data.validation and recipe.data.train != EMBEDDED:
         problems.append("train.eval_every: there is nothing to evaluate on; set data.validation")
+    return problems
+
+
+def _metric_problems(data: Data) -> list[str]:
+    problems = []
+    for task, name in data.metrics.items():
+        if ":" in name and not data.allow_code:
+            problems.append(f"data.metrics.{task}: {name} is Python code; data.allow_code: true runs it")
+        elif ":" not in name and name not in METRICS:
+            close = difflib.get_close_matches(name, METRICS, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(METRICS)}"
+            problems.append(f"data.metrics.{task}: there is no metric {name!r}; {meant}")
     return problems
 
 

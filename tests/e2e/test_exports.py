@@ -44,7 +44,7 @@ def test_eval_of_an_export_gives_the_score_that_its_fidelity_has(
     assert done.code == 0, done.stderr
     result = json.loads(done.stdout)
     assert list(result["tasks"]) == ["digit"]
-    assert result["mean_exact_match"] == pytest.approx(reports[form]["exact_match"][form])
+    assert result["mean"] == pytest.approx(reports[form]["exact_match"][form])
 
 
 def test_a_merged_checkpoint_answers(qmixlora: CommandLine, run: Path, reports: dict[str, Any], image: Path) -> None:

@@ -23,7 +23,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "data": {"errors", "files", "recipe", "mixlora"},
     "session": {"errors", "recipe", "mixlora", "backbone", "data"},
     "loss": {"errors", "backbone", "data"},
-    "evaluation": {"errors", "mixlora", "data", "session"},
+    "evaluation": {"errors", "recipe", "mixlora", "data", "session"},
     "memory": {"errors", "files", "device", "recipe", "mixlora", "backbone", "data", "session", "loss"},
     "training": {"errors", "files", "device", "recipe", "mixlora", "backbone", "data", "session", "loss", "memory"},
     "inspection": {"errors", "recipe", "mixlora", "backbone", "data", "session", "loss"},

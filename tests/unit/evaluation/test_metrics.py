@@ -1,25 +1,105 @@
-"""What exact match compares."""
+"""Metrics by hand-made cases: each row is an answer, its references and the score by the metric's definition."""
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+import importlib.util
+import sys
+import types
 
-from qmixlora.evaluation import normalize
+import pytest
+
+from qmixlora.errors import UserError
+from qmixlora.evaluation.metrics import fitting_metric, metric_of
+
+TEN = ["dog"] * 3 + ["a dog"] + ["puppy"] * 2 + ["cat"] + ["animal"] * 3
+CASES = [
+    ("exact", " Top  Left. ", ["top left"], 1),
+    ("exact", "left top", ["top left"], 0),
+    ("exact", "fence", ["net", "Fence"], 1),
+    ("vqa", "dog", TEN, 1),  # four of ten agree, "a dog" among them
+    ("vqa", "puppy", TEN, 0.6),  # two agree: 2/3 without one of the other eight, 1/3 without one of the two
+    ("vqa", "cat", TEN, 0.3),
+    ("vqa", "The Animal!", TEN, 0.9),
+    ("vqa", "two", ["2"], 1),
+    ("vqa", "1,000", ["1000"], 1),
+    ("vqa", "yes", ["yes", "no"], 0.5),
+    ("anls", "Coca Cola", ["coca-cola"], 8 / 9),
+    ("anls", "pepsi", ["coca-cola"], 0),
+    ("anls", "", ["x"], 0),
+    ("relaxed", "104", ["100"], 1),
+    ("relaxed", "106", ["100"], 0),
+    ("relaxed", "5%", ["0.05"], 1),
+    ("relaxed", "1,049", ["1000"], 1),
+    ("relaxed", "Yes", ["yes"], 1),
+    ("relaxed", "0.01", ["0"], 0),
+    ("choice", "B", ["b"], 1),
+    ("choice", "(B) a cat", ["B"], 1),
+    ("choice", "B. a cat", ["B. a cat"], 1),
+    ("choice", "The answer is B.", ["B"], 1),
+    ("choice", "A cat", ["B"], 0),  # an article, not a letter
+    ("choice", "a cat", ["B. a cat"], 1),
+    ("choice", "C", ["B"], 0),
+    ("number", "There are 3 birds", ["3"], 1),
+    ("number", "3.0", ["3"], 1),
+    ("number", "three", ["3"], 1),
+    ("number", "1,200 of them", ["1200"], 1),
+    ("number", "30", ["3"], 0),
+    ("number", "-3", ["3"], 0),
+    ("number", "none at all", ["several"], 0),
+    ("contains", "It is a red bus.", ["red bus"], 1),
+    ("contains", "It is bored", ["red", "bore"], 0),
+    ("f1", "the cat sat", ["a cat sat down"], 0.8),
+    ("f1", "dog", ["cat"], 0),
+    ("f1", "", [""], 1),
+    ("rouge_l", "the cat sat on the mat", ["a cat was sitting on the mat"], 8 / 13),  # as rouge-score 0.1.2
+    ("rouge_l", "It is red.", ["it's red"], 2 / 3),
+    ("rouge_l", "two dogs play in the park", ["in the park two dogs play"], 0.5),
+    ("rouge_l", "红色的车", ["红的车"], 6 / 7),
+]
 
 
-def test_case_blanks_and_a_full_stop_do_not_count() -> None:
-    assert normalize("  Top   left. ") == normalize("top left")
+@pytest.mark.parametrize(("name", "answer", "references", "score"), CASES)
+def test_a_metric_scores_as_it_is_defined(name: str, answer: str, references: list[str], score: float) -> None:
+    assert metric_of(name)([answer], [references]) == [pytest.approx(score)]
 
 
-def test_the_order_of_words_counts() -> None:
-    assert normalize("top left") != normalize("left top")
+def test_numbers_may_be_off_by_a_tolerance() -> None:
+    assert metric_of("number", 0.1)(["95", "89"], [["100"], ["100"]]) == [1, 0]
 
 
-def test_a_number_and_its_word_are_not_the_same() -> None:
-    assert normalize("7") != normalize("seven")
+def test_cider_is_of_a_whole_task_or_says_what_to_install() -> None:
+    answers, references = ["a red bus", "a dog"], [["a red bus"], ["two cats"]]
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        with pytest.raises(UserError, match="pycocoevalcap") as caught:
+            metric_of("cider")(answers, references)
+        assert "qmixlora[metrics]" in str(caught.value)
+    else:
+        right, wrong = metric_of("cider")(answers, references)
+        assert right > 1 and wrong == 0
 
 
-@given(st.text(alphabet=" .aB\tß\u00a0\u3000"))
-def test_normalising_twice_is_normalising_once(answer: str) -> None:
-    assert normalize(normalize(answer)) == normalize(answer)
+def test_a_metric_of_ones_own_is_called_with_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("own_metrics")
+    module.starts = lambda answers, references: [  # type: ignore[attr-defined]
+        float(answer.startswith(own[0])) for answer, own in zip(answers, references, strict=True)
+    ]
+    module.short = lambda answers, references: [1.0]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_metrics", module)
+    assert metric_of("own_metrics:starts")(["ab", "b"], [["a"], ["a"]]) == [1, 0]
+    with pytest.raises(UserError, match="1 scores for 2 answers"):
+        metric_of("own_metrics:short")(["ab", "b"], [["a"], ["a"]])
+    with pytest.raises(UserError, match="no metric own_metrics:missing"):
+        metric_of("own_metrics:missing")
+
+
+@pytest.mark.parametrize(
+    ("references", "name"),
+    [
+        ([["red"], ["top left"]], "exact"),
+        ([["a man rides a horse along the beach"], ["two dogs play with a ball"], ["red"]], "rouge_l"),
+        ([["yes"] * 10, ["no"] * 9 + ["yes"]], "vqa"),
+        ([["yes", "yeah"], ["no"]], "exact"),
+    ],
+)
+def test_a_task_whose_recipe_names_no_metric_gets_a_fitting_one(references: list[list[str]], name: str) -> None:
+    assert fitting_metric(references) == name
