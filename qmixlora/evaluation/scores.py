@@ -72,6 +72,17 @@ class Scores:
         tasks = {name: asdict(score) for name, score in self.tasks.items()}
         return {"split": self.split, "mean": self.mean, "interval": self.interval, "tasks": tasks}
 
+    @classmethod
+    def read(cls, summary: Path, predictions: Path) -> Scores:
+        """The scores of the files that `to_dict` and `write_predictions` went to."""
+        values = json.loads(summary.read_text(encoding="utf-8"))
+        tasks = {
+            name: TaskScore(own["score"], own["count"], own["metric"], tuple(own["interval"]))
+            for name, own in values["tasks"].items()
+        }
+        lines = predictions.read_text(encoding="utf-8").split("\n")
+        return cls(values["split"], tasks, [Prediction(**json.loads(line)) for line in lines if line])
+
     def write_predictions(self, path: Path) -> None:
         """Write one JSON object per line, in the order of the rows."""
         lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in self.predictions)

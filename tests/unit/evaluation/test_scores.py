@@ -10,6 +10,7 @@ import pytest
 from qmixlora.data import IMAGE, Conversation
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores, blind_baseline, score
+from qmixlora.files import write_json
 from qmixlora.recipe import validate
 
 
@@ -65,6 +66,13 @@ def test_scores_are_written_by_task_with_their_intervals() -> None:
     assert written["tasks"].keys() == {"a"} and written["tasks"]["a"]["count"] == 4
     low, high = written["interval"]
     assert low <= 0.5 and high == 1 and written["tasks"]["a"]["interval"] == written["interval"]
+
+
+def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
+    scores = score([row("a", "q\u2028", "x"), row("b", "q", "y")], ["x", "z"], "test")
+    write_json(tmp_path / "scores.json", scores.to_dict())
+    scores.write_predictions(tmp_path / "predictions.jsonl")
+    assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
 
 
 def test_every_prediction_is_written_with_what_it_was_compared_with(tmp_path: Path) -> None:

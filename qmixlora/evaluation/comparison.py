@@ -1,0 +1,101 @@
+"""Models side by side: their scores on the same samples, and whether a difference is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qmixlora.errors import UserError
+
+from .intervals import paired_interval
+from .scores import Prediction, Scores
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a model's mean over some tasks is from the first one's, with the paired 95 % interval."""
+
+    points: float
+    interval: tuple[float, float]
+
+    @property
+    def is_one(self) -> bool:
+        """Whether 0 is outside the interval."""
+        low, high = self.interval
+        return low > 0 or high < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Some models' scores on the same samples, by name; differences of all but the first from the first, over all tasks
+    and by task.
+    """
+
+    scores: Mapping[str, Scores]
+    means: Mapping[str, Difference]
+    tasks: Mapping[str, Mapping[str, Difference]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `qmixlora compare`."""
+        return {
+            "scores": {name: one.to_dict() for name, one in self.scores.items()},
+            "differences": {
+                name: {
+                    "mean": asdict(difference),
+                    "tasks": {task: asdict(own) for task, own in self.tasks[name].items()},
+                }
+                for name, difference in self.means.items()
+            },
+        }
+
+
+def compare(scores: Mapping[str, Scores]) -> Comparison:
+    """Compare two models or more with the first of them.
+
+    Raises:
+        UserError: they were not asked the same, or not measured by the same metrics.
+    """
+    (first, reference), *others = scores.items()
+    means, tasks = {}, {}
+    for name, other in others:
+        _check_the_same(first, reference, name, other)
+        one, base = other.by_task(), reference.by_task()
+        means[name] = Difference(other.mean - reference.mean, paired_interval(one, base))
+        tasks[name] = {
+            task: Difference(
+                other.tasks[task].score - reference.tasks[task].score,
+                paired_interval({task: one[task]}, {task: base[task]}),
+            )
+            for task in one
+        }
+    return Comparison(dict(scores), means, tasks)
+
+
+def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> None:
+    for one, two in zip(reference.predictions, other.predictions, strict=False):
+        if _asked(one) != _asked(two):
+            raise UserError(
+                f"They were not asked the same: sample {one.row} is {one.question!r} for {first}, "
+                f"{two.question!r} (sample {two.row}) for {name}.",
+                where=f"split {reference.split}",
+                fix="Evaluate both on one file: `qmixlora eval RUN --data FILE`.",
+            )
+    if len(reference.predictions) != len(other.predictions):
+        raise UserError(
+            f"They were not asked the same: {first} has {len(reference.predictions)} answers, {name} "
+            f"{len(other.predictions)}.",
+            where=f"split {reference.split}",
+            fix="Evaluate both on the whole of one split.",
+        )
+    for task, own in reference.tasks.items():
+        if own.metric != other.tasks[task].metric:
+            raise UserError(
+                f"Task {task} was measured by {own.metric} for {first} and by {other.tasks[task].metric} for {name}.",
+                where="data.metrics",
+                fix="Give both the same metric, and evaluate again.",
+            )
+
+
+def _asked(prediction: Prediction) -> tuple[object, ...]:
+    return prediction.task, prediction.question, prediction.references

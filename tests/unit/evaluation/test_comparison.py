@@ -1,0 +1,49 @@
+"""Two models on the same samples."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmixlora.data import Conversation
+from qmixlora.errors import UserError
+from qmixlora.evaluation import Scores, score
+from qmixlora.evaluation.comparison import compare
+
+
+def row(task: str, question: str, answer: str) -> Conversation:
+    turns = [{"role": "user", "text": question}, {"role": "assistant", "text": answer}]
+    return {"task": task, "turns": turns, "images": []}
+
+
+ROWS = [row("a", f"q{index}", "x") for index in range(100)] + [row("b", f"q{index}", "x") for index in range(100)]
+
+
+def right_in(hits: int, rows: list[Conversation] = ROWS) -> Scores:
+    """The scores of a model that knows the first answers of every task."""
+    return score(rows, ["x" if index % 100 < hits else "y" for index in range(len(rows))], "test")
+
+
+def test_a_difference_has_a_paired_interval() -> None:
+    compared = compare({"one": right_in(80), "other": right_in(90), "same": right_in(80)})
+    assert compared.means["other"].points == pytest.approx(0.1) and compared.means["other"].is_one
+    assert compared.means["same"].points == 0 and not compared.means["same"].is_one
+    assert compared.tasks["other"]["a"].points == pytest.approx(0.1)
+
+
+def test_a_few_samples_more_are_no_difference() -> None:
+    assert not compare({"one": right_in(80), "other": right_in(81)}).means["other"].is_one
+
+
+def test_models_that_were_asked_something_else_are_not_compared() -> None:
+    others = [row("a", "other", "x"), *ROWS[1:]]
+    with pytest.raises(UserError, match=r"sample 0 is 'q0' for one, 'other' \(sample 0\) for two"):
+        compare({"one": right_in(80), "two": right_in(80, others)})
+    with pytest.raises(UserError, match="one has 200 answers, two 150"):
+        compare({"one": right_in(80), "two": right_in(80, ROWS[:150])})
+
+
+def test_the_comparison_in_json_has_all_scores_and_differences() -> None:
+    written = compare({"one": right_in(80), "other": right_in(90)}).to_dict()
+    assert written["scores"]["one"]["mean"] == 0.8
+    assert written["differences"]["other"]["mean"]["points"] == pytest.approx(0.1)
+    assert written["differences"]["other"]["tasks"].keys() == {"a", "b"}
