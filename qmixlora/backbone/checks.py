@@ -12,16 +12,17 @@ from .levers.quantized_head import PiecewiseLinear
 from .nf4 import quant_state_of
 
 
-def check_quantized(model: nn.Module, anatomy: Anatomy) -> None:
+def check_quantized(model: nn.Module, anatomy: Anatomy, *, vision: bool = False) -> None:
     """Verify which layers are 4-bit and which are not, by class and dtype of the loaded modules.
 
-    A head in pieces (`quantize_lm_head`) was asked for, and may be quantised.
+    A head in pieces (`quantize_lm_head`) was asked for, and may be quantised; with `vision`, so was the tower.
 
     Raises:
         UserError: a target is not NF4 with double quantisation, or a module that was to be kept is quantised.
     """
     wrong = []
     asked = [name for name, module in model.named_modules() if isinstance(module, PiecewiseLinear)]
+    asked += anatomy.vision if vision else ()
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue

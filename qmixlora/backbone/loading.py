@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,10 +142,12 @@ def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch
     if isinstance(getattr(model.config, "quantization_config", None), PlacedConfig):
         as_plain(model)
     if has_levers(spec):
-        apply_levers(model, anatomy, spec, device)
+        error = apply_levers(model, anatomy, spec, device)
+        if error is not None:
+            warnings.warn(f"The vision tower is held in {spec.quantize_vision}: {error}.", stacklevel=3)
     keep_cpu_weights_unpacked(model)
     if spec.quantization == "nf4":
-        check_quantized(model, anatomy)
+        check_quantized(model, anatomy, vision=spec.quantize_vision == "nf4")
     check_cpu_rows(model, spec.id)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 from rich.console import Console
 
+from qmixlora.backbone.levers import has_quantized_parts
 from qmixlora.data import Collator, indices_by_task, load_split, taught
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
@@ -50,10 +51,10 @@ class Job:
     @property
     def into_another_base(self) -> bool:
         """Whether merging is into other weights than the run's adapters lie on: into the original ones, or for a run
-        with its head or embeddings in 8 or 4 bits, of which a merged checkpoint has the 16-bit ones.
+        with its head, embeddings or vision tower in 8 or 4 bits, of which a merged checkpoint has the 16-bit ones.
         """
         spec = self.recipe.model
-        return self.request.base == "original" or {spec.quantize_lm_head, spec.quantize_embeddings} != {"none"}
+        return self.request.base == "original" or has_quantized_parts(spec)
 
     def folder_of(self, target: Target, form: str) -> Path:
         return self.folder / FOLDER / f"{target.name}-{form}"

@@ -39,6 +39,9 @@ class Model(_Section):
     quantize_embeddings: Literal["none", "int8", "nf4"] = Field(
         default="none", description="hold the input embeddings in 8 or 4 bits"
     )
+    quantize_vision: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="hold the linear layers of the vision tower in 8 or 4 bits"
+    )
     offload_embeddings: bool = Field(
         default=False, description="keep the input embeddings in host memory; the rows of a batch are copied over"
     )

@@ -1,6 +1,6 @@
 """Memory levers: changes of a model or a run, so that it takes less of the card."""
 
-from .apply import apply_levers, has_levers, host_bytes, host_tensors, without_levers
+from .apply import apply_levers, has_levers, has_quantized_parts, host_bytes, host_tensors, without_levers
 from .checkpointing import enable_checkpointing
 from .checks import check_levers
 from .host_embedding import HostEmbedding
@@ -12,6 +12,7 @@ __all__ = [
     "check_levers",
     "enable_checkpointing",
     "has_levers",
+    "has_quantized_parts",
     "host_bytes",
     "host_tensors",
     "in_place_of_images",

@@ -15,23 +15,29 @@ from .checks import check_levers
 from .host_embedding import HostEmbedding
 from .quantized_embedding import quantize_embedding
 from .quantized_head import quantize_head
+from .quantized_vision import VisionError, quantize_vision
 from .streaming import ring_of, stream_layers
 
 
 def has_levers(spec: Model) -> bool:
     """Whether weights are to lie elsewhere, or in another precision, than `quantization` alone says."""
-    quantized = {spec.quantize_lm_head, spec.quantize_embeddings} != {"none"}
-    return quantized or spec.offload_embeddings or spec.stream_layers > 0
+    return has_quantized_parts(spec) or spec.offload_embeddings or spec.stream_layers > 0
+
+
+def has_quantized_parts(spec: Model) -> bool:
+    """Whether weights beside the decoder's layers are to be held in 8 or 4 bits."""
+    return {spec.quantize_lm_head, spec.quantize_embeddings, spec.quantize_vision} != {"none"}
 
 
 def without_levers(spec: Model) -> Model:
     """The same model with everything on the device, and only `quantization` left in force."""
-    here = {"quantize_lm_head": "none", "quantize_embeddings": "none", "offload_embeddings": False, "stream_layers": 0}
-    return spec.model_copy(update=here)
+    wide = {"quantize_lm_head": "none", "quantize_embeddings": "none", "quantize_vision": "none"}
+    return spec.model_copy(update={**wide, "offload_embeddings": False, "stream_layers": 0})
 
 
-def apply_levers(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch.device) -> None:
+def apply_levers(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch.device) -> VisionError | None:
     """Apply the recipe's levers, in place; the rest of the model goes to the device, where it is not there yet.
+    Return what `quantize_vision` did to the tower's weights, where it was pulled.
 
     On the meta device the same happens without storage: a tensor that is to lie in host memory is then a CPU tensor
     that takes none.
@@ -49,10 +55,14 @@ def apply_levers(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: 
         model.set_submodule(paths[id(embedding)], quantize_embedding(embedding, spec.quantize_embeddings, device))
     elif spec.offload_embeddings:
         model.set_submodule(paths[id(embedding)], HostEmbedding(embedding, device))
+    error = None
+    if spec.quantize_vision != "none":
+        error = quantize_vision(model, anatomy, spec.quantize_vision, device)
     if spec.stream_layers:
         stream_layers(model, anatomy, spec.stream_layers, device)
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper has lost its types
+    return error
 
 
 def host_tensors(model: nn.Module) -> list[Tensor]:

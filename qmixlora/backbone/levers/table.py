@@ -98,6 +98,11 @@ def _quantized_head(recipe: Recipe, facts: Facts) -> Edit | None:
     return Edit({"model.quantize_lm_head": "nf4"}) if recipe.model.quantize_lm_head == "none" else None
 
 
+def _quantized_vision(recipe: Recipe, facts: Facts) -> Edit | None:
+    can = recipe.model.quantize_vision == "none" and not recipe.train.cache_features
+    return Edit({"model.quantize_vision": "int8"}) if can else None
+
+
 def _smaller_images(recipe: Recipe, facts: Facts) -> Edit | None:
     return Edit({"data.max_image_tokens": facts.image_tokens * 3 // 5}) if facts.image_tokens > 1 else None
 
@@ -119,6 +124,7 @@ LEVERS = (  # those that cost the least time first
     Lever("model.stream_layers", ANY, True, _streamed_layers, moves_to_host=True),
     Lever("train.optimizer", TRAINING, False, _paged_optimizer),
     Lever("model.quantize_lm_head", ANY, False, _quantized_head),
+    Lever("model.quantize_vision", ANY, False, _quantized_vision),
     Lever("data.max_image_tokens", frozenset(("features", "training", "evaluation")), False, _smaller_images),
     Lever("train.cache_features", frozenset(("training", "evaluation")), False, _cached_features),
 )

@@ -19,9 +19,11 @@ from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qmixlora.backbone import Anatomy
 from qmixlora.backbone.levers import HostEmbedding, has_levers, host_bytes
+from qmixlora.backbone.levers.int8_linear import Int8Linear
 from qmixlora.backbone.levers.quantized_embedding import ROWS, Int8Embedding, NF4Embedding
-from qmixlora.backbone.levers.quantized_head import Int8Linear, PiecewiseLinear
+from qmixlora.backbone.levers.quantized_head import PiecewiseLinear
 from qmixlora.backbone.levers.streaming import ring_of
 from qmixlora.backbone.nf4 import quant_state_of
 from qmixlora.recipe import Model
@@ -40,7 +42,7 @@ class LoadingPeak:
     host: int
 
 
-def loading_peak(model: PreTrainedModel, spec: Model, stored: torch.dtype) -> LoadingPeak:
+def loading_peak(model: PreTrainedModel, anatomy: Anatomy, spec: Model, stored: torch.dtype) -> LoadingPeak:
     """The peak of `load_backbone`, for a model on meta after `apply_levers`; `stored` is the checkpoint's dtype.
 
     device = what stays + the largest of the tensors on their way (16 bits, 4 bits and scales of an NF4 weight;
@@ -52,14 +54,15 @@ def loading_peak(model: PreTrainedModel, spec: Model, stored: torch.dtype) -> Lo
     """
     wide = getattr(torch, spec.dtype).itemsize
     placed = spec.quantization == "nf4" and has_levers(spec)
-    replaced = sum(_replaced(model)) * wide
+    replaced = _replaced(model, anatomy)
     device = _on_device(model) + max([*_on_their_way(model, wide), 0])
-    device += replaced if spec.quantization == "none" else 0
+    device += sum(replaced) * wide if spec.quantization == "none" else 0
     host = sum(host_bytes(model)) + (_largest_streamed(model) if placed else 0)
     if stored.itemsize != wide:
-        sizes = sorted(_sizes(model), reverse=True)
+        four_bit = [quant_state_of(m).shape.numel() for m in model.modules() if isinstance(m, Linear4bit)]
+        sizes = sorted([*_kept_wide(model), *replaced, *four_bit], reverse=True)
         host += wide * sum(sizes[: THREADS if spec.quantization == "none" else 1])
-        host += sum(_kept_wide(model)) * wide if placed else 0
+        host += (sum(_kept_wide(model)) + sum(replaced)) * wide if placed else 0
     return LoadingPeak(int(device), int(host))
 
 
@@ -95,24 +98,22 @@ def _on_their_way(model: nn.Module, wide: int) -> list[float]:
     return sizes
 
 
-def _replaced(model: PreTrainedModel) -> list[int]:
+def _replaced(model: PreTrainedModel, anatomy: Anatomy) -> list[int]:
     """The numbers in each tensor that a lever takes in 16 bits and leaves elsewhere or in less."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    sizes = [head.in_features * head.out_features] if isinstance(head, PiecewiseLinear) else []
+    head, embedding, targets = model.get_output_embeddings(), model.get_input_embeddings(), set(anatomy.targets)
+    pieces = set(head.modules()) if isinstance(head, PiecewiseLinear) else set()
+    sizes = [head.in_features * head.out_features] if pieces else []
+    for name, module in model.named_modules():
+        if isinstance(module, Int8Linear | Linear4bit) and name not in targets and module not in pieces:
+            sizes.append(module.in_features * module.out_features)  # of the vision tower
     if isinstance(embedding, Int8Embedding | NF4Embedding | HostEmbedding):
         sizes.append(embedding.num_embeddings * embedding.embedding_dim)
     return sizes
 
 
 def _kept_wide(model: PreTrainedModel) -> list[int]:
-    """Numbers of all that is loaded in 16 bits."""
-    return [*(p.numel() for p in model.parameters() if p.is_floating_point()), *_replaced(model)]
-
-
-def _sizes(model: PreTrainedModel) -> list[int]:
-    """Numbers in each of the checkpoint's tensors."""
-    four_bit = [quant_state_of(m).shape.numel() for m in model.modules() if isinstance(m, Linear4bit)]
-    return [*_kept_wide(model), *four_bit]
+    """Numbers in each tensor that stays in 16 bits."""
+    return [p.numel() for p in model.parameters() if p.is_floating_point()]
 
 
 def _largest_streamed(model: nn.Module) -> int:

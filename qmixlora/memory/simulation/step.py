@@ -168,7 +168,7 @@ def _model(recipe: Recipe, config: PretrainedConfig) -> tuple[PeftModel, Anatomy
     """The model that training would have, on the meta device; and the peak of loading it."""
     backbone, anatomy = meta_backbone(config, recipe.model)
     stored = getattr(config, "dtype", None) or getattr(torch, recipe.model.dtype)
-    loading = loading_peak(backbone, recipe.model, stored)
+    loading = loading_peak(backbone, anatomy, recipe.model, stored)
     model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, TASKS))
     enable_checkpointing(backbone, anatomy, recipe.train.checkpointing)
     model.train()

@@ -58,6 +58,8 @@ def without_onednn() -> Iterator[None]:
         ({"pairing": "conditional", "gate": "straight_through", "route_on": "instruction"}, {}, []),
         pytest.param({"route_on": "task"}, {"checkpointing": {"every_n_layers": 2}}, [], marks=pytest.mark.long),
         ({}, {}, ["model.offload_embeddings=true", "model.stream_layers=3"]),
+        ({}, {}, ["model.quantize_vision=int8"]),
+        pytest.param({}, {}, ["model.quantize_vision=nf4"], marks=pytest.mark.long),
         ({"train_projector": False}, {"cache_features": True}, []),
     ],
 )

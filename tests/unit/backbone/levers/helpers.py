@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qmixlora.backbone import find_anatomy, nf4_linear
 from qmixlora.backbone.levers import apply_levers, enable_checkpointing
-from qmixlora.backbone.levers.quantized_head import Int8Linear
+from qmixlora.backbone.levers.int8_linear import Int8Linear
 from qmixlora.data import load_split
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Model, Recipe
@@ -26,6 +26,8 @@ PRECISIONS: list[dict[str, Any]] = [
     {"quantize_lm_head": "int8"},
     {"quantize_embeddings": "nf4"},
     {"quantize_embeddings": "int8"},
+    {"quantize_vision": "nf4"},
+    {"quantize_vision": "int8"},
 ]
 LEVERS = [*PLACES, *PRECISIONS, ALL]
 

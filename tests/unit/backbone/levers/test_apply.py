@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
@@ -13,6 +14,7 @@ from torch import nn
 
 from qmixlora.backbone import load_backbone
 from qmixlora.backbone.levers import HostEmbedding, enable_checkpointing, host_tensors
+from qmixlora.backbone.levers.int8_linear import Int8Linear
 from qmixlora.backbone.levers.quantized_head import PiecewiseLinear
 from qmixlora.loss import supervised_loss
 from qmixlora.memory.simulation.account import Account
@@ -46,6 +48,12 @@ def test_a_step_with_quantised_parts_is_one_with_dequantised_ones(
         if not isinstance(table, nn.Embedding):
             weight_VD = table(torch.arange(table.num_embeddings))
             model.set_input_embeddings(nn.Embedding.from_pretrained(weight_VD))
+        for path, layer in model.get_submodule(anatomy.vision[0]).named_modules():
+            if isinstance(layer, Int8Linear | bnb.nn.Linear4bit):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+                plain.weight = nn.Parameter(dequantised(layer).view_as(plain.weight), requires_grad=False)
+                plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.data, requires_grad=False)
+                model.set_submodule(f"{anatomy.vision[0]}.{path}", plain)
         return model, processor, anatomy
 
     monkeypatch.setattr("qmixlora.session.load_backbone", dequantise)

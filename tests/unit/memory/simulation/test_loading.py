@@ -33,7 +33,7 @@ def spec_of(folder: Path, levers: dict[str, Any]) -> Model:
 
 def peak(folder: Path, levers: dict[str, Any], stored: torch.dtype = torch.float32) -> LoadingPeak:
     """Planned without levers' tensors in memory; `stored` is the checkpoint's dtype."""
-    return loading_peak(meta_model(folder, levers)[0], spec_of(folder, levers), stored)
+    return loading_peak(*meta_model(folder, levers), spec_of(folder, levers), stored)
 
 
 @EVERY
@@ -73,8 +73,8 @@ def test_without_levers_all_that_stays_and_the_largest_weight_on_its_way(deep: P
 
 def test_an_offloaded_table_of_a_model_in_16_bits_is_on_the_device_first(deep: Path) -> None:
     offloaded = {"offload_embeddings": True}
-    model, _ = meta_model(deep, offloaded)
+    model, anatomy = meta_model(deep, offloaded)
     quantised = spec_of(deep, offloaded)
     whole = quantised.model_copy(update={"quantization": "none"})
-    first, never = (loading_peak(model, spec, torch.float32).device for spec in (whole, quantised))
+    first, never = (loading_peak(model, anatomy, spec, torch.float32).device for spec in (whole, quantised))
     assert first - never == model.get_input_embeddings().weight.numel() * 4
