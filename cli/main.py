@@ -12,10 +12,25 @@ from qmixlora.errors import UserError
 
 from . import chat, data, demo, doctor, evaluate, export, inspect, plan, recipes, train
 
+FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
+
+  qmixlora doctor                       what this machine has, and lacks
+  qmixlora demo                         the whole way on an embedded toy, on a CPU too
+  qmixlora recipes list --vram 12       recipes that fit a card of 12 GB
+  qmixlora recipes copy NAME my.yaml    yours to edit: set data.train
+  qmixlora data my.yaml                 what your data holds, and what is wrong in it
+  qmixlora plan my.yaml                 whether it fits, and what to change
+  qmixlora train my.yaml                the run; --resume goes on with it
+  qmixlora eval RUN                     scores by task, on the test split
+  qmixlora chat RUN --image FILE        ask it
+  qmixlora export RUN --all --as lora   ordinary adapters (or checkpoints: --as merged)
+
+`qmixlora COMMAND --help` says more.
+"""
+
 app = typer.Typer(
     name="qmixlora",
     help="Fine-tune multimodal LLMs on one consumer GPU: NF4 backbone, Conditional Mixture-of-LoRA adapters.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -32,6 +47,12 @@ app.command("inspect")(inspect.inspect)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
+
+
+@app.callback(invoke_without_command=True)
+def first_steps(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(FIRST_STEPS, end="")
 
 
 def run() -> None:

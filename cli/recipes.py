@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,17 +20,27 @@ app = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
 
 @app.command("list")
 def list_recipes(
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects with name and purpose.")] = False,
+    family: Annotated[str | None, typer.Option(help="Only names with this in them, such as qwen.")] = None,
+    vram: Annotated[float | None, typer.Option(help="Only those for cards of at most so many GB.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
-    """Every shipped recipe and its purpose."""
-    rows = [{"name": name, "purpose": _purpose(text)} for name, text in shipped_recipes().items()]
+    """Every shipped recipe, one in a line: samples at a time and their longest, planned peak (GiB), card."""
+    rows = [_row(name, text) for name, text in shipped_recipes().items()]
+    rows = [row for row in rows if family is None or family.lower() in row["name"]]
+    rows = [row for row in rows if vram is None or (row["card_gb"] or 0) <= vram]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("name", "purpose")
-    for row in rows:
-        table.add_row(row["name"], row["purpose"])
-    Console().print(table)
+    if not rows:
+        raise UserError("No shipped recipe is like that.", where="recipes list", fix="Leave --family or --vram out.")
+    table = Table("name", "samples", "peak", "card", box=box.SIMPLE, pad_edge=False)
+    for row in sorted(rows, key=lambda row: (row["card_gb"] or 0, row["name"])):
+        peak = f"{row['peak_gib']:.1f}" if row["peak_gib"] else ""
+        card = f"{row['card_gb']} GB" if row["card_gb"] else "none"
+        table.add_row(row["name"], f"{row['micro_batch_size']} x {row['max_length']:,}", peak, card)
+    console = Console()
+    console.print(table)
+    console.print("`qmixlora recipes show NAME` prints one, `recipes copy NAME my.yaml` copies it.", highlight=False)
 
 
 @app.command()
@@ -86,6 +98,16 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
-def _purpose(text: str) -> str:
-    first = text.splitlines()[0] if text else ""
-    return first.lstrip("# ").strip()
+def _row(name: str, text: str) -> dict[str, Any]:
+    """What the list says of a recipe; None where its file does not."""
+    recipe = load_recipe(name)
+    peak, card = re.search(r"Predicted peak: ([\d.]+) GiB", text), re.search(r"-(\d+)gb$", name)
+    return {
+        "name": name,
+        "purpose": text.splitlines()[0].lstrip("# ").strip() if text else "",
+        "model": recipe.model.id,
+        "micro_batch_size": recipe.train.micro_batch_size,
+        "max_length": recipe.data.max_length,
+        "peak_gib": float(peak[1]) if peak else None,
+        "card_gb": int(card[1]) if card else None,
+    }

@@ -16,6 +16,7 @@ from qmixlora.errors import UserError
 
 from . import template
 from .schema import EMBEDDED, METRICS, Columns, Data, Recipe
+from .synonyms import meant_by
 
 
 def validate(values: dict[str, Any], where: str) -> Recipe:
@@ -146,12 +147,21 @@ def _explain(item: Any, values: dict[str, Any]) -> str:
     loc = [part for part in item["loc"] if not (isinstance(part, str) and ("[" in part or part == "str"))]
     path = ".".join(str(part) for part in loc)
     if item["type"] == "extra_forbidden":
-        return f"{path}: unknown key.{did_you_mean(str(loc[-1]), _keys_at(loc[:-1]))}"
+        return f"{path}: unknown key.{_meant(str(loc[-1]), loc[:-1])}"
     if item["type"] == "missing":
         return f"{path}: missing"
     got = item.get("input")
     quote = " (YAML reads on, off, yes and no as booleans: quote the word)" if isinstance(got, bool) else ""
     return f"{path}: {item['msg'].lower()}, got {got!r}{quote}"
+
+
+def _meant(word: str, loc: Sequence[Any]) -> str:
+    """A sentence that names the key that is meant: one that other tools call so, one of another section, or one of its
+    own section that is spelt alike.
+    """
+    elsewhere = [f"{section}.{word}" for section in Recipe.model_fields if word in _keys_at([section])]
+    found = meant_by(word) or (elsewhere[0] if elsewhere else None)
+    return f" Did you mean {found}?" if found else did_you_mean(word, _keys_at(loc))
 
 
 def _keys_at(loc: Sequence[Any]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qmixlora.recipe import shipped_recipes
 from tests.conftest import CommandLine
 
 
@@ -20,6 +21,25 @@ def copied(qmixlora: CommandLine, tmp_path: Path) -> Path:
 def test_the_shipped_recipes_are_listed(qmixlora: CommandLine) -> None:
     listed = json.loads(qmixlora("recipes", "list", "--json").stdout)
     assert {row["name"] for row in listed} >= {"tiny-cpu"}
+
+
+def test_recipes_are_listed_one_in_a_line_by_card_and_family(qmixlora: CommandLine) -> None:
+    done = qmixlora("recipes", "list", "--vram", "8", "--family", "Qwen")
+    rows = [line.split() for line in done.stdout.splitlines() if "qwen" in line and "gb" in line]
+    assert {row[0] for row in rows} == {
+        name for name in shipped_recipes() if "qwen" in name and name.endswith(("-6gb", "-8gb"))
+    }
+    assert all(row[-2:] == ["8", "GB"] and float(row[-3]) < 8 for row in rows)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert qmixlora("recipes", "list", "--family", "gpt").code == 2
+
+
+def test_the_command_alone_says_what_to_do_first(qmixlora: CommandLine) -> None:
+    done = qmixlora()
+    assert done.code == 0 and done.stderr == ""
+    for line in done.stdout.splitlines():
+        if line.startswith("  qmixlora"):
+            assert qmixlora(line.split()[1], "--help").code == 0, line
 
 
 def test_a_shipped_recipe_is_shown_as_it_is_copied(qmixlora: CommandLine, copied: Path) -> None:
