@@ -65,8 +65,27 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def append_to_log(path: Path, record: Mapping[str, Any]) -> None:
     """Add a line to a JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut_short = file.read(1) != b"\n"  # by a crash: the record must not end up on the same line
+            file.write(b"\n" * cut_short)
+        file.write((json.dumps(record) + "\n").encode())
+
+
+@contextmanager
+def clear_read_errors(path: Path, fix: str) -> Iterator[None]:
+    """Turn what libraries raise for a damaged file into one clear message that ends in `fix`.
+
+    For blocks that read a file and take apart what it holds, and do nothing else.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{path.name} cannot be read: {said}.", where=str(path), fix=fix) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,21 +10,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_settings, load_adapter, read_config, read_weights
 from .backbone import Anatomy, load_backbone
 from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import without_levers
 from .data import BatchCollator, Collator, Conversation
 from .errors import UserError
-from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of, is_adapter_parameter
+from .manifest import check_unchanged, first_change
+from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of
 from .recipe import Adapter, Data, Model, Recipe, load_recipe
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NO_DATA = Data(train="none: this model has no recipe")
 
 
@@ -103,16 +104,18 @@ def open_run(folder: Path) -> Session:
     whose recipe then has no data.
 
     Raises:
-        UserError: the folder is none of these, or its adapter does not fit the backbone key for key.
+        UserError: the folder is none of these; its adapter does not fit the backbone key for key; or the files of the
+            adapter are broken, or other than they were written. A recipe that is, is told on stderr.
     """
     recipe_file, adapter = folder / "recipe.yaml", folder / "adapter"
     if not (adapter / ADAPTER_WEIGHTS).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
         adapter = folder
     is_model = (folder / "config.json").is_file()
-    if not is_model and not (recipe_file.is_file() and (adapter / ADAPTER_WEIGHTS).is_file()):
+    needed = [recipe_file, adapter / ADAPTER_WEIGHTS]
+    if not is_model and (lacking := [_within(folder, file) for file in needed if not file.is_file()]):
         raise UserError(
             "This is not the folder of a finished run (recipe.yaml and adapter/), of an export, or of a model.",
-            where=str(folder),
+            where=f"{folder}: there is no {' and no '.join(lacking)}",
             fix="Train a run with `qmixlora train RECIPE`, or name train.output of an earlier one.",
         )
     recipe = (
@@ -122,7 +125,7 @@ def open_run(folder: Path) -> Session:
         as_it_is = {"id": str(folder), "revision": None, "quantization": "none"}
         spec = without_levers(recipe.model).model_copy(update=as_it_is)
         return open_model(recipe.model_copy(update={"model": spec}))
-    return _open_adapter(recipe, adapter)
+    return _open_adapter(recipe, folder, adapter)
 
 
 def open_tuned_run(folder: Path) -> TunedSession:
@@ -133,13 +136,24 @@ def open_tuned_run(folder: Path) -> TunedSession:
     return session
 
 
-def _open_adapter(recipe: Recipe, folder: Path) -> TunedSession:
+def _open_adapter(recipe: Recipe, folder: Path, adapter: Path) -> TunedSession:
+    config_file, weights_file = adapter / ADAPTER_CONFIG, adapter / ADAPTER_WEIGHTS
+    config, weights = read_config(adapter), read_weights(adapter)
+    if adapter != folder:  # an export has the recipe of its run, and an adapter of its own
+        check_same_settings(config, recipe.adapter, str(config_file))
+    check_unchanged(folder, [_within(folder, config_file)], "The adapter")
     backbone, anatomy, collator = _load(recipe)
-    model = with_fresh_adapter(recipe, backbone, PeftConfig.from_pretrained(str(folder)))
-    weights = folder / ADAPTER_WEIGHTS
-    load_adapter(model, load_file(weights), where=str(weights))
+    model = with_fresh_adapter(recipe, backbone, config)
+    load_adapter(model, weights, where=str(weights_file))
+    check_unchanged(folder, [_within(folder, weights_file)], "The adapter")  # when what does not fit has been named
+    if change := first_change(folder, ["recipe.yaml"]):
+        print(f"{folder}: the recipe was changed since the run wrote it: {change}.", file=sys.stderr)
     model.eval()
     return TunedSession(recipe, model, anatomy, collator)
+
+
+def _within(folder: Path, file: Path) -> str:
+    return file.relative_to(folder).as_posix()
 
 
 def open_model(recipe: Recipe, device: torch.device | None = None) -> Session:
@@ -229,19 +243,6 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
         target_modules=targets,
         modules_to_save=projector,
     )
-
-
-def load_adapter(model: PeftModel, weights: dict[str, Tensor], where: str) -> None:
-    """Load adapter weights key for key. Raises UserError if a key is missing or matches nothing."""
-    result: Any = set_peft_model_state_dict(model, dict(weights))
-    missing = [key for key in result.missing_keys if is_adapter_parameter(key) or ".modules_to_save." in key]
-    if missing or result.unexpected_keys:
-        raise UserError(
-            f"The adapter does not fit the backbone: {len(missing)} of its tensors are missing, "
-            f"{len(result.unexpected_keys)} match nothing (such as {[*missing, *result.unexpected_keys][0]}).",
-            where=where,
-            fix="Use the backbone and the library versions that it was trained with.",
-        )
 
 
 def _matches(name: str, suffix: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -126,7 +127,7 @@ def _clear_errors(where: str) -> Iterator[None]:
             where=f"model.id: {where}",
             fix="pip install 'qmixlora[vision]' brings torchvision and num2words, which most processors need.",
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"Cannot load the model: {error}",
             where=f"model.id: {where}",

@@ -17,10 +17,12 @@ from torch import Tensor
 from qmixlora.backbone.hidden_states import run_body
 from qmixlora.data import Conversation, indices_by_task, load_source
 from qmixlora.errors import UserError
+from qmixlora.files import clear_read_errors
 from qmixlora.mixlora.routing_record import FILE, RoutingStatistics
 from qmixlora.session import TunedSession
 
 from .static import Learned
+from .targets import RECORD
 
 SAMPLES = 512  # per task in a calibration pass
 
@@ -102,8 +104,11 @@ def _recorded(folder: Path, learned: Learned, tasks: Sequence[str]) -> dict[str,
     """The matrices of those tasks of which the run's record has samples."""
     if not (folder / FILE).is_file():
         return {}
-    with safe_open(folder / FILE, "pt") as file:
+    with clear_read_errors(folder / FILE, RECORD), safe_open(folder / FILE, "pt") as file:
         known = json.loads(file.metadata()["tasks"])
         mean_LTEF = torch.stack([file.get_tensor(f"{layer}.mean") for layer in learned.pools])
         counts = dict(zip(known, file.get_tensor("count").tolist(), strict=True))
+        factors = learned.identity().shape[-1]
+        if mean_LTEF.shape[1:] != (len(known), factors, factors):
+            raise ValueError(f"its means have the shape {tuple(mean_LTEF.shape)}, and the run {factors} factors")
     return {task: mean_LTEF[:, known.index(task)] for task in tasks if counts.get(task, 0) > 0}

@@ -14,6 +14,7 @@ from qmixlora.backbone.levers import has_quantized_parts
 from qmixlora.data import Collator, indices_by_task, load_split, taught
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
+from qmixlora.manifest import seal
 from qmixlora.recipe import Recipe
 
 from .fidelity import FIDELITY, Fidelity
@@ -60,10 +61,11 @@ class Job:
         return self.folder / FOLDER / f"{target.name}-{form}"
 
     def finish(self, folder: Path, fidelity: Fidelity) -> None:
-        """Put the run's recipe and the fidelity into the folder of an export."""
+        """Put the run's recipe and the fidelity into the folder of an export, and seal it."""
         if not (folder / "recipe.yaml").is_file():
             shutil.copyfile(self.folder / "recipe.yaml", folder / "recipe.yaml")
         write_json(folder / FIDELITY, fidelity.to_dict())
+        seal(folder)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)

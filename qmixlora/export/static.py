@@ -20,8 +20,9 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor
 
+from qmixlora.adapter import ADAPTER_WEIGHTS
 from qmixlora.mixlora import PEFT_PREFIX, MixLoraLayer
-from qmixlora.session import ADAPTER_WEIGHTS, Session, TunedSession, with_adapter
+from qmixlora.session import Session, TunedSession, with_adapter
 
 from .low_rank import LowRank, mixed
 

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from qmixlora.data import indices_by_task
 from qmixlora.errors import UserError
+from qmixlora.files import clear_read_errors
+from qmixlora.manifest import check_unchanged
 from qmixlora.mixlora.routing_record import FILE
 
 from .fidelity import FIDELITY
 from .merge import Base
 
+RECORD = "Take a whole copy of the run's folder; or move the record away, and export with --calibration FILE."
 Form = Literal["lora", "merged"]
 
 
@@ -84,7 +87,8 @@ def safe_name(task: str) -> str:
 def tasks_of(folder: Path, training_rows: Callable[[], Dataset]) -> list[str]:
     """The tasks of a run: those in its routing record, else those in its training data."""
     if (folder / FILE).is_file():
-        with safe_open(folder / FILE, "pt") as file:
+        check_unchanged(folder, [FILE], "The record of the routing")
+        with clear_read_errors(folder / FILE, RECORD), safe_open(folder / FILE, "pt") as file:
             tasks: list[str] = json.loads(file.metadata()["tasks"])
             return tasks
     return list(indices_by_task(training_rows()))
@@ -94,7 +98,10 @@ def exported_tasks(folder: Path) -> list[str]:
     """The tasks that an export was made for; none for a folder that is no export."""
     if not (folder / FIDELITY).is_file():
         return []
-    return list(json.loads((folder / FIDELITY).read_text(encoding="utf-8"))["tasks"])
+    check_unchanged(folder, [FIDELITY], "The fidelity of this export")
+    with clear_read_errors(folder / FIDELITY, "Export again."):
+        tasks = json.loads((folder / FIDELITY).read_text(encoding="utf-8"))["tasks"]
+        return list({str(task): float(share) for task, share in tasks.items()})
 
 
 def _task_and_weight(text: str, known: Sequence[str]) -> tuple[str, float | None]:

@@ -5,7 +5,7 @@ from typing import cast
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 
-from .config import PEFT_PREFIX, PEFT_TYPE, MixLoraConfig
+from .config import FORMAT, PEFT_PREFIX, PEFT_TYPE, MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel
 from .routing import IGNORED, device_of, is_adapter_parameter, prompt_mask, routed_as
@@ -17,6 +17,7 @@ PEFT_TYPE_TO_TUNER_MAPPING[KEY] = MixLoraModel
 PEFT_TYPE_TO_PREFIX_MAPPING[KEY] = MixLoraModel.prefix
 
 __all__ = [
+    "FORMAT",
     "IGNORED",
     "PEFT_PREFIX",
     "PEFT_TYPE",

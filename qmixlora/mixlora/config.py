@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from peft import PeftConfig
 
 PEFT_TYPE = "CONDITIONAL_MIXLORA"
+FORMAT = 1  # of an adapter's files; raised whenever the same files would compute something else
 PEFT_PREFIX = "base_model.model."  # of a module's path in the backbone, inside a PEFT model and its files
 
 Pairing = Literal["conditional", "released", "independent", "tied"]
@@ -41,6 +42,7 @@ class MixLoraConfig(PeftConfig):
         tasks: the task labels, needed by `route_on="task"` and by `task_mix`.
         task_dim: width of the learned task vectors.
         target_modules, exclude_modules, modules_to_save: as in `peft.LoraConfig`.
+        format_version: of the adapter's files; those of a later one are refused where they are opened.
 
     Raises:
         ValueError: for a value that is out of range or a combination that cannot work; all mistakes in one message.
@@ -61,6 +63,7 @@ class MixLoraConfig(PeftConfig):
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
     bias: str = field(default="none", metadata={"help": "kept for PEFT's life cycle; only 'none' is supported"})
+    format_version: int = FORMAT
 
     def __post_init__(self) -> None:
         super().__post_init__()

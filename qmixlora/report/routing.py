@@ -15,6 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qmixlora.errors import UserError
+from qmixlora.files import clear_read_errors
+from qmixlora.manifest import check_unchanged
 from qmixlora.mixlora.routing_record import FILE
 
 DEAD = 0.1  # a factor is dead if no task gives it a tenth of an even share of its gates
@@ -81,7 +83,7 @@ class RoutingSummary:
 
 
 def read_routing(folder: Path) -> RoutingSummary:
-    """The routing record of a run folder. Raises UserError if the run has none."""
+    """The routing record of a run folder. Raises UserError if the run has none, or a damaged one."""
     path = folder / FILE
     if not path.is_file():
         raise UserError(
@@ -89,7 +91,8 @@ def read_routing(folder: Path) -> RoutingSummary:
             where=str(path),
             fix="Only runs of adapter.method 'mixlora' have one; train one with `qmixlora train`.",
         )
-    with safe_open(path, "pt") as file:
+    check_unchanged(folder, [FILE], "The record of the routing")
+    with clear_read_errors(path, "Take a whole copy of the run's folder."), safe_open(path, "pt") as file:
         tasks, layers = (json.loads(file.metadata()[name]) for name in ("tasks", "layers"))
         usage_A, usage_B, mean = (
             torch.stack([file.get_tensor(f"{layer}.{kind}") for layer in layers])

@@ -100,7 +100,7 @@ class MetricsLog(TrainerCallback):
             with replacing(self.path) as temporary:
                 temporary.touch()
                 for record in records:
-                    if record["step"] <= state.global_step:
+                    if isinstance(step := record.get("step"), int) and step <= state.global_step:
                         append_to_log(temporary, record)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,22 +9,24 @@ from datasets import Dataset
 from rich.console import Console
 from torch import Tensor
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
+from qmixlora.adapter import check_fit_of_files
 from qmixlora.data import Collator, load_split, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing
+from qmixlora.manifest import MANIFEST, seal
 from qmixlora.mixlora import is_adapter_parameter
+from qmixlora.mixlora.routing_record import FILE
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession, open_session
 
 from .callbacks import ProgressDisplay, RoutingLog
+from .checkpoints import STATE, SealedCheckpoints, last_checkpoint
 from .features import with_cached_features
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
 from .schedule import schedule_problems
 from .trainer import SupervisedTrainer, make_trainer
 
-STATE = "trainer_state.json"  # of a checkpoint
 FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."
 
 
@@ -60,7 +61,7 @@ def starting_point(recipe: Recipe, resume: bool) -> Path | None:
         raise UserError(
             "There is no checkpoint to resume from.",
             where=str(folder / "checkpoints"),
-            fix="Train without --resume; set train.save_every to have checkpoints.",
+            fix="Train into another folder without --resume; set train.save_every to have checkpoints.",
         )
     return checkpoint
 
@@ -83,23 +84,21 @@ def train_from(checkpoint: Path | None, recipe: Recipe, console: Console) -> Pat
         console.print(f"[yellow]{problem}[/yellow]", highlight=False, soft_wrap=True)
     with clear_disk_errors(folder, FULL_DISK):
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was finished, whose files change from now on
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
         if recipe.train.cache_features:
             session = _without_vision(session, [rows, *([validation] if validation else [])], checkpoint, console)
         _fit(session, rows, validation, tasks, checkpoint, console)
         with replacing(folder / "adapter") as temporary:
             session.model.save_pretrained(str(temporary))
+        seal(folder, _finished_files(folder))
     return folder
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run (Trainer writes trainer_state.json last); broken ones are removed."""
-    checkpoints = folder / "checkpoints"
-    for path in checkpoints.glob("checkpoint-*"):
-        if not (path / STATE).is_file():
-            shutil.rmtree(path)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    return Path(last) if last else None
+def _finished_files(folder: Path) -> list[str]:
+    """What a run consists of when it is over: its adapter, its recipe and what an export takes its routing from."""
+    adapter = [path.relative_to(folder).as_posix() for path in sorted((folder / "adapter").glob("adapter_*"))]
+    return [name for name in (*adapter, "recipe.yaml", FILE) if (folder / name).is_file()]
 
 
 def _without_vision(
@@ -129,6 +128,8 @@ def _fit(
         trainer.args.eval_on_start = trainer.control.should_evaluate = (
             validation is not None and checkpoint is not None and _was_evaluating(checkpoint)
         )
+        if checkpoint is not None:
+            check_fit_of_files(session.model, checkpoint)
         resumed = None if checkpoint is None else str(checkpoint)  # accelerate and PEFT take a string only
         done = unless_out_of_memory(lambda: trainer.train(resume_from_checkpoint=resumed))
         if done is None:
@@ -140,12 +141,15 @@ def _fit(
 
 
 def _watch(trainer: SupervisedTrainer, session: TunedSession, tasks: list[str], folder: Path) -> StepStart:
-    """Add the callbacks that count routing and remember the start of a step; the latter, which has to be the last."""
+    """Add the callbacks that count routing, seal checkpoints and remember the start of a step; the last one has to be
+    the last, and is returned.
+    """
     counted: list[Tensor] = []
     if session.recipe.adapter.method == "mixlora":
         routing = RoutingLog(session.model, tasks, folder)
         counted = [routing.statistics.sum_LTEF, routing.statistics.count_T]
         trainer.add_callback(routing)
+    trainer.add_callback(SealedCheckpoints(session.recipe.train.keep_checkpoints))
     kept = [buffer for name, buffer in session.model.named_buffers() if is_adapter_parameter(name)]
     start = StepStart([*counted, *kept])
     trainer.add_callback(start)

@@ -15,10 +15,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.backbone.levers import enable_checkpointing
 from qmixlora.loss import supervised_loss
+from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
 from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay
+from .checkpoints import PREFIX
 
 
 def make_trainer(
@@ -75,6 +77,13 @@ class SupervisedTrainer(Trainer):
             return [], None
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as Trainer does, into a folder that says it is not whole until `SealedCheckpoints` has sealed it."""
+        assert self.args.output_dir is not None, "a run has a folder"
+        if self.args.should_save:
+            promise(Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Send a batch to the card as Trainer does, but for its labels: the loss looks up positions on the host."""
@@ -154,7 +163,6 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArgumen
         eval_steps=spec.eval_every,
         save_strategy="steps" if spec.save_every else "no",
         save_steps=spec.save_every or 500,
-        save_total_limit=spec.keep_checkpoints,
         dataloader_num_workers=recipe.data.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from rich.console import Console
 
+from qmixlora.manifest import MANIFEST
 from qmixlora.recipe import Recipe
 from qmixlora.training import train
 
@@ -45,3 +47,40 @@ def copied_run(finished_run: Callable[[str], Path], tmp_path: Path) -> Path:
 def image(data: Path) -> Path:
     """An image of the test split."""
     return min((data / "images").glob("test-*.png"))
+
+
+class Runs(NamedTuple):
+    """Two runs of the same shapes, by seed: as they ended, and as they were after a kill behind the last checkpoint."""
+
+    finished: tuple[Path, Path]
+    killed: tuple[Path, Path]
+
+
+@pytest.fixture(scope="session")
+def two_runs(make_recipe_in: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Nobody writes into them."""
+    killed, finished = [], []
+    for seed in (0, 1):
+        recipe = make_recipe_in(tmp_path_factory.mktemp("damage"), train={"save_every": 2, "seed": seed})
+        folder = train(recipe, console=Console(quiet=True))
+        finished.append(Path(shutil.copytree(folder, folder.parent / "finished")))
+        shutil.rmtree(folder / "adapter")
+        (folder / MANIFEST).unlink()
+        killed.append(folder)
+    return Runs((finished[0], finished[1]), (killed[0], killed[1]))
+
+
+@pytest.fixture
+def killed(two_runs: Runs) -> Iterator[Path]:
+    """The killed run in its own place, whole again after the test."""
+    folder = two_runs.killed[0]
+    kept = folder.parent / "kept"
+    shutil.copytree(folder, kept)
+    yield folder
+    shutil.rmtree(folder)
+    kept.rename(folder)
+
+
+@pytest.fixture
+def finished(two_runs: Runs, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(two_runs.finished[0], tmp_path / "finished"))

@@ -1,0 +1,111 @@
+"""The files of an adapter: read, compared with the model that it goes onto, loaded key for key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .errors import UserError
+from .files import clear_read_errors
+from .mixlora import FORMAT, MixLoraConfig
+from .recipe import Adapter
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+COPY = "Take a whole copy of the folder, or make it anew."
+SAME_MODEL = "Use the backbone, the adapter's files and the library versions that belong together."
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """The PEFT config in an adapter's folder. Raises UserError if it is missing or broken, or of a later release."""
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        raise UserError("The adapter has no config.", where=str(file), fix=COPY)
+    with clear_read_errors(file, COPY):
+        config = cast(PeftConfig, PeftConfig.from_pretrained(str(folder)))
+    if isinstance(config, MixLoraConfig) and config.format_version > FORMAT:
+        raise UserError(
+            f"The adapter is of a later release: its format is {config.format_version}, and this release knows "
+            f"{FORMAT}.",
+            where=str(file),
+            fix="Upgrade qmixlora.",
+        )
+    return config
+
+
+def check_same_settings(config: PeftConfig, adapter: Adapter, where: str) -> None:
+    """Compare the config of a run's adapter with its recipe. Raises UserError with the first setting that differs."""
+    if isinstance(config, MixLoraConfig):
+        names = ("num_factors", "r", "alpha", "pairing", "gate", "route_on", "condition_norm", "task_mix")
+        pairs = {name: (getattr(config, name), getattr(adapter, name)) for name in names}
+    elif isinstance(config, LoraConfig):
+        pairs = {"r": (config.r, adapter.r), "alpha": (config.lora_alpha, adapter.alpha)}
+    else:
+        pairs = {}
+    method = "mixlora" if isinstance(config, MixLoraConfig) else "lora"
+    for name, (own, recipe) in {"method": (method, adapter.method), **pairs}.items():
+        if own != recipe:
+            raise UserError(
+                f"The adapter's config and the run's recipe do not belong together: {name} is {own!r} and {recipe!r}.",
+                where=where,
+                fix=COPY,
+            )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter. Raises UserError if the file is broken, or if one of them is not finite."""
+    file = folder / ADAPTER_WEIGHTS
+    with clear_read_errors(file, COPY):
+        weights: dict[str, Tensor] = load_file(file)
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"The adapter has numbers that are not finite, in {name}.", where=str(file), fix=COPY)
+    return weights
+
+
+def load_adapter(model: PeftModel, weights: dict[str, Tensor], where: str) -> None:
+    """Load adapter weights key for key. Raises UserError as `check_fit`."""
+    check_fit(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}, where)
+    set_peft_model_state_dict(model, dict(weights))
+
+
+def check_fit_of_files(model: PeftModel, folder: Path) -> None:
+    """Compare the adapter in a folder with a model, without reading its numbers. Raises UserError as `check_fit`, and
+    for a broken file.
+    """
+    file = folder / ADAPTER_WEIGHTS
+    with clear_read_errors(file, COPY), safe_open(file, "pt") as tensors:
+        shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    check_fit(model, shapes, str(file))
+
+
+def check_fit(model: PeftModel, shapes: Shapes, where: str) -> None:
+    """Compare the tensors of an adapter with those that a model has. Raises UserError with the first difference."""
+    expected: dict[str, Any] = get_peft_model_state_dict(model)
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
+    other = [name for name in expected if name in shapes and tuple(expected[name].shape) != shapes[name]]
+    if other:
+        first = f"{other[0]} is {_size(shapes[other[0]])} in the file, and {_size(expected[other[0]].shape)} here"
+    elif missing:
+        first = f"{missing[0]} is not in the file"
+    elif extra:
+        first = f"{extra[0]} has no place here"
+    else:
+        return
+    raise UserError(
+        f"The adapter does not fit the backbone: {first} ({len(missing)} tensors missing, {len(extra)} without a "
+        f"place, {len(other)} of another shape).",
+        where=where,
+        fix=SAME_MODEL,
+    )
+
+
+def _size(shape: Any) -> str:
+    return " x ".join(map(str, shape)) or "a number"

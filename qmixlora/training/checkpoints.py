@@ -1,0 +1,137 @@
+"""The checkpoints of a run: each sealed with a manifest when it is whole, and the newest whole one to go on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from transformers import TrainerCallback
+from transformers.trainer_pt_utils import safe_globals
+
+from qmixlora.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qmixlora.manifest import first_change, has_manifest, seal
+from qmixlora.mixlora import PEFT_TYPE
+from qmixlora.mixlora.routing_record import FILE, SUMS
+
+STATE = "trainer_state.json"
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+PREFIX = "checkpoint-"
+
+
+class SealedCheckpoints(TrainerCallback):
+    """Seals a checkpoint when every other callback has put its files into it, and then removes the oldest.
+
+    Trainer itself would remove the older one before the new one is whole. It has to be the last of the callbacks that
+    save something.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes its own random state
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"{PREFIX}{state.global_step}")
+            remove_old_checkpoints(Path(args.output_dir), self.keep, state.global_step)
+
+
+def remove_old_checkpoints(folder: Path, keep: int, step: int) -> None:
+    """Remove the checkpoints up to a step but the newest `keep`, among which none counts that was never finished."""
+    up_to = [path for path in _newest_first(folder) if _step(path) <= step]
+    finished = [path for path in up_to if (path / STATE).is_file()]
+    for path in up_to:
+        if path not in finished[:keep]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run; newer ones that are not are named on stderr, and left as they are.
+
+    Raises:
+        UserError: a checkpoint is of a later release.
+    """
+    for path in _newest_first(run / "checkpoints"):
+        problem = damage(path)
+        if problem is None:
+            return path
+        print(f"{path} is left out: {problem}.", file=sys.stderr)
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, to complete "it is left out: ..."; None if it is whole.
+
+    Raises:
+        UserError: it is of a later release.
+    """
+    if not (checkpoint / STATE).is_file() and not has_manifest(checkpoint):
+        return "it was never finished"
+    return first_change(checkpoint) if has_manifest(checkpoint) else _unreadable(checkpoint)
+
+
+def _newest_first(checkpoints: Path) -> list[Path]:
+    numbered = [path for path in checkpoints.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(filter(Path.is_dir, numbered), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def _unreadable(checkpoint: Path) -> str | None:
+    """What is missing in a checkpoint without a manifest, as earlier releases wrote it, or cannot be read."""
+    needed = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, SCHEDULER, STATE]
+    for path in (checkpoint / name for name in needed):
+        if not path.is_file():
+            return f"{path.name} is missing"
+    if not any(checkpoint.glob("rng_state*.pth")):
+        return "rng_state.pth is missing"
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            READERS.get(path.suffix, lambda path: None)(path)
+        except Exception as error:  # torch, zipfile, safetensors and json have errors of their own
+            return f"{path.name} cannot be read ({type(error).__name__})"
+    config, state = (json.loads((checkpoint / name).read_text(encoding="utf-8")) for name in (ADAPTER_CONFIG, STATE))
+    if config.get("peft_type") == PEFT_TYPE:
+        missing = next((name for name in (FILE, SUMS) if not (checkpoint / name).is_file()), None)
+        if missing:
+            return f"{missing} is missing"
+    if state.get("global_step") != _step(checkpoint):
+        return f"{STATE} is of step {state.get('global_step')}"
+    return None
+
+
+def _read_pickled(path: Path) -> None:
+    """Read a file of torch.save, by its checksums and without running anything that it holds."""
+    with zipfile.ZipFile(path) as archive:
+        if (broken := archive.testzip()) is not None:
+            raise ValueError(broken)
+    with safe_globals():
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _read_tensors(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  # it is no dictionary
+            file.get_slice(name)
+
+
+def _read_object(path: Path) -> None:
+    if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+        raise TypeError(path.name)
+
+
+READERS: dict[str, Callable[[Path], None]] = {
+    ".pt": _read_pickled,
+    ".pth": _read_pickled,
+    ".safetensors": _read_tensors,
+    ".json": _read_object,
+}
