@@ -6,7 +6,7 @@ import contextlib
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from qmixlora.errors import UserError
+
+if TYPE_CHECKING:
+    from qmixlora.evaluation import Scores
 
 
 def evaluate(
@@ -23,14 +26,14 @@ def evaluate(
     backbone: Annotated[bool, typer.Option("--backbone", help="The bare backbone, without the adapter.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
-    """Exact match per task and the mean, by real generation; a whole split of the run goes to evaluation.json."""
+    """Exact match per task and the mean, by real generation; those of a whole split are kept in a file."""
     from .quiet import quiet
 
     quiet()
     from qmixlora.data import load_split, only_tasks
     from qmixlora.evaluation import evaluate as score
+    from qmixlora.evaluation import write_results
     from qmixlora.export import exported_tasks
-    from qmixlora.files import write_json
     from qmixlora.session import TunedSession, open_run
 
     console = Console(stderr=as_json)
@@ -46,16 +49,21 @@ def evaluate(
     with bare, Progress(console=console, transient=True) as bar:
         shown = bar.add_task("evaluating", total=len(rows))
         scores = score(session, rows, split, on_progress=lambda done: bar.update(shown, completed=done))
-    if task is None and not backbone:
-        write_json(run / "evaluation.json", scores.to_dict())
     if as_json:
         print(json.dumps(scores.to_dict(), indent=2))
-        return
-    table = Table(title=f"Exact match, {'backbone of ' if backbone else ''}{run}, split {split}")
+    else:
+        console.print(_table(scores, f"Exact match, {'backbone of ' if backbone else ''}{run}, split {split}"))
+    if task is None:  # after they are printed: the folder may be one that cannot be written
+        console.print(write_results(run, scores, backbone=backbone), highlight=False, soft_wrap=True)
+
+
+def _table(scores: Scores, title: str) -> Table:
+    table = Table(title=title)
     for column in ("task", "exact match", "count"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, own in scores.tasks.items():
         table.add_row(name, f"{own.score:.3f}", str(own.count))
     table.add_section()
-    table.add_row("mean over tasks", f"{scores.mean:.3f}", str(len(rows)))
-    console.print(table)
+    count = sum(own.count for own in scores.tasks.values())
+    table.add_row("mean over tasks", f"{scores.mean:.3f}", str(count))
+    return table

@@ -101,7 +101,9 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
     from qmixlora.session import open_run
 
     session = open_run(run)
-    rows = load_split(session.recipe.data, split or ("validation" if session.recipe.data.validation else "train"))
+    default = "validation" if session.recipe.data.validation else "train"
+    rows = load_split(session.recipe.data, split or default)
+    name = "interference" if split in (None, default) else f"interference-{split}"
     with Progress(console=console, transient=True) as bar:
         shown = bar.add_task("gradients")
         measured = measure_interference(
@@ -110,10 +112,10 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
             batches=batches,
             on_progress=lambda done, total: bar.update(shown, completed=done, total=total),
         )
-    write_json(run / "interference.json", measured.to_dict())
+    write_json(run / f"{name}.json", measured.to_dict())
     means = {pool: measured.mean(pool) for pool in POOLS}
     titled = {f"Factors {pool}": mean_TT for pool, mean_TT in means.items()}
-    figure = draw_interference(measured.tasks, titled, run / FIGURES / "interference.png")
+    figure = draw_interference(measured.tasks, titled, run / FIGURES / f"{name}.png")
     if as_json:
         print(json.dumps(measured.to_dict(), indent=2))
     if len(measured.tasks) <= SHOWN:
@@ -121,7 +123,7 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
             console.print(_interference_table(pool, measured.tasks, mean_TT.tolist()))
     for pool, cause, harmed, value in measured.conflicts(5):
         console.print(f"Conflict in {pool}: a step for {cause} changes {harmed} by {value:.2f} of its own step")
-    console.print(f"Figure: {figure}; per layer: {run / 'interference.json'}", soft_wrap=True)
+    console.print(f"Figure: {figure}; per layer: {run / name}.json", soft_wrap=True)
 
 
 def _interference_table(pool: str, tasks: list[str], rows: list[list[float]]) -> Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import UserError
+
+EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+AT_WORKING_FOLDER = -100  # AT_FDCWD
 
 
 def cache_folder() -> Path:
@@ -26,7 +31,8 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to make a file or a folder at; rename it into place when the block ends well, remove
     it when it does not.
 
-    A crash leaves a file beside `path` whose name starts with a dot; the next attempt removes it. With
+    There is a whole one at `path` at every moment, if there was one before. A crash leaves a file beside `path` whose
+    name starts with a dot; the next attempt removes it. With
     `unless_there` a folder that another process has put in place meanwhile stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,9 +43,7 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
         if unless_there and path.exists():
             _remove(temporary)
             return
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        _put_into_place(temporary, path)
     except BaseException:
         _remove(temporary)
         raise
@@ -101,12 +105,39 @@ def clear_disk_errors(folder: Path, fix: str) -> Iterator[None]:
         raise
 
 
+def _put_into_place(temporary: Path, path: Path) -> None:
+    """Rename a file or folder; a folder that is in its place (a rename replaces none) is removed after that."""
+    if not path.is_dir() or path.is_symlink():
+        temporary.replace(path)
+    elif _exchanged(temporary, path):
+        _remove(temporary)
+    else:
+        former = temporary.with_suffix(".old")
+        path.rename(former)
+        temporary.rename(path)
+        _remove(former)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two names change places in one moment. Return false where the system or the file system does not do that."""
+    names = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "linux":
+        rename = getattr(ctypes.CDLL(None), "renameat2", None)
+        return rename is not None and rename(AT_WORKING_FOLDER, names[0], AT_WORKING_FOLDER, names[1], EXCHANGE) == 0
+    if sys.platform == "darwin":
+        return bool(ctypes.CDLL(None).renamex_np(*names, EXCHANGE) == 0)
+    return False
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that dead processes have left beside a path."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
-        if process.isdigit() and not _runs(int(process)):
-            _remove(leftover)
+    """Remove what dead processes have left beside a path; a folder that one had just moved away goes back."""
+    for leftover in (*path.parent.glob(f".{path.name}.*.tmp"), *path.parent.glob(f".{path.name}.*.old")):
+        process = leftover.stem.removeprefix(f".{path.name}.")
+        if process.isdecimal() and not _runs(int(process)):
+            if leftover.suffix == ".old" and not path.exists():
+                leftover.rename(path)
+            else:
+                _remove(leftover)
 
 
 def _runs(process: int) -> bool:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qmixlora.data import load_conversations, load_split
-from qmixlora.evaluation import Scores, TaskScore, blind_baseline, evaluate
+from qmixlora.evaluation import Scores, TaskScore, blind_baseline, evaluate, write_results
 from qmixlora.export import Request, export
 from qmixlora.files import clear_disk_errors, write_json
 from qmixlora.recipe import load_recipe
@@ -49,7 +49,7 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
         console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {RECIPE}, in {recipe.train.output}")
         folder = train_within_memory(recipe, console=console)
         results = _evaluated(folder, console)
-        write_json(folder / "evaluation.json", results["tuned"]["test"].to_dict())
+        write_results(folder, results["tuned"]["test"])
         results |= _exported(folder, console)
         summary = {
             **{name: splits["test"].mean for name, splits in results.items()},

@@ -1,6 +1,7 @@
 """Evaluation by real generation: answers, metrics, scores per task."""
 
 from .answers import answer_question, answer_rows, generate_answers, stop_ids
+from .results import results_file, write_results
 from .scores import Prediction, Scores, TaskScore, blind_baseline, evaluate, score
 from .wording import normalize
 
@@ -14,6 +15,8 @@ __all__ = [
     "evaluate",
     "generate_answers",
     "normalize",
+    "results_file",
     "score",
     "stop_ids",
+    "write_results",
 ]

@@ -69,6 +69,8 @@ def write_adapters(
         )
         compares = "merged" in job.request.forms and not job.into_another_base
         outputs = supervised_outputs(static, one.compared) if compares else None
+        if wanted:
+            job.say_what_is_replaced(final, fidelity)
         with replacing(final) as temporary:
             static.model.save_pretrained(str(temporary))
             if carry_stops(temporary, static):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from .fidelity import FIDELITY, Fidelity
 from .targets import Request, Target
 
 FOLDER = "exports"
+TOLD = ("rank", "polish_steps", "base", "split", "samples")  # of a fidelity, where it is replaced
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ class Job:
             shutil.copyfile(self.folder / "recipe.yaml", folder / "recipe.yaml")
         write_json(folder / FIDELITY, fidelity.to_dict())
         seal(folder)
+
+    def say_what_is_replaced(self, folder: Path, fidelity: Fidelity) -> None:
+        """Tell if an earlier export is in an export's place, and how it was made otherwise."""
+        if not folder.exists():
+            return
+        try:
+            before = json.loads((folder / FIDELITY).read_text(encoding="utf-8"))
+            told = {name: (before.get(name), value) for name, value in fidelity.to_dict().items() if name in TOLD}
+        except (OSError, ValueError, AttributeError):
+            told = {}
+        changes = [f"{name} {old}, now {new}" for name, (old, new) in told.items() if old != new]
+        self.say(f"{folder} is replaced ({'; '.join(changes) or 'made in the same way'}).")
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)

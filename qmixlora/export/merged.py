@@ -59,6 +59,7 @@ def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
                 notes=(),
             )
             job.finish(temporary, fidelity)
+            job.say_what_is_replaced(final, fidelity)
             del merged
         made.append(fidelity)
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from qmixlora.mixlora.routing_record import FILE
 
 from .fidelity import FIDELITY
 from .merge import Base
+from .names import folder_names, mixture_name
 
 RECORD = "Take a whole copy of the run's folder; or move the record away, and export with --calibration FILE."
 Form = Literal["lora", "merged"]
@@ -61,7 +61,7 @@ class Target:
 
 
 def make_targets(request: Request, known: Sequence[str]) -> list[Target]:
-    """The exports that are asked for. Raises UserError for unknown tasks, bad weights, or names that collide."""
+    """The exports that are asked for. Raises UserError for unknown tasks and bad weights."""
     weights: dict[str, float] = {}
     weighted = False
     for text in request.tasks or tuple(known):
@@ -70,18 +70,10 @@ def make_targets(request: Request, known: Sequence[str]) -> list[Target]:
         weights[task] = 1.0 if weight is None else weight
     if request.together or weighted:
         total = sum(weights.values())
-        name = "all" if set(weights) == set(known) and len(known) > 1 else "+".join(map(safe_name, weights))
-        return [Target(name, {task: weight / total for task, weight in weights.items()})]
-    targets = [Target(safe_name(task), {task: 1.0}) for task in weights]
-    names = [target.name for target in targets]
-    if clash := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"Several tasks would be written to {clash[0]}.", where="--task", fix="Export them one by one.")
-    return targets
-
-
-def safe_name(task: str) -> str:
-    """A task's name as a folder's: letters, digits, `.`, `_`, `+`, `-` stay, the rest becomes `_`."""
-    return re.sub(r"[^\w.+-]|^\.+", "_", task, flags=re.ASCII) or "_"
+        shares = {task: weight / total for task, weight in weights.items()}
+        return [Target(mixture_name(shares, known), shares)]
+    names = folder_names(known)
+    return [Target(names[task], {task: 1.0}) for task in weights]
 
 
 def tasks_of(folder: Path, training_rows: Callable[[], Dataset]) -> list[str]:

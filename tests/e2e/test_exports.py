@@ -66,6 +66,13 @@ def test_all_tasks_are_exported_with_a_table_of_their_fidelity(qmixlora: Command
     assert done.code == 0 and all(word in printed for word in ("reading", "where", "mean", "update error")), printed
 
 
+def test_an_export_in_the_place_of_another_is_told(qmixlora: CommandLine, copied_run: Path) -> None:
+    options = ("--task", "digit", "--polish", 0, "--samples", 1)
+    assert "is replaced" not in qmixlora("export", copied_run, *options).stdout
+    done = qmixlora("export", copied_run, *options, "--rank", 2)
+    assert done.code == 0 and "digit-lora is replaced (rank 4, now 2)" in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"), [((), "--all"), (("--task", "juggling"), "no task 'juggling'")], ids=["none", "unknown"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,35 @@ def test_eval_prints_the_scores_that_it_writes(qmixlora: CommandLine, finished_r
 def test_eval_of_one_task_and_the_backbone_alone(qmixlora: CommandLine, finished_run: FinishedRun, method: str) -> None:
     done = qmixlora("eval", finished_run(method), "--task", "digit", "--backbone")
     assert done.code == 0 and "digit" in done.stdout and "color" not in done.stdout
+
+
+def test_every_split_and_model_has_results_of_its_own(qmixlora: CommandLine, copied_run: Path) -> None:
+    for options in ((), ("--split", "train"), ("--backbone",), ("--split", "train", "--backbone")):
+        assert qmixlora("eval", copied_run, *options).code == 0
+    names = ["", "-train", "-test-backbone", "-train-backbone"]
+    results = [json.loads((copied_run / f"evaluation{name}.json").read_text()) for name in names]
+    assert [result["split"] for result in results] == ["test", "train", "test", "train"]
+    assert results[0]["tasks"]["digit"]["count"] == 2 and results[1]["tasks"]["digit"]["count"] == 6
+
+
+def test_other_scores_are_not_replaced_in_silence(qmixlora: CommandLine, copied_run: Path) -> None:
+    (copied_run / "evaluation.json").unlink(missing_ok=True)
+    first, again = (qmixlora("eval", copied_run).stdout for _ in range(2))
+    (copied_run / "evaluation.json").write_text("{}")
+    assert "Written to" in first and "has the same scores already" in again
+    assert "in place of other scores" in qmixlora("eval", copied_run).stdout
+
+
+def test_scores_are_printed_where_they_cannot_be_written(qmixlora: CommandLine, copied_run: Path) -> None:
+    (copied_run / "evaluation.json").unlink(missing_ok=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        done = qmixlora("eval", copied_run, "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert json.loads(done.stdout)["split"] == "test"
+    assert done.code == 2 and "The scores cannot be written" in done.stderr and "evaluation.json" in done.stderr
 
 
 def test_eval_names_the_tasks_when_one_is_not_among_them(qmixlora: CommandLine, finished_run: FinishedRun) -> None:

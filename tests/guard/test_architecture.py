@@ -25,7 +25,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "adapter": {"errors", "files", "recipe", "mixlora"},
     "session": {"errors", "manifest", "recipe", "mixlora", "backbone", "data", "adapter"},
     "loss": {"errors", "backbone", "data"},
-    "evaluation": {"errors", "recipe", "mixlora", "data", "session"},
+    "evaluation": {"errors", "files", "recipe", "mixlora", "data", "session"},
     "memory": {"errors", "files", "device", "recipe", "mixlora", "backbone", "data", "session", "loss"},
     "training": {
         "errors",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from qmixlora import files
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log, clear_disk_errors, read_log, replacing, write_json
 
@@ -111,6 +112,46 @@ def test_a_folder_that_another_process_made_meanwhile_stays_if_asked_for(tmp_pat
     assert names(tmp_path) == ["a"] and (tmp_path / "a" / "file").read_text() == "theirs"
 
 
+REPLACED = """
+import sys
+from pathlib import Path
+from qmixlora.files import replacing
+for round in range(300):
+    with replacing(Path(sys.argv[1])) as temporary:
+        temporary.mkdir()
+        (temporary / "file").write_text("whole")
+"""
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="elsewhere two names cannot change places at once")
+def test_a_folder_is_there_at_every_moment_while_it_is_replaced(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a", "whole")
+    process = subprocess.Popen([sys.executable, "-c", REPLACED, str(tmp_path / "a")])
+    times_missing = 0
+    while process.poll() is None:
+        times_missing += not (tmp_path / "a").is_dir()
+    assert process.returncode == 0 and times_missing == 0 and names(tmp_path) == ["a"]
+
+
+def test_a_folder_is_replaced_where_two_names_cannot_change_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
+    make_folder(tmp_path / "a", "before")
+    with replacing(tmp_path / "a") as temporary:
+        make_folder(temporary, "after")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a" / "file").read_text() == "after"
+
+
+def test_a_folder_that_a_dead_process_moved_away_goes_back(tmp_path: Path, of_the_dead: int) -> None:
+    make_folder(tmp_path / f".a.{of_the_dead}.old", "before")
+    make_folder(tmp_path / f".a.b.{of_the_dead}.old", "another one's")
+    with pytest.raises(ValueError), replacing(tmp_path / "a"):
+        raise ValueError
+    assert names(tmp_path) == [f".a.b.{of_the_dead}.old", "a"]
+    assert (tmp_path / "a" / "file").read_text() == "before"
+
+
 def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 1})
     write_json(tmp_path / "a.json", {"x": 2})
@@ -136,6 +177,12 @@ def test_a_log_reads_as_it_was_written(tmp_path: Path) -> None:
 def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path, cut: str) -> None:
     (tmp_path / "log.jsonl").write_bytes(f'{{"step": 1}}\n{cut}\n{{"step": 3}}\n'.encode("latin-1"))
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 3}]
+
+
+def test_a_record_never_ends_up_on_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"st')
+    append_to_log(tmp_path / "log.jsonl", {"step": 2})
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 2}]
 
 
 def test_a_log_that_is_not_there_has_no_records(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from qmixlora.export.calibration import calibrate
 from qmixlora.export.low_rank import LowRank
 from qmixlora.export.measurement import measure_updates
 from qmixlora.export.static import learned_by, read
+from qmixlora.manifest import MANIFEST
 from qmixlora.mixlora.routing_record import mixture_layers
 from qmixlora.recipe import Recipe
 from qmixlora.session import open_session, open_tuned_run
@@ -84,5 +85,6 @@ def test_a_task_without_samples_in_the_record_is_calibrated_on_its_training_rows
     tensors["count"][json.loads(metadata["tasks"]).index("color")] = 0
     tensors[f"{Q_PROJ}.mean"].zero_()
     save_file(tensors, run / "routing.safetensors", metadata)
+    (run / MANIFEST).unlink()
     again = exported_update(run)
     assert again.up_OK.abs().sum() > 0 and not torch.equal(again.up_OK, counted.up_OK)
