@@ -4,66 +4,112 @@ from __future__ import annotations
 
 import contextlib
 import json
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.markup import escape
+from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 
 from qmixlora.errors import UserError
 
 if TYPE_CHECKING:
     from qmixlora.evaluation import Scores
+    from qmixlora.session import Session
+
+RIGHT = 0.5  # scores below it are shown as wrong answers
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, or of one of its exports.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of their exports.")],
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    data: Annotated[Path | None, typer.Option(help="Another file, read as the recipe reads its own.")] = None,
     backbone: Annotated[bool, typer.Option("--backbone", help="The bare backbone, without the adapter.")] = False,
+    wrong: Annotated[int, typer.Option(min=0, help="Show so many of the first wrong answers.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
-    """Exact match per task and the mean, by real generation; those of a whole split are kept in a file."""
+    """Scores by task and their mean, by real generation; kept in a file, with every answer, if nothing is left out."""
+    for run in runs:
+        if not run.is_dir():
+            raise UserError("There is no such folder.", where=str(run), fix="Name the folder of a run or an export.")
     from .quiet import quiet
 
     quiet()
-    from qmixlora.data import load_split, only_tasks
-    from qmixlora.evaluation import evaluate as score
     from qmixlora.evaluation import write_results
-    from qmixlora.export import exported_tasks
-    from qmixlora.session import TunedSession, open_run
 
-    console = Console(stderr=as_json)
+    console, results, failed = Console(stderr=as_json), {}, []
+    for run in runs:
+        scores = _scores(run, split, data, task, backbone, console)
+        results[str(run)] = scores.to_dict()
+        if not as_json:
+            of = f"{'backbone of ' if backbone else ''}{run}, {f'file {data}' if data else f'split {split}'}"
+            console.print(_table(scores, of))
+        for prediction in [one for one in scores.predictions if one.score < RIGHT][:wrong]:
+            console.print(_wrong(prediction), highlight=False, soft_wrap=True)
+        if task is None:
+            try:
+                console.print(write_results(run, scores, backbone=backbone), highlight=False, soft_wrap=True)
+            except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
+                failed.append(error)
+    if as_json:
+        print(json.dumps(results if len(runs) > 1 else results[str(runs[0])], indent=2))
+    if failed:
+        raise failed[0]
+
+
+def _scores(run: Path, split: str, data: Path | None, task: str | None, backbone: bool, console: Console) -> Scores:
+    from qmixlora.data import load_source, load_split, only_tasks
+    from qmixlora.evaluation import evaluate as score
+    from qmixlora.export import exported_tasks
+    from qmixlora.session import open_run
+
     session = open_run(run)
-    rows = load_split(session.recipe.data, split)
+    if data is None:
+        rows = load_split(session.recipe.data, split)
+    else:
+        rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
     if tasks := [task] if task is not None else exported_tasks(run):
         rows = only_tasks(rows, tasks, where=f"split {split}")
-    bare: AbstractContextManager[None] = contextlib.nullcontext()
-    if backbone:
-        if not isinstance(session, TunedSession):
-            raise UserError("A merged checkpoint has no adapter to leave out.", where=f"{run}, --backbone")
-        bare = session.model.disable_adapter()
-    with bare, Progress(console=console, transient=True) as bar:
-        shown = bar.add_task("evaluating", total=len(rows))
-        scores = score(session, rows, split, on_progress=lambda done: bar.update(shown, completed=done))
-    if as_json:
-        print(json.dumps(scores.to_dict(), indent=2))
-    else:
-        console.print(_table(scores, f"Exact match, {'backbone of ' if backbone else ''}{run}, split {split}"))
-    if task is None:  # after they are printed: the folder may be one that cannot be written
-        console.print(write_results(run, scores, backbone=backbone), highlight=False, soft_wrap=True)
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+    model = _bare(session, run) if backbone else contextlib.nullcontext()
+    with model, Progress(*columns, console=console, transient=True) as bar:
+        shown = bar.add_task(f"{run}", total=len(rows))
+        return score(session, rows, split, on_progress=lambda done: bar.update(shown, completed=done))
+
+
+def _bare(session: Session, run: Path) -> Any:
+    from qmixlora.session import TunedSession
+
+    if not isinstance(session, TunedSession):
+        raise UserError("A merged checkpoint has no adapter to leave out.", where=f"{run}, --backbone")
+    return session.model.disable_adapter()
 
 
 def _table(scores: Scores, title: str) -> Table:
-    table = Table(title=title)
-    for column in ("task", "exact match", "count"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    for column in ("task", "metric", "score", "95 %", "count"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for name, own in scores.tasks.items():
-        table.add_row(name, f"{own.score:.3f}", str(own.count))
+        table.add_row(name, own.metric, f"{own.score:.3f}", _interval(own.interval), str(own.count))
     table.add_section()
     count = sum(own.count for own in scores.tasks.values())
-    table.add_row("mean over tasks", f"{scores.mean:.3f}", str(count))
+    table.add_row("mean over tasks", "", f"{scores.mean:.3f}", _interval(scores.interval), str(count))
     return table
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _wrong(prediction: Any) -> str:
+    images = ", ".join(path or "in the data" for path in prediction.images)
+    said = f"[red]{escape(prediction.answer.strip()) or 'nothing'}[/red]"
+    expected = escape(" | ".join(dict.fromkeys(prediction.references)))
+    return (
+        f"[bold]{escape(prediction.task)}[/bold] {prediction.row}: {escape(prediction.question)}\n"
+        f"  said {said}, expected {expected}" + (f"\n  {escape(images)}" if images else "")
+    )

@@ -10,7 +10,7 @@ import typer
 
 from qmixlora.errors import UserError
 
-from . import chat, data, demo, doctor, evaluate, export, inspect, plan, recipes, train
+from . import chat, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, train
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
@@ -22,6 +22,7 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
   qmixlora plan my.yaml                 whether it fits, and what to change
   qmixlora train my.yaml                the run; --resume goes on with it
   qmixlora eval RUN                     scores by task, on the test split
+  qmixlora compare RUN RUN              what is better, and whether it is a difference
   qmixlora chat RUN --image FILE        ask it
   qmixlora export RUN --all --as lora   ordinary adapters (or checkpoints: --as merged)
 
@@ -40,6 +41,7 @@ atexit.register(gc.freeze)
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("plan")(plan.plan)
 app.command("data")(data.data)

@@ -1,4 +1,6 @@
-"""The files of scores: one for every split and model, in the folder of the run or export that was evaluated."""
+"""The files of results, for every split (or file) and model, in the folder of the run or export that was evaluated: its
+scores, and every prediction that they come from.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +9,62 @@ from contextlib import suppress
 from pathlib import Path
 
 from qmixlora.errors import UserError
-from qmixlora.files import clear_disk_errors, write_json
+from qmixlora.files import clear_disk_errors, clear_read_errors, replacing, write_json
 
 from .scores import Scores
+
+SCORES, PREDICTIONS = "evaluation", "predictions"
 
 
 def results_file(split: str, *, backbone: bool = False) -> str:
     """The file's name of scores in the folder of a run or an export; `backbone`: of the model without its adapter."""
+    return f"{SCORES}{_what(split, backbone)}.json"
+
+
+def predictions_file(split: str, *, backbone: bool = False) -> str:
+    """The name of the file with the predictions of these scores."""
+    return f"{PREDICTIONS}{_what(split, backbone)}.jsonl"
+
+
+def _what(split: str, backbone: bool) -> str:
     other_split = [] if split == "test" and not backbone else [split]
-    return "-".join(["evaluation", *other_split, *(["backbone"] if backbone else [])]) + ".json"
+    return "".join(f"-{part}" for part in [*other_split, *(["backbone"] if backbone else [])])
 
 
 def write_results(folder: Path, scores: Scores, *, backbone: bool = False) -> str:
-    """Write scores into a folder, and say where, and whether other ones were there.
+    """Write scores and predictions into a folder, and say where, and whether other ones were there.
 
     Raises:
         UserError: the folder cannot be written into, or the disk is full.
     """
     file = folder / results_file(scores.split, backbone=backbone)
+    predictions = folder / predictions_file(scores.split, backbone=backbone)
+    same = False
     with suppress(OSError, ValueError):
-        if json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(scores.to_dict())):
-            return f"{file} has the same scores already."
-    said = f"Written to {file}" + (", in place of other scores." if file.exists() else ".")
+        same = json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(scores.to_dict()))
+    said = f"Written to {file}" + (", in place of other scores" if file.exists() else "")
     try:
         with clear_disk_errors(folder, "Free some space and evaluate again."):
-            write_json(file, scores.to_dict())
+            with replacing(predictions) as temporary:
+                scores.write_predictions(temporary)
+            if not same:
+                write_json(file, scores.to_dict())
     except OSError as error:
         raise UserError(f"The scores cannot be written: {error.strerror}.", where=str(file)) from error
-    return said
+    return f"{file} has the same scores already." if same else f"{said}; every answer in {predictions.name}."
+
+
+def read_results(folder: Path, split: str, *, backbone: bool = False) -> Scores:
+    """The scores of a folder that `write_results` wrote into, with their predictions.
+
+    Raises:
+        UserError: there are none, or the files are damaged.
+    """
+    file = folder / results_file(split, backbone=backbone)
+    predictions = folder / predictions_file(split, backbone=backbone)
+    fix = f"`qmixlora eval {folder} --split {split}{' --backbone' if backbone else ''}` makes them."
+    for needed in (file, predictions):
+        if not needed.is_file():
+            raise UserError(f"There is no {needed.name}.", where=str(folder), fix=fix)
+    with clear_read_errors(predictions, fix):
+        return Scores.read(file, predictions)

@@ -1,0 +1,65 @@
+"""qmixlora compare"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from qmixlora.errors import UserError
+
+if TYPE_CHECKING:
+    from qmixlora.evaluation.comparison import Comparison, Difference
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs or exports, or of results that `eval` wrote.")],
+    split: Annotated[str, typer.Option(help="The split that they were evaluated on.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON, and nothing else.")] = False,
+) -> None:
+    """Runs side by side, by what `eval` kept of them: scores by task, and which differences from the first are some."""
+    from qmixlora.evaluation.comparison import compare as compared
+    from qmixlora.evaluation.results import read_results
+
+    if len(runs) < 2:
+        raise UserError("There is nothing to compare with.", where="command line", fix="Name two runs or more.")
+    repeated = [str(run) for run, count in Counter(runs).items() if count > 1]
+    if repeated:
+        raise UserError(f"{repeated[0]} is named twice.", where="command line")
+    comparison = compared({str(run): read_results(run, split) for run in runs})
+    if as_json:
+        print(json.dumps(comparison.to_dict(), indent=2))
+        return
+    Console().print(_table(comparison, split))
+    Console().print(
+        "In brackets: the difference from the first, with the 95 % interval of the samples' bootstrap; "
+        "[bold]bold[/bold] where 0 is outside. It knows nothing of other training seeds.",
+        highlight=False,
+    )
+
+
+def _table(comparison: Comparison, split: str) -> Table:
+    table = Table(title=f"split {split}", box=box.SIMPLE, pad_edge=False)
+    table.add_column("task")
+    for name in comparison.scores:
+        table.add_column(name, justify="right", overflow="fold")
+    (_, reference), *others = comparison.scores.items()
+    for task, own in reference.tasks.items():
+        cells = [_cell(other.tasks[task].score, comparison.tasks[name][task]) for name, other in others]
+        table.add_row(f"{task} ({own.metric}, {own.count})", f"{own.score:.3f}", *cells)
+    table.add_section()
+    means = [_cell(other.mean, comparison.means[name]) for name, other in others]
+    table.add_row("mean over tasks", f"{reference.mean:.3f}", *means)
+    return table
+
+
+def _cell(score: float, difference: Difference) -> str:
+    low, high = difference.interval
+    told = f"{score:.3f} ({difference.points:+.3f}, {low:+.3f} to {high:+.3f})"
+    return f"[bold]{told}[/bold]" if difference.is_one else told
