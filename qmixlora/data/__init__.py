@@ -9,7 +9,7 @@ from .images.files import locate
 from .images.opening import check_body, check_header, image_size, open_images
 from .reading.loading import load_conversations
 from .rendering.answers import one_answer_each
-from .rendering.collate import BatchCollator, Collator
+from .rendering.collate import BatchCollator, Collator, PromptRouting
 from .rendering.lengths import Lengths
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
 from .splits.loading import load_source, load_split
@@ -24,6 +24,7 @@ __all__ = [
     "Conversation",
     "ImageFile",
     "Lengths",
+    "PromptRouting",
     "Rendering",
     "Turn",
     "check_body",

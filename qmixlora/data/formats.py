@@ -26,12 +26,14 @@ class ImageFile(TypedDict):
 class Conversation(TypedDict):
     """One sample. There are as many images as `IMAGE` marks in all turns, in their order.
 
-    `references` are all right answers to the last question where the data has several; else there are none, or no key.
+    `task` is that of the last answer. `tasks` are those of all answers where they differ, and `references` all right
+    answers to the last question where the data has several; else there are none, or no key.
     """
 
     turns: list[Turn]
     images: list[ImageFile]
     task: str
+    tasks: NotRequired[list[str]]
     references: NotRequired[list[str]]
 
 

@@ -21,9 +21,9 @@ def generate_answers(session: Session, rows: Sequence[Conversation], max_new_tok
 
     `max_new_tokens` is the recipe's (`train.max_new_tokens`) unless given.
     """
-    inputs = session.on_device(session.collator.prompts(rows))
-    longest = max_new_tokens or session.recipe.train.max_new_tokens
-    with torch.inference_mode(), routed_as(session.model, [row["task"] for row in rows]), plain_greedy(session):
+    inputs, routing = session.collator.routed_prompts(rows)
+    inputs, longest = session.on_device(inputs), max_new_tokens or session.recipe.train.max_new_tokens
+    with torch.inference_mode(), routed_as(session.model, **routing), plain_greedy(session):
         model: Any = session.model  # PEFT forwards `generate` to whatever it wraps
         tokens_BS: Tensor = model.generate(**inputs, max_new_tokens=longest)
     return session.collator.decode(tokens_BS[:, inputs["input_ids"].shape[1] :])

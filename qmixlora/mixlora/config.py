@@ -120,6 +120,11 @@ class MixLoraConfig(PeftConfig):
         return self.alpha / self.r
 
     @property
+    def pairs_by_index(self) -> bool:
+        """Whether the i-th factor of one pool works with the i-th of the other alone: mixing matrices are diagonal."""
+        return self.pairing == "tied" or self.gate == "dense"
+
+    @property
     def needs_tasks(self) -> bool:
         return self.route_on == "task" or self.task_mix > 0
 

@@ -1,7 +1,7 @@
 """The adapted linear layer.
 
-Shapes: B batch, S sequence, I in-features, O out-features, D width of the condition, E = F factors in a pool, R active
-factors, T tasks.
+Shapes: B batch, S sequence, N instances (B, where no sample has several segments), I in-features, O out-features, D
+width of the condition, E = F factors in a pool, R active factors, T tasks.
 """
 
 from __future__ import annotations
@@ -101,66 +101,67 @@ class MixLoraLayer(BaseTunerLayer):
         return cast(nn.Module, self), adapter_name
 
     def mixing(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
-        """The mixing matrices of this batch (`mix_BEF`): selected from the condition, or, while decoding, at prefill.
+        """The mixing matrices of this batch (`mix_NEF`): selected from the condition, or, while decoding, at prefill.
 
         Raises ValueError if this layer's input is not laid out as the model's own (batch, sequence).
         """
         routing, config = self.mixlora_context.current, self.mixlora_config[adapter_name]
-        cache, key = routing.cache, self._key(adapter_name)
-        if routing.decoding:
-            if key not in cache.mixing_matrices or len(cache.mixing_matrices[key]) != len(x_BSI):
+        cache, key, segments = routing.cache, self._key(adapter_name), routing.segments_for(config.route_on)
+        carried_BEF = None
+        if routing.carried is not None:
+            carried_BEF = routing.carried.get(key)
+            if carried_BEF is None or len(carried_BEF) != len(x_BSI):
                 raise ValueError(
                     f"Cached decoding of {len(x_BSI)} sequences without a prefill of the same batch through this "
                     "adapter: its factors are selected at prefill and frozen. Run the prompt without past_key_values."
                 )
-            return cache.mixing_matrices[key]
-        mix_BEF = cache.selected.get(key)
-        if mix_BEF is None:
-            mix_BEF = self._select(x_BSI, adapter_name)
-        cache.mixing_matrices[key] = mix_BEF.detach()
+            if segments is None:
+                cache.mixing_matrices[key] = carried_BEF
+                return carried_BEF
+        mix_NEF = cache.selected.get(key)
+        if mix_NEF is None:
+            mix_NEF = self._select(x_BSI, adapter_name)
+        if carried_BEF is not None and segments is not None:
+            mix_NEF = segments.going_on_with(mix_NEF, carried_BEF)
+        cache.mixing_matrices[key] = mix_NEF.detach()
         if config.task_mix > 0 and self.training:
-            mix_BEF = self._mixed_with_task_mean(mix_BEF, adapter_name)
-        return mix_BEF
+            mix_NEF = self._mixed_with_task_mean(mix_NEF, adapter_name)
+        return mix_NEF
 
     def _select(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
         config = self.mixlora_config[adapter_name]
         route_A, route_B, route_AB = (getattr(self, name).get(adapter_name) for name in ROUTERS)
         with no_autocast(x_BSI.device):
-            condition_BD = self._condition(x_BSI, adapter_name)
+            condition_ND = self._condition(x_BSI, adapter_name)
             conditional = None
             if route_AB is not None:
                 scores = released_conditional_scores if config.pairing == "released" else conditional_scores
                 conditional = partial(scores, pool_EI=self.mixlora_A[adapter_name], route_RIE=route_AB)
-            logits_B_BE = None if route_B is None else condition_BD @ route_B.T
-            return select(config, condition_BD @ route_A.T, logits_B_BE, conditional)
+            logits_B_NE = None if route_B is None else condition_ND @ route_B.T
+            return select(config, condition_ND @ route_A.T, logits_B_NE, conditional)
 
     def _condition(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
-        """The condition (B x D, fp32): the batch's own, or the mean of this layer's input, centred."""
+        """The condition (N x D, fp32): the batch's own, or the mean of this layer's input, centred."""
         routing, route_on = self.mixlora_context.current, self.mixlora_config[adapter_name].route_on
         if adapter_name in routing.cache.conditions:
             return routing.cache.conditions[adapter_name]
-        mask_BS = routing.mask(route_on)
-        if mask_BS is not None and mask_BS.shape != x_BSI.shape[:2]:
-            raise ValueError(
-                f"route_on={route_on!r} needs layer inputs laid out (batch, sequence) = {tuple(mask_BS.shape)}, but a "
-                f"target layer got {tuple(x_BSI.shape[:2])}. Leave layers outside the language model out of "
-                "target_modules, or route on 'all' or 'embedding'."
-            )
-        mean_BI = routing.mean_input(x_BSI, route_on)
+        if (mask_BS := routing.mask(route_on)) is not None:
+            _check_layout(x_BSI, mask_BS.shape, f"route_on={route_on!r} needs", "'all' or 'embedding'")
+        mean_NI = routing.mean_input(x_BSI, route_on)
         if adapter_name not in self.mixlora_center:
-            return mean_BI
-        centred_BI: Tensor = self.mixlora_center[adapter_name](mean_BI, routing)
-        return centred_BI
+            return mean_NI
+        centred_NI: Tensor = self.mixlora_center[adapter_name](mean_NI, routing)
+        return centred_NI
 
-    def _mixed_with_task_mean(self, mix_BEF: Tensor, adapter_name: str) -> Tensor:
+    def _mixed_with_task_mean(self, mix_NEF: Tensor, adapter_name: str) -> Tensor:
         routing, key = self.mixlora_context.current, self._key(adapter_name)
-        task_means, task_ids_B = routing.cache.task_means, routing.task_ids[adapter_name]
+        task_means, task_ids_N = routing.cache.task_means, routing.task_ids[adapter_name]
         if key not in task_means:  # the first pass over this batch, not its recomputation
             mean_TEF, count_T = self.mixlora_task_mean[adapter_name], self.mixlora_task_count[adapter_name]
-            task_means[key] = mean_TEF[task_ids_B]
-            update_means(mean_TEF, count_T, mix_BEF.detach(), task_ids_B)
-        replaced_B = routing.replaced[adapter_name]
-        return torch.where(replaced_B[:, None, None], task_means[key], mix_BEF)
+            task_means[key] = mean_TEF[task_ids_N]
+            update_means(mean_TEF, count_T, mix_NEF.detach(), task_ids_N)
+        replaced_N = routing.replaced[adapter_name]
+        return torch.where(replaced_N[:, None, None], task_means[key], mix_NEF)
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
         """`(alpha / R) * ((x A^T) mix) B`, in the dtype of `x`; an I x O matrix is never built.
@@ -174,12 +175,28 @@ class MixLoraLayer(BaseTunerLayer):
             x = x.view(rows, -1, x.shape[-1])
         x = x.flatten(1, -2)
         config = self.mixlora_config[adapter_name]
-        mix_BEF = (config.scaling * self.mixing(x, adapter_name)).to(x.dtype)  # E x E is the cheapest place to scale
+        mix_NEF = (config.scaling * self.mixing(x, adapter_name)).to(x.dtype)  # E x E is the cheapest place to scale
         if config.dropout > 0:
             x = functional.dropout(x, config.dropout, self.training)
         h_BSE = functional.linear(x, self.mixlora_A[adapter_name].to(x.dtype))
-        y_BSO: Tensor = (h_BSE @ mix_BEF) @ self.mixlora_B[adapter_name].to(x.dtype)
+        segments = self.mixlora_context.current.segments_for(config.route_on)
+        if segments is None:
+            mixed_BSF = h_BSE @ mix_NEF
+        else:
+            _check_layout(x, segments.of_BSK.shape[:2], "segments need", "'all'")
+            mixed_BSF = segments.mixed(h_BSE, mix_NEF, config.pairs_by_index)
+        y_BSO: Tensor = mixed_BSF @ self.mixlora_B[adapter_name].to(x.dtype)
         return y_BSO.view(*shape, self.out_features)
+
+
+def _check_layout(x_BSI: Tensor, expected: torch.Size, needs: str, instead: str) -> None:
+    """Raises ValueError for a layer whose input is not laid out as the model's own."""
+    if x_BSI.shape[:2] != expected:
+        raise ValueError(
+            f"{needs} layer inputs laid out (batch, sequence) = {tuple(expected)}, but a target layer got "
+            f"{tuple(x_BSI.shape[:2])}. Leave layers outside the language model out of target_modules, or route on "
+            f"{instead}."
+        )
 
 
 class Linear(nn.Module, MixLoraLayer):

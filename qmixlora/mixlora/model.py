@@ -1,6 +1,7 @@
 """MixLoRA as a PEFT tuner: injects the layers, and makes the routing of every batch.
 
-Shapes: B batch, D width of the condition, L layers, N = L x B, E = F factors in a pool, T tasks.
+Shapes: B batch, N instances (B, where no sample has several segments), S sequence, D width of the condition, L layers,
+M = L x N, E = F factors in a pool, T tasks.
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ from .layer import MERGE_REFUSED, Linear, MixLoraLayer
 from .routing import (
     OptimizerSteps,
     Routing,
+    RoutingCache,
     RoutingContext,
+    cached_length,
     device_of,
     image_token_ids,
-    is_decoding,
     no_autocast,
     routing_masks,
     to_device,
+    tokens_of,
 )
 from .running_means import Center
-from .selection import mean_over, select
+from .segments import Segments, Tasks, instance_labels
+from .selection import select
 
 
 class MixLoraModel(BaseTuner):
     """Wraps a model for `get_peft_model` / `PeftModel.from_pretrained` with a `MixLoraConfig`.
 
-    The wrapped model's forward accepts two more keyword arguments: `routing_mask` (B x S, true on the prompt's tokens;
-    derived from `attention_mask` and `labels` if missing) and `tasks` (B task labels). `generate` takes the labels
-    through `with routed_as(model, tasks):` instead.
+    The wrapped model's forward accepts three more keyword arguments: `segments` (B x S, the number of every token's
+    segment, -1 on padding; without them a sample is one segment), `routing_mask` (B x S, true on the questions' tokens;
+    derived from `attention_mask` and `labels` if missing) and `tasks` (B task labels, or lists of one for each
+    segment). `generate` takes them through `with routed_as(model, tasks, ...):` instead.
     """
 
     prefix = "mixlora_"
@@ -151,29 +156,39 @@ class MixLoraModel(BaseTuner):
 
     def last_selection(self) -> Tensor:
         """The mixing matrices of the batch that was last in the model, by the (one) active adapter, in the order of the
-        layers (L x B x E x F, fp32, without a graph). `task_mix` does not show: every sample has its own selection.
+        layers (L x N x E x F, fp32, without a graph). `task_mix` does not show: every instance has its own selection.
         """
         matrices, name = self.mixlora_routing.current.cache.mixing_matrices, self.active_adapters[0]
         return torch.stack([matrices[layer, name] for layer in self.mixlora_layers])
+
+    def last_labels(self, tasks: Tasks) -> list[str]:
+        """The task of every instance of that batch (N), from those of its samples."""
+        segments = self.mixlora_routing.current.segments_for(self._config(self.active_adapters[0]).route_on)
+        return instance_labels(tasks, [1] * len(tasks) if segments is None else segments.counts)
 
     # -- the batch in flight ------------------------------------------------------------------------------------------
 
     def _begin_batch(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        routing_mask_BS, tasks = kwargs.pop("routing_mask", None), kwargs.pop("tasks", None)
         context = self.mixlora_routing
+        before, given = context.current, context.given.taken_out_of(kwargs)
         inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
-        if is_decoding(inputs):
-            context.current = replace(context.current, decoding=True)
+        tokens, start = tokens_of(inputs), cached_length(inputs)
+        number_BS, routing_mask_BS = given.of_pass(tokens, start)
+        segments, reached_B = Segments.of_pass(number_BS, before.reached_B if start else None, tokens.device)
+        carried = before.at_the_end() if start else None
+        if carried is not None and segments is None:
+            context.current = replace(
+                before, segments=None, carried=carried, cache=RoutingCache(mixing_matrices=dict(carried))
+            )
             return args, kwargs
-        prompt_BS, instruction_BS = routing_masks(
-            inputs, routing_mask_BS, image_token_ids(getattr(module, "config", None))
-        )
-        task_ids, replaced = self._tasks(context.tasks if tasks is None else tasks, inputs, module.training)
-        context.current = Routing(
-            prompt_BS, instruction_BS, task_ids, replaced, self._steps.have_gone_on(self._a_trained_factor())
-        )
+        image_ids = image_token_ids(getattr(module, "config", None))
+        prompt_BS, instruction_BS = routing_masks(inputs, image_ids, routing_mask_BS, number_BS, segments)
+        routing = Routing(prompt_BS, instruction_BS, segments, carried=carried, reached_B=reached_B)
+        task_ids, replaced = self._tasks(given.tasks, routing, tokens, module.training)
+        starts_step = self._steps.have_gone_on(self._a_trained_factor())
+        context.current = replace(routing, task_ids=task_ids, replaced=replaced, starts_step=starts_step)
         for name in self.active_adapters:
             config = self._config(name)
             if config.route_on in ("embedding", "task"):
@@ -184,19 +199,21 @@ class MixLoraModel(BaseTuner):
         return args, kwargs
 
     def _tasks(
-        self, tasks: Sequence[str] | None, inputs: dict[str, Any], training: bool
+        self, tasks: Tasks | None, routing: Routing, tokens: Tensor, training: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(task ids, samples whose gates are replaced) of the batch, for the adapters that need them."""
+        """(task ids, instances whose gates are replaced) of the batch, for the adapters that need them."""
         task_ids: dict[str, Tensor] = {}
         replaced: dict[str, Tensor] = {}
         for name in self.active_adapters:
             config = self._config(name)
             if config.needs_tasks:
-                task_ids[name] = self._task_ids(config, tasks, inputs)
+                segments = routing.segments_for(config.route_on)
+                counts = [1] * len(tokens) if segments is None else segments.counts
+                task_ids[name] = to_device(self._task_ids(config, tasks, counts), tokens.device)
             if config.task_mix > 0 and training:
-                ids_B = task_ids[name]
-                drawn_B = torch.rand(len(ids_B), device=ids_B.device) < config.task_mix
-                replaced[name] = drawn_B & (ids_B >= 0) & self._has_task_mean(name, ids_B)
+                ids_N = task_ids[name]
+                drawn_N = torch.rand(len(ids_N), device=ids_N.device) < config.task_mix
+                replaced[name] = drawn_N & (ids_N >= 0) & self._has_task_mean(name, ids_N)
         return task_ids, replaced
 
     def _a_trained_factor(self) -> nn.Parameter | None:
@@ -208,19 +225,19 @@ class MixLoraModel(BaseTuner):
         return cast(MixLoraConfig, self.peft_config[name])
 
     def _condition(self, name: str, inputs: dict[str, Any]) -> Tensor:
-        """The condition (B x D, fp32), where it is known before the first layer."""
+        """The condition (N x D, fp32), where it is known before the first layer."""
         routing = self.mixlora_routing.current
         if self._config(name).route_on == "task":
-            table_TD, ids_B = self.mixlora_task[name], routing.task_ids[name]
-            return torch.where((ids_B >= 0)[:, None], table_TD[ids_B.clamp(min=0)], table_TD.mean(dim=0))
+            table_TD, ids_N = self.mixlora_task[name], routing.task_ids[name]
+            return torch.where((ids_N >= 0)[:, None], table_TD[ids_N.clamp(min=0)], table_TD.mean(dim=0))
         embeddings_BSD = inputs.get("inputs_embeds")
         if embeddings_BSD is None:
             embeddings_BSD = cast(Any, self.model).get_input_embeddings()(inputs["input_ids"])
-        condition_BD = mean_over(embeddings_BSD, routing.instruction_BS)
+        condition_ND = routing.mean_input(embeddings_BSD, "embedding")
         if name not in self.mixlora_center:
-            return condition_BD
-        centred_BD: Tensor = self.mixlora_center[name](condition_BD, routing)
-        return centred_BD
+            return condition_ND
+        centred_ND: Tensor = self.mixlora_center[name](condition_ND, routing)
+        return centred_ND
 
     def _select_ahead(self, name: str) -> None:
         """Select for every layer at once, where the scores do not depend on a layer's factors: one product in place of
@@ -228,34 +245,29 @@ class MixLoraModel(BaseTuner):
         """
         cache, config = self.mixlora_routing.current.cache, self._config(name)
         layers = [layer for layer in self.mixlora_layers if name in layer.mixlora_config]
-        condition_BD = cache.conditions[name]
+        condition_ND = cache.conditions[name]
 
         def logits(router: str) -> Tensor:
             route_LED = torch.stack([getattr(layer, router)[name] for layer in layers])
-            return torch.einsum("bd,led->lbe", condition_BD, route_LED).flatten(0, 1)
+            return torch.einsum("nd,led->lne", condition_ND, route_LED).flatten(0, 1)
 
-        logits_B_NE = None if config.pairing == "tied" else logits("mixlora_route_B")
-        mix_NEF = select(config, logits("mixlora_route_A"), logits_B_NE)
-        for layer, mix_BEF in zip(layers, mix_NEF.chunk(len(layers)), strict=True):
-            cache.selected[layer, name] = mix_BEF
+        logits_B_ME = None if config.pairing == "tied" else logits("mixlora_route_B")
+        mix_MEF = select(config, logits("mixlora_route_A"), logits_B_ME)
+        for layer, mix_NEF in zip(layers, mix_MEF.chunk(len(layers)), strict=True):
+            cache.selected[layer, name] = mix_NEF
 
-    def _task_ids(self, config: MixLoraConfig, tasks: Any, inputs: dict[str, Any]) -> Tensor:
-        """Index of each sample's task in the adapter's list (B), -1 where it is unknown; beams repeat their sample."""
-        reference = next(value for value in inputs.values() if isinstance(value, Tensor))
-        if tasks is None:
-            ids = [-1] * len(reference)
-        else:
-            known = {task: index for index, task in enumerate(config.tasks or ())}
-            ids = [known.get(task, -1) for task in tasks]
-            if len(reference) % len(ids):
-                raise ValueError(f"{len(ids)} task labels for a batch of {len(reference)}: give one per sample.")
+    def _task_ids(self, config: MixLoraConfig, tasks: Tasks | None, counts: Sequence[int]) -> list[int]:
+        """Index of each instance's task in the adapter's list (N), -1 where it is unknown."""
+        known = {task: index for index, task in enumerate(config.tasks or ())}
+        labels = None if tasks is None else instance_labels(tasks, counts)
+        ids = [-1] * sum(counts) if labels is None else [known.get(task, -1) for task in labels]
         if config.route_on == "task" and min(ids) < 0:
-            missing = "no task labels" if tasks is None else f"tasks {sorted(set(tasks) - set(config.tasks or ()))}"
+            missing = "no task labels" if labels is None else f"tasks {sorted(set(labels) - set(known))}"
             warnings.warn(f"The adapter knows {config.tasks}; {missing} get the mean over tasks.", stacklevel=2)
-        return to_device(ids, reference.device).repeat_interleave(len(reference) // len(ids))
+        return ids
 
-    def _has_task_mean(self, name: str, task_ids_B: Tensor) -> Tensor:
-        """Whether a task has been seen, so that its running mean means something (B)."""
+    def _has_task_mean(self, name: str, task_ids_N: Tensor) -> Tensor:
+        """Whether a task has been seen, so that its running mean means something (N)."""
         layer = next(layer for layer in self.mixlora_layers if name in layer.mixlora_task_count)
-        seen_B: Tensor = layer.mixlora_task_count[name][task_ids_B] > 0
-        return seen_B
+        seen_N: Tensor = layer.mixlora_task_count[name][task_ids_N] > 0
+        return seen_N

@@ -1,6 +1,7 @@
-"""The routing of the batch in flight: its routing tokens, its tasks, prefill or decoding, and its selections.
+"""The routing of the batch in flight: its routing tokens, segments and tasks, prefill or decoding, and its selections.
 
-Shapes: B batch, S sequence, D width of the condition, E = F factors in a pool.
+Shapes: B batch, S sequence, N instances (B, where no sample has several segments), D width of the condition, E = F
+factors in a pool.
 
 `PeftModel.forward` calls the innermost model and bypasses the tuner, so a `Routing` is made by a forward pre-hook on
 that model and stays until the next forward: activation checkpointing recomputes the layers during the backward pass
@@ -13,12 +14,13 @@ import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .segments import Segments, Tasks, columns
 from .selection import mean_over
 
 IGNORED = -100  # the label of every token that is not supervised
@@ -29,7 +31,7 @@ Key = tuple[nn.Module, str]  # a layer, and the name of one of its adapters
 class RoutingCache:
     """Results of a batch that later forward passes over it read: its recomputation, and its decoding steps.
 
-    `conditions` holds condition_BD of adapters whose condition is known before the first layer, `selected` the mixing
+    `conditions` holds condition_ND of adapters whose condition is known before the first layer, `selected` the mixing
     matrices that were selected there. `mixing_matrices` holds the selection of every layer, without its graph: decoding
     reads it instead of selecting again. `task_means` and `centers` hold running means as they were before the batch;
     their presence tells that the forward pass at hand is a recomputation. `pooled` is the last input that was averaged.
@@ -48,42 +50,87 @@ class Routing:
     """The facts of one batch, and its cache. Masks are None where nothing is known about the positions: then all of
     them count.
 
-    `task_ids` (the index of each sample's task, -1 unknown) and `replaced` (the samples whose gates `task_mix`
-    replaces) are kept per adapter. `starts_step` is false while gradients of earlier batches wait for the same
-    optimiser step. `decoding`: the batch goes on from a key-value cache, one token at a time.
+    `segments` are None where every sample is one instance. `task_ids` (the index of each instance's task, -1 unknown)
+    and `replaced` (the instances whose gates `task_mix` replaces) are kept per adapter. `starts_step` is false while
+    gradients of earlier batches wait for the same optimiser step.
+
+    `carried`: the batch goes on from a key-value cache, and each sample begins in a segment whose mixing matrices
+    (B x E x F) it has already. `reached_B`: the numbers of the samples' last segments (on the host).
     """
 
     prompt_BS: Tensor | None = None
     instruction_BS: Tensor | None = None
+    segments: Segments | None = None
     task_ids: Mapping[str, Tensor] = field(default_factory=dict)
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
     starts_step: bool = True
-    decoding: bool = False
+    carried: Mapping[Key, Tensor] | None = None
+    reached_B: Tensor | None = None
     cache: RoutingCache = field(default_factory=RoutingCache)
 
     def mask(self, route_on: str) -> Tensor | None:
-        """The routing tokens (B x S) for a layer that routes on its own input."""
-        return {"all": None, "prompt": self.prompt_BS, "instruction": self.instruction_BS}[route_on]
+        """The routing tokens (B x S)."""
+        return {"all": None, "prompt": self.prompt_BS}.get(route_on, self.instruction_BS)
+
+    def segments_for(self, route_on: str) -> Segments | None:
+        """The segments, where they are instances: to `all`, whole samples are, as in the released code."""
+        return None if route_on == "all" else self.segments
 
     def mean_input(self, x_BSI: Tensor, route_on: str) -> Tensor:
-        """Average a layer's input over the routing tokens (B x I), once for layers that read the same tensor one after
+        """Average a layer's input over the routing tokens (N x I), once for layers that read the same tensor one after
         the other (q, k and v; gate and up). Nothing is kept alive for that.
         """
         if self.cache.pooled is not None:
-            last, tokens, mean_BI = self.cache.pooled
+            last, tokens, mean_NI = self.cache.pooled
             if last() is x_BSI and tokens == route_on:
-                return mean_BI
-        mean_BI = mean_over(x_BSI, self.mask(route_on))
-        self.cache.pooled = (weakref.ref(x_BSI), route_on, mean_BI)
-        return mean_BI
+                return mean_NI
+        mask_BS, segments = self.mask(route_on), self.segments_for(route_on)
+        mean_NI = mean_over(x_BSI, mask_BS) if segments is None else segments.mean(x_BSI, mask_BS)
+        self.cache.pooled = (weakref.ref(x_BSI), route_on, mean_NI)
+        return mean_NI
+
+    def at_the_end(self) -> Mapping[Key, Tensor]:
+        """The mixing matrices of every sample's last segment (B x E x F), which a cached continuation goes on with."""
+        matrices, segments = self.cache.mixing_matrices, self.segments
+        if segments is None:
+            return matrices
+        own = {key: segments.at_the_end(mix) for key, mix in matrices.items() if len(mix) == sum(segments.counts)}
+        return {**matrices, **own}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller tells of a batch beside the model's own inputs; see `routed_as`."""
+
+    tasks: Tasks | None = None
+    segments: Tensor | None = None
+    routing_mask: Tensor | None = None
+
+    def taken_out_of(self, kwargs: dict[str, Any]) -> Given:
+        """The same, overruled by what stands in the arguments of a forward pass, which leaves them."""
+        own = {name: kwargs.pop(name, None) for name in ("tasks", "segments", "routing_mask")}
+        return replace(self, **{name: value for name, value in own.items() if value is not None})
+
+    def of_pass(self, tokens: Tensor, start: int) -> tuple[Tensor | None, Tensor | None]:
+        """(the number of every token's segment, on the host; the routing mask) of a pass (B x S x ...) over the columns
+        from `start` on.
+        """
+        number_BS, mask_BS = self.segments, self.routing_mask
+        if number_BS is not None:
+            number_BS = number_BS.cpu()
+            number_BS = columns(number_BS, tokens.shape, start, number_BS.amax(dim=1, keepdim=True))
+        if mask_BS is not None:
+            mask_BS = mask_BS.to(tokens.device, non_blocking=True)
+            mask_BS = columns(mask_BS, tokens.shape, start, torch.zeros_like(mask_BS[:, :1]))
+        return number_BS, mask_BS
 
 
 class RoutingContext:
-    """Shared by a tuner and its layers: the current `Routing`, and the tasks of the `with` block around it."""
+    """Shared by a tuner and its layers: the current `Routing`, and what the `with` block around it tells."""
 
     def __init__(self) -> None:
         self.current = Routing()
-        self.tasks: Sequence[str] | None = None
+        self.given = Given()
 
 
 class OptimizerSteps:
@@ -107,8 +154,13 @@ class OptimizerSteps:
 
 
 @contextmanager
-def routed_as(model: nn.Module, tasks: Sequence[str]) -> Iterator[None]:
-    """Give the task label of each sample to forward passes in this block (`generate` refuses unknown arguments).
+def routed_as(
+    model: nn.Module, tasks: Tasks | None = None, *, segments: Tensor | None = None, routing_mask: Tensor | None = None
+) -> Iterator[None]:
+    """Tell forward passes in this block of their samples, since `generate` refuses unknown arguments: the task of each
+    (or a list of tasks, one for each of its segments), and `segments` and `routing_mask` (B x S) as the collator makes
+    them. The latter two are of the whole sequence, what is in a key-value cache already included; what comes after
+    their end belongs to the last segment.
 
     Does nothing for a model without a MixLoRA adapter.
     """
@@ -116,11 +168,11 @@ def routed_as(model: nn.Module, tasks: Sequence[str]) -> Iterator[None]:
     if context is None:
         yield
         return
-    before, context.tasks = context.tasks, tasks
+    before, context.given = context.given, Given(tasks, segments, routing_mask)
     try:
         yield
     finally:
-        context.tasks = before
+        context.given = before
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -159,34 +211,51 @@ def image_token_ids(config: Any) -> list[int]:
     )
 
 
-def is_decoding(inputs: dict[str, Any]) -> bool:
-    """Whether a forward pass continues a sequence whose prompt is already in the key-value cache."""
+def cached_length(inputs: dict[str, Any]) -> int:
+    """How much of the sequence that a forward pass goes on with is in the key-value cache already."""
     cache = inputs.get("past_key_values")
-    return cache is not None and int(cache.get_seq_length()) > 0
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
-def prompt_mask(labels_BS: Tensor, attention_BS: Tensor) -> Tensor:
-    """The tokens before the first supervised one, without padding (B x S)."""
-    return ((labels_BS != IGNORED).cumsum(dim=1) == 0) & attention_BS.bool()
+def tokens_of(inputs: dict[str, Any]) -> Tensor:
+    """The tensor (B x S x ...) that tells the layout of a forward pass; an empty one where nothing does."""
+    named = [inputs.get("input_ids"), inputs.get("inputs_embeds"), *inputs.values()]
+    return next((value for value in named if isinstance(value, Tensor)), torch.empty(0))
+
+
+def prompt_mask(labels_BS: Tensor, attention_BS: Tensor, number_BS: Tensor | None = None) -> Tensor:
+    """The tokens before the first supervised one, of the whole sample or (`number_BS`) of their segment, without
+    padding (B x S).
+    """
+    supervised_BS = labels_BS != IGNORED
+    done_BS = supervised_BS.cumsum(dim=1)
+    if number_BS is not None:  # what was done before a segment began does not count
+        begins_BS = number_BS.diff(dim=1, prepend=number_BS[:, :1]) != 0
+        done_BS = done_BS - torch.where(begins_BS, done_BS - supervised_BS.long(), 0).cummax(dim=1).values
+    return (done_BS == 0) & attention_BS.bool()
 
 
 def routing_masks(
-    inputs: dict[str, Any], routing_mask_BS: Tensor | None, image_ids: Sequence[int]
+    inputs: dict[str, Any],
+    image_ids: Sequence[int],
+    routing_mask_BS: Tensor | None = None,
+    number_BS: Tensor | None = None,
+    segments: Segments | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(prompt_BS, instruction_BS): tokens before the first supervised one, without padding; and the text among them.
 
-    `routing_mask_BS` (the prompt, as the collator knows it) overrules `attention_mask` and `labels`. A sample whose
-    prompt has no text is routed on its whole prompt.
+    `routing_mask_BS` (the prompt, as the collator knows it) overrules `attention_mask` and `labels`. A sample (of
+    several segments: a segment) whose prompt has no text is routed on its whole prompt.
     """
     input_ids, prompt_BS = inputs.get("input_ids"), routing_mask_BS
     if prompt_BS is None:
         attention, labels = inputs.get("attention_mask"), inputs.get("labels")
         if isinstance(attention, Tensor) and attention.dim() == 2:
-            prompt_BS = attention.bool()
+            prompt_BS = attention[:, -tokens_of(inputs).shape[1] :].bool()  # it tells of what is in a cache, too
         elif input_ids is not None:
             prompt_BS = torch.ones_like(input_ids, dtype=torch.bool)
         if prompt_BS is not None and labels is not None:
-            prompt_BS = prompt_mask(labels, prompt_BS)
+            prompt_BS = prompt_mask(labels, prompt_BS, None if number_BS is None else number_BS.to(labels.device))
     if prompt_BS is None:
         return None, None
     prompt_BS = prompt_BS.bool()
@@ -195,4 +264,5 @@ def routing_masks(
     text_BS = prompt_BS
     for image_id in image_ids:
         text_BS = text_BS & (input_ids != image_id)
-    return prompt_BS, torch.where(text_BS.any(dim=1, keepdim=True), text_BS, prompt_BS)
+    has_text_BS = text_BS.any(dim=1, keepdim=True) if segments is None else segments.holding(text_BS)
+    return prompt_BS, torch.where(has_text_BS, text_BS, prompt_BS)

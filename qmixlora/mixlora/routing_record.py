@@ -1,6 +1,6 @@
-"""The routing record: the mean mixing matrix of every task in every layer (`C_t`), over all samples that went through.
+"""The routing record: the mean mixing matrix of every task in every layer (`C_t`), over all instances that went through.
 
-Shapes: B batch, L adapted layers, T tasks, E = F factors in a pool, N snapshots.
+Shapes: B batch, N instances in it, L adapted layers, T tasks, E = F factors in a pool, X snapshots.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .config import PEFT_PREFIX, MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel
 from .routing import device_of, to_device
+from .segments import Tasks
 
 FILE = "routing.safetensors"
 SUMS = "routing_sums.safetensors"  # in a checkpoint: the sums since the last snapshot
@@ -34,10 +35,11 @@ def mixture_layers(model: PeftModel) -> list[str]:
 
 
 class RoutingStatistics:
-    """Sums the mixing matrices that samples were given, by task: exact, in fp64, two operations per batch.
+    """Sums the mixing matrices that instances (each segment of a sample) were given, by task: exact, in fp64, two
+    operations per batch.
 
-    A sample counts once, however its batch is cut for accumulation and whatever checkpointing computes again, since
-    the model's own forward pass is counted. `task_mix` does not show: each sample counts with its own selection.
+    An instance counts once, however its batch is cut for accumulation and whatever checkpointing computes again, since
+    the model's own forward pass is counted. `task_mix` does not show: each counts with its own selection.
     """
 
     def __init__(self, model: PeftModel, tasks: Sequence[str]) -> None:
@@ -49,11 +51,14 @@ class RoutingStatistics:
         self.sum_LTEF = torch.zeros(len(self.layers), len(self.tasks), factors, factors, **fp64)
         self.count_T = torch.zeros(len(self.tasks), **fp64)
 
-    def add(self, tasks: Sequence[str]) -> None:
-        """Count the batch that was last in the model; `tasks` are its B labels."""
-        ids_B = to_device([self.tasks.index(task) for task in tasks], self.count_T.device)
-        self.sum_LTEF.index_add_(1, ids_B, self.tuner.last_selection().to(self.sum_LTEF.dtype))
-        self.count_T.index_add_(0, ids_B, torch.ones_like(ids_B, dtype=self.count_T.dtype))
+    def add(self, tasks: Tasks) -> None:
+        """Count the batch that was last in the model; `tasks` are the labels of its B samples (of a sample with several
+        tasks: a list of one for each of its segments).
+        """
+        ids = [self.tasks.index(task) for task in self.tuner.last_labels(tasks)]
+        ids_N = to_device(ids, self.count_T.device)
+        self.sum_LTEF.index_add_(1, ids_N, self.tuner.last_selection().to(self.sum_LTEF.dtype))
+        self.count_T.index_add_(0, ids_N, torch.ones_like(ids_N, dtype=self.count_T.dtype))
 
     def watch(self) -> RemovableHandle:
         """Count every training forward pass from now on, until the handle's `remove()`."""
@@ -102,12 +107,12 @@ class RoutingStatistics:
 
 
 class RoutingRecord:
-    """`routing.safetensors`: over training, N snapshots, each of all samples since the one before.
+    """`routing.safetensors`: over training, X snapshots, each of all instances since the one before.
 
-    `steps` (N)   the steps of the snapshots
-    `LAYER.mean` (T x E x F)   `C_t`: the mean mixing matrix of each task in the last snapshot with samples of it
-    `count` (T)   the number of samples in it
-    `LAYER.usage_A`, `LAYER.usage_B` (N x T x E)   the share of a task's gate weight that each factor had in each
+    `steps` (X)   the steps of the snapshots
+    `LAYER.mean` (T x E x F)   `C_t`: the mean mixing matrix of each task in the last snapshot with some of it
+    `count` (T)   the number of instances in it
+    `LAYER.usage_A`, `LAYER.usage_B` (X x T x E)   the share of a task's gate weight that each factor had in each
 
     with the lists of `tasks` and `layers`, in the order of the model, as JSON in the file's metadata. A task without
     samples in a snapshot keeps its previous values (an even usage before the first).

@@ -1,7 +1,7 @@
 """Which factors work for an instance: conditions and scores to one mixing matrix.
 
-Shapes: B batch, S sequence, I in-features, D width of the condition, E factors in a pool, R active factors; E and F are
-the same size where a matrix links pool A (E) to pool B (F).
+Shapes: B batch (of instances: see segments.py), S sequence, K masks, I in-features, D width of the condition, E factors
+in a pool, R active factors; E and F are the same size where a matrix links pool A (E) to pool B (F).
 
 Every combination of pairing and gate ends in the same object, `mix_BEF`: the weight with which factor a_e and factor
 b_f share a slot. The layer computes `((x A^T) mix) B` and never looks at indices, so a hard selection, a dense gate
@@ -21,14 +21,21 @@ from .config import MixLoraConfig
 def mean_over(x_BSI: Tensor, mask_BS: Tensor | None) -> Tensor:
     """The mean input over the routing tokens (B x I, fp32); over all positions where there is no mask.
 
-    Summed in fp32 whatever the input's dtype, so that padding and batch neighbours cannot tip a selection. The router
-    reads the input and does not shape it: no gradient flows back, which spares a B x S x I tensor for every layer.
+    The router reads the input and does not shape it: no gradient flows back, which spares a B x S x I tensor for every
+    layer.
     """
-    x_BSI = x_BSI.detach()
     if mask_BS is None:
-        return x_BSI.mean(dim=1, dtype=torch.float32)
-    weight_BS = mask_BS / mask_BS.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.bmm(weight_BS.float()[:, None], x_BSI.float())[:, 0]
+        return x_BSI.detach().mean(dim=1, dtype=torch.float32)
+    return means_over(x_BSI, mask_BS[:, None])[:, 0]
+
+
+def means_over(x_BSI: Tensor, mask_BKS: Tensor) -> Tensor:
+    """The mean input over each of a sample's masks (B x K x I, fp32), without a gradient; zero where a mask is empty.
+
+    Summed in fp32 whatever the input's dtype, so that padding and batch neighbours cannot tip a selection.
+    """
+    weight_BKS = mask_BKS / mask_BKS.sum(dim=2, keepdim=True).clamp(min=1)
+    return torch.bmm(weight_BKS.float(), x_BSI.detach().float())
 
 
 def independent_scores(logits_BE: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrain
 from qmixlora.backbone import Anatomy, find_anatomy, nf4_linear
 from qmixlora.backbone.levers import apply_levers, in_place_of_images, take_out_vision
 from qmixlora.backbone.nf4 import with_bytes
-from qmixlora.data import Conversation
+from qmixlora.data import Conversation, PromptRouting
 from qmixlora.device import GIB, default_device
 from qmixlora.errors import UserError
 from qmixlora.memory.architectures import config_of
@@ -91,6 +91,9 @@ class PlannedBatch:
         return dict(self.inputs)
 
     def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]:
+        raise NotImplementedError("a planned batch is for training")
+
+    def routed_prompts(self, rows: Sequence[Conversation]) -> tuple[dict[str, Any], PromptRouting]:
         raise NotImplementedError("a planned batch is for training")
 
     def decode(self, tokens_BS: Tensor) -> list[str]:

@@ -86,9 +86,11 @@ class SupervisedTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Send a batch to the card as Trainer does, but for its labels: the loss looks up positions on the host."""
-        sent = super()._prepare_inputs({name: value for name, value in inputs.items() if name != "labels"})
-        return {**sent, "labels": inputs["labels"]}
+        """Send a batch to the card as Trainer does, but for what is looked up on the host: the positions of labels, and
+        where segments lie.
+        """
+        kept = {name: inputs[name] for name in ("labels", "segments") if name in inputs}
+        return {**super()._prepare_inputs({k: v for k, v in inputs.items() if k not in kept}), **kept}
 
     def _prepare_input(self, data: Any) -> Any:
         """Send a tensor as Trainer does, without waiting until the card has taken it: batches are pinned."""

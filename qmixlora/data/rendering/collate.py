@@ -1,4 +1,4 @@
-"""Conversations to a batch: tokens, pixels, labels on the answers alone, and the routing mask.
+"""Conversations to a batch: tokens, pixels, labels on the answers alone, and what is routed on.
 
 Shapes: B batch, S sequence.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -38,7 +38,17 @@ class BatchCollator(Protocol):
 
     def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]: ...
 
+    def routed_prompts(self, rows: Sequence[Conversation]) -> tuple[dict[str, Any], PromptRouting]: ...
+
     def decode(self, tokens_BS: Tensor) -> list[str]: ...
+
+
+class PromptRouting(TypedDict):
+    """What `generate` does not take of a batch of prompts, and `routed_as` does."""
+
+    tasks: list[str | list[str]]
+    segments: Tensor
+    routing_mask: Tensor
 
 
 @dataclass
@@ -48,8 +58,10 @@ class Collator:
     Calling it gives what the processor gives (`input_ids` B x S, `attention_mask`, `pixel_values`, ...) padded on the
     right, and
       labels        B x S, the token on answers, the token that ends each of them included, -100 everywhere else
-      routing_mask  B x S, true before the first supervised token, never on padding
-      tasks         B task labels
+      segments      B x S, the number of each token's segment, -1 on padding. A segment is an answer, the token that ends
+                    it included, and all that stands before it up to the answer before
+      routing_mask  B x S, true in every segment before its first supervised token, never on padding
+      tasks         B task labels; for a row whose answers are of several tasks, a list of one for each segment
 
     Where `template.teaches_all` does not hold for a row, its last answer alone is supervised (`one_answer_each` makes a
     row of every answer). Nothing is ever cut: a sample over `max_length` tokens raises UserError.
@@ -65,24 +77,33 @@ class Collator:
             with _naming(row):
                 texts.append(self.template.conversation(row["turns"]))
         batch, samples = self._encode(texts, rows, "right")
-        labels_BS = torch.full_like(batch["input_ids"], IGNORED)
-        for row, ids_S, labels_S, sample in zip(rows, batch["input_ids"], labels_BS, samples, strict=True):
+        for row, ids_S, sample in zip(rows, batch["input_ids"], samples, strict=True):
             with _naming(row):
                 self._check(sample, ids_S)
-            for start, end in sample.spans:
-                labels_S[start:end] = ids_S[start:end]
-        batch["labels"] = labels_BS
-        batch["routing_mask"] = prompt_mask(labels_BS, batch["attention_mask"])
-        batch["tasks"] = [row["task"] for row in rows]
-        return batch
+        segments_BS, labels_BS = segments_and_labels(batch, samples, asks=False)
+        routing_mask_BS = prompt_mask(labels_BS, batch["attention_mask"], segments_BS)
+        tasks = [segment_tasks(row, len(sample.spans)) for row, sample in zip(rows, samples, strict=True)]
+        return {**batch, "labels": labels_BS, "segments": segments_BS, "routing_mask": routing_mask_BS, "tasks": tasks}
 
     def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         """Inputs for `generate`: each conversation up to its last answer, padded on the left."""
+        return self.routed_prompts(rows)[0]
+
+    def routed_prompts(self, rows: Sequence[Conversation]) -> tuple[dict[str, Any], PromptRouting]:
+        """(`prompts`, what to give to `routed_as` around `generate`). Earlier answers have their segments, as in
+        training; the last segment is the question, and the answer to come.
+        """
         texts = []
         for row in rows:
             with _naming(row):
                 texts.append(self.template.prompt(row["turns"]))
-        return self._encode(texts, rows, "left")[0]
+        batch, samples = self._encode(texts, rows, "left")
+        segments_BS, answers_BS = segments_and_labels(batch, samples, asks=True)
+        return batch, {
+            "tasks": [segment_tasks(row, len(own.spans) + 1) for row, own in zip(rows, samples, strict=True)],
+            "segments": segments_BS,
+            "routing_mask": prompt_mask(answers_BS, batch["attention_mask"], segments_BS),
+        }
 
     def tokens(self, turns: Sequence[Turn], prompt: bool = False) -> list[int]:
         """The tokens of a conversation (of a prompt: with what begins the answer), each image still one mark (or as
@@ -162,6 +183,28 @@ class Collator:
                     f"The tokens of an answer do not end in {self.template.end_token!r}, once and at its end.",
                     fix="Remove the sample: its text is a control token to this tokenizer.",
                 )
+
+
+def segments_and_labels(batch: dict[str, Any], samples: Sequence[Encoded], asks: bool) -> tuple[Tensor, Tensor]:
+    """(the number of every token's segment, -1 on padding; the tokens of answers, -100 elsewhere), both B x S.
+
+    `asks`: what comes after the last answer is a question, of another segment; else it belongs to that answer's.
+    """
+    segments_BS = batch["attention_mask"].long() - 1
+    labels_BS = torch.full_like(segments_BS, IGNORED)
+    for own_S, labels_S, ids_S, sample in zip(segments_BS, labels_BS, batch["input_ids"], samples, strict=True):
+        begin = int((own_S == 0).long().argmax())  # after the padding on the left
+        for number, (start, end) in enumerate(sample.spans, start=1):
+            labels_S[begin + start : begin + end] = ids_S[begin + start : begin + end]
+            if asks or number < len(sample.spans):
+                own_S[begin + end : begin + len(sample.ids)] = number
+    return segments_BS, labels_BS
+
+
+def segment_tasks(row: Conversation, segments: int) -> str | list[str]:
+    """The task of a row; where its answers are of several, those of its last so many segments."""
+    own = (row.get("tasks") or [row["task"]])[-segments:]
+    return own[-1] if len(set(own)) == 1 else own
 
 
 def check_length(length: int, max_length: int) -> None:

@@ -181,13 +181,16 @@ def simulated(held: Iterable[Tensor], account: Account) -> Iterator[LiveStorages
 
 
 def on_meta(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch without storage; inside the mode, it is entered, and its index tensors keep their values."""
+    """A batch without storage; inside the mode, it is entered, and its index tensors keep their values.
+
+    Segments stay on the host, as in training.
+    """
 
     def move(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor) if tensor.device.type == "meta" else tensor.to("meta")
 
     moved: dict[str, Any] = tree_map_only(Tensor, move, dict(inputs))
-    return moved
+    return {name: inputs[name] if name == "segments" else value for name, value in moved.items()}
 
 
 def key_of(tensor: Tensor) -> int:

@@ -37,7 +37,8 @@ def prefill(model: PeftModel, recipe: Recipe, inputs: dict[str, Any], account: A
     """The first step of generation, as `generate` calls it: keys and values of the whole prompt, logits of its end."""
     model.eval()
     backbone: Any = model.get_base_model()
-    prompt = {name: value for name, value in inputs.items() if name not in ("labels", "routing_mask", "tasks")}
+    beside = ("labels", "segments", "routing_mask", "tasks")
+    prompt = {name: value for name, value in inputs.items() if name not in beside}
     if backbone._supports_logits_to_keep():
         prompt["logits_to_keep"] = 1
     with torch.no_grad():

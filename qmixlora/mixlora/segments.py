@@ -1,0 +1,146 @@
+"""Segments: each question of a conversation with its answer is one instance of the method.
+
+A segment ends with an answer, the token that ends it included, and the next one begins there. It is routed on its own
+question, and its tokens use its gates; attention runs across segments as ever. So an answer has the same logits
+whether it is learned, generated with its history in the key-value cache, or with a history that is prefilled at once.
+
+Shapes: B batch, S sequence, N segments of all samples (instances), K of the sample with the most, I in-features, E = F
+factors in a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from .selection import means_over
+
+Tasks = Sequence[str | Sequence[str]]  # of B samples: one label each, or a list of those of its segments
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the N segments of a batch are: those of the first sample, then those of the second, and so on.
+
+    `counts` is their number in each of the B samples. `of_BSK` tells the tokens of a sample's k-th segment, and
+    `instance_BK` its place among the N (any, where a sample has fewer); `slot_N` is the inverse, a place in B x K.
+    `first_B` and `last_B` are the places of each sample's first and last segment among the N.
+    """
+
+    counts: tuple[int, ...]
+    of_BSK: Tensor
+    instance_BK: Tensor
+    slot_N: Tensor
+    first_B: Tensor
+    last_B: Tensor
+
+    @staticmethod
+    def of_pass(
+        number_BS: Tensor | None, reached_B: Tensor | None, device: torch.device
+    ) -> tuple[Segments | None, Tensor | None]:
+        """(the segments of a forward pass, the number of each sample's last one), from the number of every token's.
+
+        `reached_B` are the numbers that samples go on from, whose segments a key-value cache holds. All numbers are on
+        the host. No segments where every sample stays in one, which needs nothing of all this.
+
+        Raises ValueError as `of`.
+        """
+        if number_BS is None:
+            return None, reached_B
+        start_B = torch.zeros(len(number_BS), dtype=number_BS.dtype) if reached_B is None else reached_B
+        last_B = torch.maximum(start_B, number_BS.amax(dim=1))
+        return Segments.of((number_BS - start_B[:, None]).clamp(min=0), device), last_B
+
+    @staticmethod
+    def of(number_BS: Tensor, device: torch.device) -> Segments | None:
+        """The segments by the number of every token's (on the host), counted from the sample's first one; on `device`.
+
+        Raises ValueError where a number is missing before the last.
+        """
+        counts = tuple((number_BS.amax(dim=1) + 1).tolist())
+        most = max(counts)
+        if most == 1:
+            return None
+        of_BSK = number_BS[..., None] == torch.arange(most)
+        if not (of_BSK[..., 1:].any(dim=1).sum(dim=1) == torch.tensor(counts) - 1).all():
+            raise ValueError("Segments are numbered one after the other: 0, 1, 2, ...; padding is -1.")
+        first = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+        places = list(zip(first, counts, strict=True))
+        instance_BK = torch.tensor([[start + min(k, count - 1) for k in range(most)] for start, count in places])
+        slot_N = torch.tensor([row * most + k for row, count in enumerate(counts) for k in range(count)])
+        first_B, last_B = torch.tensor(first), torch.tensor([start + count - 1 for start, count in places])
+        tensors = (of_BSK, instance_BK, slot_N, first_B, last_B)
+        return Segments(counts, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def mean(self, x_BSI: Tensor, mask_BS: Tensor | None) -> Tensor:
+        """The mean input over the routing tokens of every segment (N x I, fp32)."""
+        of_BSK = self.of_BSK if mask_BS is None else self.of_BSK & mask_BS[..., None]
+        return means_over(x_BSI, of_BSK.transpose(1, 2)).flatten(0, 1).index_select(0, self.slot_N)
+
+    def holding(self, mask_BS: Tensor) -> Tensor:
+        """The tokens of those segments that have a token in the mask (B x S)."""
+        has_BK = (self.of_BSK & mask_BS[..., None]).any(dim=1)
+        return (self.of_BSK & has_BK[:, None]).any(dim=2)
+
+    def mixed(self, h_BSE: Tensor, mix_NEF: Tensor, by_index: bool) -> Tensor:
+        """Every token's `h mix` (B x S x F) with the mixing matrix of its own segment; `by_index`: they are diagonal.
+
+        For the backward pass it holds as much as `h`, whatever K: of matrices per token, or of `h` per segment, there
+        would be many times that. Gates come to their tokens by a product, whose gradient sums them up in fp32.
+        """
+        mix_BKEF = mix_NEF.index_select(0, self.instance_BK.flatten()).unflatten(0, self.instance_BK.shape)
+        if by_index:
+            return h_BSE * (self.of_BSK.to(h_BSE.dtype) @ mix_BKEF.diagonal(dim1=2, dim2=3))
+        parts = (
+            torch.where(of_BS1, h_BSE @ mix_BEF, 0.0)
+            for of_BS1, mix_BEF in zip(self.of_BSK.split(1, dim=2), mix_BKEF.unbind(dim=1), strict=True)
+        )
+        return reduce(torch.add, parts)
+
+    def going_on_with(self, mix_NEF: Tensor, carried_BEF: Tensor) -> Tensor:
+        """The mixing matrices, where each sample's first segment goes on with gates that it has already."""
+        return mix_NEF.index_copy(0, self.first_B, carried_BEF)
+
+    def at_the_end(self, mix_NEF: Tensor) -> Tensor:
+        """The mixing matrices of each sample's last segment (B x E x F)."""
+        return mix_NEF.index_select(0, self.last_B)
+
+
+def columns(given_BX: Tensor, shape: Sequence[int], start: int, beyond_B1: Tensor) -> Tensor:
+    """What is known of the tokens of a forward pass of this shape (B x S x ...): the columns from `start` on of what is
+    known of the whole sequence, and `beyond_B1` after its end. As wide as the pass, it is the pass' own. Beams repeat
+    their sample.
+
+    Raises ValueError if the number of rows does not fit.
+    """
+    rows, width = shape[:2]
+    if rows % len(given_BX):
+        raise ValueError(f"Segments or a routing mask of {len(given_BX)} samples for a batch of {rows}.")
+    if given_BX.shape[1] != width:
+        given_BX = given_BX[:, start : start + width]
+        given_BX = torch.cat([given_BX, beyond_B1.expand(-1, width - given_BX.shape[1])], dim=1)
+    return given_BX if rows == len(given_BX) else given_BX.repeat_interleave(rows // len(given_BX), dim=0)
+
+
+def instance_labels(tasks: Tasks, counts: Sequence[int]) -> list[str]:
+    """The label of every instance, from those of the samples; `counts` are the instances of each.
+
+    A list of labels may also tell of segments before: the last ones count. Raises ValueError if their number does not
+    fit. Beams repeat their sample.
+    """
+    if not tasks or len(counts) % len(tasks):
+        raise ValueError(f"{len(tasks)} task labels for a batch of {len(counts)}: give one per sample.")
+    beams = len(counts) // len(tasks)
+    labels: list[str] = []
+    for index, count in enumerate(counts):
+        own = tasks[index // beams]
+        of_segments = [own] * count if isinstance(own, str) else list(own)[-count:]
+        if len(of_segments) < count:
+            raise ValueError(f"{len(of_segments)} task labels for a sample of {count} segments: give one, or one each.")
+        labels += of_segments
+    return labels
