@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, cast
 
@@ -164,7 +163,7 @@ class MixLoraModel(BaseTuner):
     def last_labels(self, tasks: Tasks) -> list[str]:
         """The task of every instance of that batch (N), from those of its samples."""
         segments = self.mixlora_routing.current.segments_for(self._config(self.active_adapters[0]).route_on)
-        return instance_labels(tasks, [1] * len(tasks) if segments is None else segments.counts)
+        return instance_labels(tasks, len(tasks), segments)
 
     # -- the batch in flight ------------------------------------------------------------------------------------------
 
@@ -208,8 +207,8 @@ class MixLoraModel(BaseTuner):
             config = self._config(name)
             if config.needs_tasks:
                 segments = routing.segments_for(config.route_on)
-                counts = [1] * len(tokens) if segments is None else segments.counts
-                task_ids[name] = to_device(self._task_ids(config, tasks, counts), tokens.device)
+                ids = self._task_ids(config, tasks, len(tokens), segments)
+                task_ids[name] = to_device(ids, tokens.device)
             if config.task_mix > 0 and training:
                 ids_N = task_ids[name]
                 drawn_N = torch.rand(len(ids_N), device=ids_N.device) < config.task_mix
@@ -256,13 +255,15 @@ class MixLoraModel(BaseTuner):
         for layer, mix_NEF in zip(layers, mix_MEF.chunk(len(layers)), strict=True):
             cache.selected[layer, name] = mix_NEF
 
-    def _task_ids(self, config: MixLoraConfig, tasks: Tasks | None, counts: Sequence[int]) -> list[int]:
+    def _task_ids(
+        self, config: MixLoraConfig, tasks: Tasks | None, rows: int, segments: Segments | None
+    ) -> list[int]:
         """Index of each instance's task in the adapter's list (N), -1 where it is unknown."""
         known = {task: index for index, task in enumerate(config.tasks or ())}
-        labels = None if tasks is None else instance_labels(tasks, counts)
-        ids = [-1] * sum(counts) if labels is None else [known.get(task, -1) for task in labels]
+        labels = instance_labels([""] if tasks is None else tasks, rows, segments)
+        ids = [known.get(task, -1) for task in labels]
         if config.route_on == "task" and min(ids) < 0:
-            missing = "no task labels" if labels is None else f"tasks {sorted(set(labels) - set(known))}"
+            missing = "no task labels" if tasks is None else f"tasks {sorted(set(labels) - set(known))}"
             warnings.warn(f"The adapter knows {config.tasks}; {missing} get the mean over tasks.", stacklevel=2)
         return ids
 

@@ -94,7 +94,7 @@ class Routing:
         matrices, segments = self.cache.mixing_matrices, self.segments
         if segments is None:
             return matrices
-        own = {key: segments.at_the_end(mix) for key, mix in matrices.items() if len(mix) == sum(segments.counts)}
+        own = {key: segments.at_the_end(mix) for key, mix in matrices.items() if len(mix) == len(segments.slot_N)}
         return {**matrices, **own}
 
 

@@ -1,4 +1,4 @@
-"""The routing record: the mean mixing matrix of every task in every layer (`C_t`), over all instances that went through.
+"""The routing record: the mean mixing matrix of every task in every layer (`C_t`), over all its instances.
 
 Shapes: B batch, N instances in it, L adapted layers, T tasks, E = F factors in a pool, X snapshots.
 """

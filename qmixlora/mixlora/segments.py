@@ -20,19 +20,20 @@ from torch import Tensor
 
 from .selection import means_over
 
-Tasks = Sequence[str | Sequence[str]]  # of B samples: one label each, or a list of those of its segments
+# of B samples: one label each, or a list of those of its segments, from the conversation's first one on
+Tasks = Sequence[str | Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Segments:
     """Where the N segments of a batch are: those of the first sample, then those of the second, and so on.
 
-    `counts` is their number in each of the B samples. `of_BSK` tells the tokens of a sample's k-th segment, and
+    `numbers` are those of each sample's segments, in the conversation. `of_BSK` tells the tokens of a sample's k-th segment, and
     `instance_BK` its place among the N (any, where a sample has fewer); `slot_N` is the inverse, a place in B x K.
     `first_B` and `last_B` are the places of each sample's first and last segment among the N.
     """
 
-    counts: tuple[int, ...]
+    numbers: tuple[range, ...]
     of_BSK: Tensor
     instance_BK: Tensor
     slot_N: Tensor
@@ -54,19 +55,20 @@ class Segments:
             return None, reached_B
         start_B = torch.zeros(len(number_BS), dtype=number_BS.dtype) if reached_B is None else reached_B
         last_B = torch.maximum(start_B, number_BS.amax(dim=1))
-        return Segments.of((number_BS - start_B[:, None]).clamp(min=0), device), last_B
+        numbers = tuple(range(start, last + 1) for start, last in zip(start_B.tolist(), last_B.tolist(), strict=True))
+        return Segments.of((number_BS - start_B[:, None]).clamp(min=0), numbers, device), last_B
 
     @staticmethod
-    def of(number_BS: Tensor, device: torch.device) -> Segments | None:
-        """The segments by the number of every token's (on the host), counted from the sample's first one; on `device`.
+    def of(local_BS: Tensor, numbers: tuple[range, ...], device: torch.device) -> Segments | None:
+        """The segments, on `device`, by the number of every token's, counted from the sample's first in the pass.
 
         Raises ValueError where a number is missing before the last.
         """
-        counts = tuple((number_BS.amax(dim=1) + 1).tolist())
+        counts = [len(own) for own in numbers]
         most = max(counts)
         if most == 1:
             return None
-        of_BSK = number_BS[..., None] == torch.arange(most)
+        of_BSK = local_BS[..., None] == torch.arange(most)
         if not (of_BSK[..., 1:].any(dim=1).sum(dim=1) == torch.tensor(counts) - 1).all():
             raise ValueError("Segments are numbered one after the other: 0, 1, 2, ...; padding is -1.")
         first = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
@@ -75,7 +77,7 @@ class Segments:
         slot_N = torch.tensor([row * most + k for row, count in enumerate(counts) for k in range(count)])
         first_B, last_B = torch.tensor(first), torch.tensor([start + count - 1 for start, count in places])
         tensors = (of_BSK, instance_BK, slot_N, first_B, last_B)
-        return Segments(counts, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+        return Segments(numbers, *(tensor.to(device, non_blocking=True) for tensor in tensors))
 
     def mean(self, x_BSI: Tensor, mask_BS: Tensor | None) -> Tensor:
         """The mean input over the routing tokens of every segment (N x I, fp32)."""
@@ -95,7 +97,8 @@ class Segments:
         """
         mix_BKEF = mix_NEF.index_select(0, self.instance_BK.flatten()).unflatten(0, self.instance_BK.shape)
         if by_index:
-            return h_BSE * (self.of_BSK.to(h_BSE.dtype) @ mix_BKEF.diagonal(dim1=2, dim2=3))
+            gate_BSE: Tensor = self.of_BSK.to(h_BSE.dtype) @ mix_BKEF.diagonal(dim1=2, dim2=3)
+            return h_BSE * gate_BSE
         parts = (
             torch.where(of_BS1, h_BSE @ mix_BEF, 0.0)
             for of_BS1, mix_BEF in zip(self.of_BSK.split(1, dim=2), mix_BKEF.unbind(dim=1), strict=True)
@@ -127,20 +130,24 @@ def columns(given_BX: Tensor, shape: Sequence[int], start: int, beyond_B1: Tenso
     return given_BX if rows == len(given_BX) else given_BX.repeat_interleave(rows // len(given_BX), dim=0)
 
 
-def instance_labels(tasks: Tasks, counts: Sequence[int]) -> list[str]:
-    """The label of every instance, from those of the samples; `counts` are the instances of each.
+def instance_labels(tasks: Tasks, rows: int, segments: Segments | None) -> list[str]:
+    """The label of every instance of a batch, from those of its samples. Where whole samples are instances, a list of
+    labels stands for its last one. Beams repeat their sample.
 
-    A list of labels may also tell of segments before: the last ones count. Raises ValueError if their number does not
-    fit. Beams repeat their sample.
+    Raises ValueError if their number does not fit.
     """
-    if not tasks or len(counts) % len(tasks):
-        raise ValueError(f"{len(tasks)} task labels for a batch of {len(counts)}: give one per sample.")
-    beams = len(counts) // len(tasks)
+    if not tasks or rows % len(tasks):
+        raise ValueError(f"{len(tasks)} task labels for a batch of {rows}: give one per sample.")
     labels: list[str] = []
-    for index, count in enumerate(counts):
-        own = tasks[index // beams]
-        of_segments = [own] * count if isinstance(own, str) else list(own)[-count:]
-        if len(of_segments) < count:
-            raise ValueError(f"{len(of_segments)} task labels for a sample of {count} segments: give one, or one each.")
-        labels += of_segments
+    for row in range(rows):
+        own = tasks[row // (rows // len(tasks))]
+        numbers = range(1) if segments is None else segments.numbers[row]
+        if isinstance(own, str):
+            labels += [own] * len(numbers)
+        elif segments is None:
+            labels.append(own[-1])
+        elif len(own) > numbers[-1]:
+            labels += [own[number] for number in numbers]
+        else:
+            raise ValueError(f"{len(own)} task labels for a sample of {numbers[-1] + 1} segments: give one each.")
     return labels

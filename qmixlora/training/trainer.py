@@ -89,7 +89,7 @@ class SupervisedTrainer(Trainer):
         """Send a batch to the card as Trainer does, but for what is looked up on the host: the positions of labels, and
         where segments lie.
         """
-        kept = {name: inputs[name] for name in ("labels", "segments") if name in inputs}
+        kept: dict[str, Any] = {name: inputs[name] for name in ("labels", "segments") if name in inputs}
         return {**super()._prepare_inputs({k: v for k, v in inputs.items() if k not in kept}), **kept}
 
     def _prepare_input(self, data: Any) -> Any:

@@ -58,8 +58,8 @@ class Collator:
     Calling it gives what the processor gives (`input_ids` B x S, `attention_mask`, `pixel_values`, ...) padded on the
     right, and
       labels        B x S, the token on answers, the token that ends each of them included, -100 everywhere else
-      segments      B x S, the number of each token's segment, -1 on padding. A segment is an answer, the token that ends
-                    it included, and all that stands before it up to the answer before
+      segments      B x S, the number of each token's segment, -1 on padding. A segment is an answer, with the token
+                    that ends it, and all that stands between it and the answer before
       routing_mask  B x S, true in every segment before its first supervised token, never on padding
       tasks         B task labels; for a row whose answers are of several tasks, a list of one for each segment
 
