@@ -13,7 +13,7 @@ from .rendering.collate import BatchCollator, Collator, PromptRouting
 from .rendering.lengths import Lengths
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
 from .splits.loading import load_source, load_split
-from .splits.tasks import indices_by_task, only_tasks
+from .splits.tasks import indices_by_answer, indices_by_task, only_tasks
 
 __all__ = [
     "APPEARANCE_VERSION",
@@ -30,6 +30,7 @@ __all__ = [
     "check_body",
     "check_header",
     "image_size",
+    "indices_by_answer",
     "indices_by_task",
     "load_conversations",
     "load_source",

@@ -15,10 +15,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qmixlora.backbone.hidden_states import run_body
-from qmixlora.data import Conversation, indices_by_task, load_source
+from qmixlora.data import Conversation, indices_by_answer, indices_by_task, load_source
 from qmixlora.errors import UserError
 from qmixlora.files import clear_read_errors
 from qmixlora.mixlora.routing_record import FILE, RoutingStatistics
+from qmixlora.mixlora.segments import Tasks
 from qmixlora.session import TunedSession
 
 from .static import Learned
@@ -54,7 +55,8 @@ def mixing_matrices(
     if not left:
         return matrices
     rows = load_source(session.recipe.data, calibration_file, "train") if calibration_file else training_rows()
-    by_task = indices_by_task(rows)
+    by_sample = session.recipe.adapter.route_on == "all"  # an instance is a sample, of its last answer's task
+    by_task = indices_by_task(rows) if by_sample else indices_by_answer(rows)
     if calibration_file and len(tasks) == 1:
         by_task.setdefault(tasks[0], list(range(len(rows))))
     if lacking := [task for task in left if task not in by_task]:
@@ -63,7 +65,11 @@ def mixing_matrices(
         )
     for task in left:
         chosen = rows.select(by_task[task][: 1 if by_label else SAMPLES])
-        matrices[task] = calibrate(session, [_as_task(row, task) for row in chosen], [task])[:, 0]
+        labels = list(indices_by_answer(chosen))
+        if task in labels:
+            matrices[task] = calibrate(session, chosen, labels)[:, labels.index(task)]
+        else:  # a calibration file's, all of which is for this task
+            matrices[task] = calibrate(session, [_as_task(row, task) for row in chosen], [task])[:, 0]
     return matrices
 
 
@@ -75,25 +81,27 @@ def calibrate(
 ) -> Tensor:
     """`C_t` from one pass over samples, which the run need not have seen (L x T x E x F).
 
-    `tasks` are the T labels among the rows.
+    `tasks` are the T labels among the rows. Every answer counts for its own.
     """
     statistics, done = RoutingStatistics(session.model, tasks), 0
-    for batch in forward_passes(session, rows):
-        statistics.add([row["task"] for row in batch])
+    for batch, tasks_of_batch in forward_passes(session, rows):
+        statistics.add(tasks_of_batch)
         done += len(batch)
         on_progress(done, len(rows))
     means, _ = statistics.take()
     return torch.stack(list(means.values()))
 
 
-def forward_passes(session: TunedSession, rows: Sequence[Conversation]) -> Iterator[list[Conversation]]:
-    """Send rows through the model in evaluation mode, without logits but one; yield every batch once it is through."""
+def forward_passes(session: TunedSession, rows: Sequence[Conversation]) -> Iterator[tuple[list[Conversation], Tasks]]:
+    """Send rows through the model in evaluation mode, without logits but one; yield every batch once it is through, and
+    the tasks of its rows.
+    """
     with torch.no_grad(), session.evaluating():
         for batch in session.batches(rows):
             inputs = session.on_device(session.collator(batch))
             inputs.pop("labels")
             run_body(session.model, inputs)
-            yield batch
+            yield batch, inputs["tasks"]
 
 
 def _as_task(row: Conversation, task: str) -> Conversation:

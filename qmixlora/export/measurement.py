@@ -1,6 +1,6 @@
 """Measurements of a model on some rows: answers, loss and updates.
 
-Shapes: B batch, L layers, E = F factors in a pool, N supervised tokens, V vocabulary.
+Shapes: N instances of a batch, L layers, E = F factors in a pool, M supervised tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -74,18 +74,19 @@ def measure_updates(session: TunedSession, learned: Learned, rows: Sequence[Conv
     squares = dict.fromkeys(learned.pools, 0.0)
     for _, _, count in _losses(session, rows):
         statistics.add(["rows"] * count)
-        selection_LBEF = statistics.tuner.last_selection().cpu()
-        for (layer, pools), mix_BEF in zip(learned.pools.items(), selection_LBEF, strict=True):
-            squares[layer] += float(squared_norms(*pools, learned.scaling, mix_BEF).sum()) / len(rows)
-    means, _ = statistics.take()
-    return LiveUpdates(torch.cat(list(means.values())), squares)
+        selection_LNEF = statistics.tuner.last_selection().cpu()
+        for (layer, pools), mix_NEF in zip(learned.pools.items(), selection_LNEF, strict=True):
+            squares[layer] += float(squared_norms(*pools, learned.scaling, mix_NEF).sum())
+    means, count_T = statistics.take()
+    mean_squares = {layer: total / float(count_T) for layer, total in squares.items()}
+    return LiveUpdates(torch.cat(list(means.values())), mean_squares)
 
 
 def supervised_outputs(session: Session, rows: Sequence[Conversation]) -> Tensor:
-    """The logits of supervised tokens (N x V, fp32, on the CPU), to compare two models."""
+    """The logits of supervised tokens (M x V, fp32, on the CPU), to compare two models."""
     with torch.no_grad(), session.evaluating():
-        logits_NV = supervised_logits(session.model, session.on_device(session.collator(rows)))
-    return logits_NV.float().cpu()
+        logits_MV = supervised_logits(session.model, session.on_device(session.collator(rows)))
+    return logits_MV.float().cpu()
 
 
 def _losses(session: Session, rows: Sequence[Conversation]) -> Iterator[tuple[float, int, int]]:

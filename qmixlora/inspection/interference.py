@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from qmixlora.data import Conversation, indices_by_task
+from qmixlora.data import IGNORED, Conversation, indices_by_answer
 from qmixlora.errors import UserError
 from qmixlora.loss import supervised_loss
 from qmixlora.mixlora import PEFT_PREFIX
@@ -87,13 +87,13 @@ def measure_interference(
 ) -> Interference:
     """Task interference of a run's adapter (MixLoRA or LoRA), per layer, for the A and B factors apart.
 
-    Gradients are those of the training loss on `batches` batches of each task, without dropout, and are held on
-    the CPU: tasks x batches x factor parameters x 4 bytes. The model is left as it was.
+    Gradients are those of the training loss on `batches` batches of each task (its answers alone, where a conversation
+    has several tasks), without dropout, and are held on the CPU: tasks x batches x factor parameters x 4 bytes. The model is left as it was.
 
     Raises:
         UserError: fewer than two tasks, or a task with fewer samples than batches.
     """
-    by_task = indices_by_task(rows)
+    by_task = indices_by_answer(rows)
     tasks = list(by_task)
     if len(tasks) < 2:
         raise UserError("Interference is between tasks, and the data has only one.", where=", ".join(tasks))
@@ -108,7 +108,7 @@ def measure_interference(
         for number, task in enumerate(tasks):
             for index in range(batches):
                 chosen = by_task[task][index::batches][:batch_size]
-                of_batch = _gradients(session, [rows[i] for i in chosen], parameters)
+                of_batch = _gradients(session, [rows[i] for i in chosen], task, parameters)
                 for key, gradient in of_batch.items():
                     gradients[key].append(gradient)
                 on_progress(number * batches + index + 1, len(tasks) * batches)
@@ -123,8 +123,13 @@ def _factors(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
 
 
 def _gradients(
-    session: Session, rows: Sequence[Conversation], parameters: Mapping[tuple[str, str], nn.Parameter]
+    session: Session, rows: Sequence[Conversation], task: str, parameters: Mapping[tuple[str, str], nn.Parameter]
 ) -> dict[tuple[str, str], Tensor]:
-    loss = supervised_loss(session.model, session.on_device(session.collator(rows)))
+    """Gradients of the loss on the rows' answers of one task."""
+    batch = session.collator(rows)
+    for labels_S, segments_S, own in zip(batch["labels"], batch["segments"], batch["tasks"], strict=True):
+        if not isinstance(own, str):
+            labels_S[torch.tensor([label != task for label in own])[segments_S]] = IGNORED
+    loss = supervised_loss(session.model, session.on_device(batch))
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return {key: g.float().flatten().cpu() for key, g in zip(parameters, gradients, strict=True)}

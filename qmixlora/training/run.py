@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from qmixlora.adapter import check_fit_of_files
-from qmixlora.data import Collator, load_split, taught
+from qmixlora.data import Collator, indices_by_answer, load_split, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing
 from qmixlora.manifest import MANIFEST, seal
@@ -71,7 +71,7 @@ def train_from(checkpoint: Path | None, recipe: Recipe, console: Console) -> Pat
     folder = Path(recipe.train.output)
     rows = load_split(recipe.data, "train")
     validation = load_split(recipe.data, "validation") if recipe.data.validation else None
-    tasks = sorted(set(rows["task"]))
+    tasks = list(indices_by_answer(rows))
     _check_tasks(recipe, tasks)
     session = unless_out_of_memory(lambda: open_session(recipe, tasks))
     if session is None:

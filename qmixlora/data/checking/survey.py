@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.lengths import Lengths
+from qmixlora.data.splits.tasks import indices_by_answer
 
 SAMPLED = 1000  # samples whose length is worked out for the median and the 99th percentile
 CANDIDATES = 256  # samples that may be the longest, by their characters and image sizes
@@ -63,7 +64,7 @@ def survey(rows: Dataset, collator: Collator) -> Survey:
         longest=sorted(candidates, key=lambda index: candidates[index], reverse=True),
         largest_images=largest[:CANDIDATES],
         samples=len(rows),
-        tasks=len(set(rows["task"])),
+        tasks=len(indices_by_answer(rows)),
         median=cuts[49],
         p99=cuts[98],
         most_tokens=max(candidates.values()),

@@ -8,7 +8,7 @@ from typing import Any
 from qmixlora.data.formats import FormatError
 
 from .spoken import Picture, Spoken
-from .texts import as_text, kind
+from .texts import as_text, kind, written
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -58,9 +58,17 @@ def _spoken(turn: Any, name: str) -> Spoken:
     speaker, content = (turn[key] for key in meant[0])
     role = _role(speaker)
     what = {"assistant": "an answer", "user": "a question", "system": "a system turn"}[role]
-    if isinstance(content, list):
-        return Spoken(role, [_part(part, what) for part in content])
-    return Spoken(role, [as_text(content, what)])
+    parts = [_part(part, what) for part in content] if isinstance(content, list) else [as_text(content, what)]
+    return Spoken(role, parts, _task_of(turn, role))
+
+
+def _task_of(turn: Mapping[str, Any], role: str) -> str | None:
+    """The task that an answer names, if it does."""
+    if turn.get("task") is None:
+        return None
+    if role != "assistant":
+        raise FormatError(f"has a task in a turn of the {role}; each answer may name its own")
+    return written(turn["task"], "the task of an answer")
 
 
 def _role(word: Any) -> str:

@@ -48,8 +48,8 @@ def load_conversations(
 ) -> datasets.Dataset:
     """All conversations of a source (docs/data.md); what was left out is said on stderr.
 
-    Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` and `references` (all right
-    answers where the data has several). Other arguments and errors as `load`.
+    Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` (of the last answer), `tasks`
+    (of all answers, where they differ) and `references` (all right answers where the data has several). Other arguments and errors as `load`.
     """
     loaded = load(source, split, image_root, Reading(task_field, columns, template), on_bad_sample, max_pixels)
     loaded.refused.say(source, len(loaded.rows) + loaded.refused.count)
@@ -119,14 +119,20 @@ def _checked(row: Row, reading: Reading, located: Locate) -> Conversation:
     if not isinstance(row.value, Mapping):
         raise UserError("A sample is a JSON object.", where=row.where)
     try:
-        turns, images, task, references = to_sample(row.value, reading)
+        sample = to_sample(row.value, reading)
     except FormatError as error:
         raise UserError(f"The sample {error}.", where=row.where) from None
     try:
-        files = [located(image, row.where) for image in images]
+        files = [located(image, row.where) for image in sample.images]
     except UserError as error:
         raise PictureError(error.what, where=error.where, fix=error.fix) from None
-    return {"turns": turns, "images": files, "task": task, "references": references}
+    return {
+        "turns": sample.turns,
+        "images": files,
+        "task": sample.task,
+        "tasks": sample.tasks,
+        "references": sample.references,
+    }
 
 
 def _remembering(root: Path, max_pixels: int) -> Locate:

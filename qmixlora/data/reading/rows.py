@@ -33,12 +33,15 @@ class Reading:
 
 
 class Sample(NamedTuple):
-    """A row in the one form, its images as the data names or holds them (a text, or a mapping)."""
+    """A row in the one form, its images as the data names or holds them (a text, or a mapping). `task` is that of the
+    last answer; `tasks` are those of all answers, where they differ.
+    """
 
     turns: list[Turn]
     images: list[Any]
     task: str
     references: list[str]
+    tasks: list[str]
 
 
 def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
@@ -51,7 +54,9 @@ def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
         spoken, references = _dialogue(row), []
     check_order(spoken)
     turns, images = with_pictures(spoken, own)
-    return Sample(turns, [_image(image) for image in images], _task(row, reading), references)
+    tasks = _tasks(row, reading, [turn.task for turn in spoken if turn.role == "assistant"])
+    differ = len(set(tasks)) > 1
+    return Sample(turns, [_image(image) for image in images], tasks[-1], references, tasks if differ else [])
 
 
 def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:
@@ -101,14 +106,32 @@ def _image(image: Any) -> Any:
     raise FormatError(f"has {kind(image)} as an image")
 
 
-def _task(row: Mapping[str, Any], reading: Reading) -> str:
+def _tasks(row: Mapping[str, Any], reading: Reading, own: list[str | None]) -> list[str]:
+    """The task of every answer: its `own`, or else the row's; of several answers, that may be a list of one for each."""
+    value, what = _task_of_row(row, reading)
+    if isinstance(value, list) and len(own) > 1:
+        if any(own):
+            raise FormatError(f"has a list as {what}, and answers that name their own")
+        if len(value) != len(own):
+            raise FormatError(f"has {len(value)} tasks in {what} and {len(own)} answers")
+        return [written(task, what) for task in value]
+    if value is None and any(own) and not all(own):
+        raise FormatError("has answers with a task and answers without, and no task of its own for these")
+    of_row = NO_TASK if value is None else written(value, what)
+    return [task or of_row for task in own]
+
+
+def _task_of_row(row: Mapping[str, Any], reading: Reading) -> tuple[Any, str]:
+    """(the task that a row names, None where it names none; what it is called)."""
     field = reading.task_field or (reading.columns.task if reading.columns is not None else None)
     if field is not None:
         if field not in row:
             name = "data.task_field" if reading.task_field else "data.columns"
             raise FormatError(f"has no field {field!r}, which {name} names; its keys are {sorted(map(str, row))}")
-        return written(row[field], f"the task in {field!r}")
+        what = f"the task in {field!r}"
+        return row[field] if isinstance(row[field], list) else written(row[field], what), what
     for name in TASK_FIELDS:
-        if row.get(name) is not None and as_text(row[name], f"the task in {name!r}").strip():
-            return as_text(row[name], f"the task in {name!r}")
-    return NO_TASK
+        what, value = f"the task in {name!r}", row.get(name)
+        if isinstance(value, list) or (value is not None and as_text(value, what).strip()):
+            return value, what
+    return None, ""

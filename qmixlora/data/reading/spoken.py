@@ -24,10 +24,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Spoken:
-    """What one speaker says; `role` is user, assistant or system."""
+    """What one speaker says; `role` is user, assistant or system. `task` is that of an answer, where it names its own."""
 
     role: str
     parts: list[str | Picture]
+    task: str | None = None
 
     @property
     def text(self) -> str:

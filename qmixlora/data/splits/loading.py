@@ -40,7 +40,8 @@ def _rows_of(part: Part, data: Data) -> Dataset:
     own = {name: value for name in OWN if (value := getattr(part, name)) is not None}
     rows = load_source(data.model_copy(update=own), part.path, part.split)
     if part.task is not None:
-        rows = rows.remove_columns("task").add_column("task", [part.task] * len(rows))
+        rows = rows.remove_columns(["task", "tasks"]).add_column("task", [part.task] * len(rows))
+        rows = rows.add_column("tasks", [[]] * len(rows), feature=FEATURES["tasks"])
     count = part.samples or round((part.weight or 1) * len(rows))
     whole, rest = divmod(count, len(rows))
     drawn = sorted(random.Random(data.split_seed).sample(range(len(rows)), rest))

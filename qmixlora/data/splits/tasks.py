@@ -10,10 +10,22 @@ from qmixlora.errors import UserError
 
 
 def indices_by_task(rows: Dataset) -> dict[str, list[int]]:
-    """The positions of every task's samples, the tasks sorted by name."""
+    """The positions of every task's samples (of several answers, the last one's task counts), sorted by its name."""
+    return _inverted([[task] for task in rows["task"]])
+
+
+def indices_by_answer(rows: Dataset) -> dict[str, list[int]]:
+    """The positions of the samples that have an answer of a task, of every task, sorted by its name."""
+    if "tasks" not in rows.column_names:
+        return indices_by_task(rows)
+    return _inverted([own or [task] for own, task in zip(rows["tasks"], rows["task"], strict=True)])
+
+
+def _inverted(tasks: Iterable[Iterable[str]]) -> dict[str, list[int]]:
     indices: dict[str, list[int]] = {}
-    for index, task in enumerate(rows["task"]):
-        indices.setdefault(task, []).append(index)
+    for index, own in enumerate(tasks):
+        for task in dict.fromkeys(own):
+            indices.setdefault(task, []).append(index)
     return dict(sorted(indices.items()))
 
 
