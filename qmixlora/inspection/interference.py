@@ -88,7 +88,8 @@ def measure_interference(
     """Task interference of a run's adapter (MixLoRA or LoRA), per layer, for the A and B factors apart.
 
     Gradients are those of the training loss on `batches` batches of each task (its answers alone, where a conversation
-    has several tasks), without dropout, and are held on the CPU: tasks x batches x factor parameters x 4 bytes. The model is left as it was.
+    has several tasks), without dropout, and are held on the CPU: tasks x batches x factor parameters x 4 bytes. The
+    model is left as it was.
 
     Raises:
         UserError: fewer than two tasks, or a task with fewer samples than batches.
@@ -127,9 +128,10 @@ def _gradients(
 ) -> dict[tuple[str, str], Tensor]:
     """Gradients of the loss on the rows' answers of one task."""
     batch = session.collator(rows)
-    for labels_S, segments_S, own in zip(batch["labels"], batch["segments"], batch["tasks"], strict=True):
-        if not isinstance(own, str):
-            labels_S[torch.tensor([label != task for label in own])[segments_S]] = IGNORED
+    for labels_S, segments_S, tasks in zip(batch["labels"], batch["segments"], batch["tasks"], strict=True):
+        for number, own in enumerate(() if isinstance(tasks, str) else tasks):
+            if own != task:
+                labels_S[segments_S == number] = IGNORED
     loss = supervised_loss(session.model, session.on_device(batch))
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return {key: g.float().flatten().cpu() for key, g in zip(parameters, gradients, strict=True)}

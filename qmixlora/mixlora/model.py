@@ -255,9 +255,7 @@ class MixLoraModel(BaseTuner):
         for layer, mix_NEF in zip(layers, mix_MEF.chunk(len(layers)), strict=True):
             cache.selected[layer, name] = mix_NEF
 
-    def _task_ids(
-        self, config: MixLoraConfig, tasks: Tasks | None, rows: int, segments: Segments | None
-    ) -> list[int]:
+    def _task_ids(self, config: MixLoraConfig, tasks: Tasks | None, rows: int, segments: Segments | None) -> list[int]:
         """Index of each instance's task in the adapter's list (N), -1 where it is unknown."""
         known = {task: index for index, task in enumerate(config.tasks or ())}
         labels = instance_labels([""] if tasks is None else tasks, rows, segments)

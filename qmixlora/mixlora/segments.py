@@ -28,9 +28,9 @@ Tasks = Sequence[str | Sequence[str]]
 class Segments:
     """Where the N segments of a batch are: those of the first sample, then those of the second, and so on.
 
-    `numbers` are those of each sample's segments, in the conversation. `of_BSK` tells the tokens of a sample's k-th segment, and
-    `instance_BK` its place among the N (any, where a sample has fewer); `slot_N` is the inverse, a place in B x K.
-    `first_B` and `last_B` are the places of each sample's first and last segment among the N.
+    `numbers` are those of each sample's segments, in its conversation. `of_BSK` tells the tokens of a sample's k-th
+    segment, and `instance_BK` its place among the N (any, where a sample has fewer); `slot_N` is the inverse, a place
+    in B x K. `first_B` and `last_B` are the places of each sample's first and last segment among the N.
     """
 
     numbers: tuple[range, ...]

@@ -58,8 +58,10 @@ def _spoken(turn: Any, name: str) -> Spoken:
     speaker, content = (turn[key] for key in meant[0])
     role = _role(speaker)
     what = {"assistant": "an answer", "user": "a question", "system": "a system turn"}[role]
-    parts = [_part(part, what) for part in content] if isinstance(content, list) else [as_text(content, what)]
-    return Spoken(role, parts, _task_of(turn, role))
+    task = _task_of(turn, role)
+    if isinstance(content, list):
+        return Spoken(role, [_part(part, what) for part in content], task)
+    return Spoken(role, [as_text(content, what)], task)
 
 
 def _task_of(turn: Mapping[str, Any], role: str) -> str | None:

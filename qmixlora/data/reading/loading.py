@@ -49,7 +49,8 @@ def load_conversations(
     """All conversations of a source (docs/data.md); what was left out is said on stderr.
 
     Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` (of the last answer), `tasks`
-    (of all answers, where they differ) and `references` (all right answers where the data has several). Other arguments and errors as `load`.
+    (of all answers, where they differ) and `references` (all right answers where the data has several). Other
+    arguments and errors as `load`.
     """
     loaded = load(source, split, image_root, Reading(task_field, columns, template), on_bad_sample, max_pixels)
     loaded.refused.say(source, len(loaded.rows) + loaded.refused.count)

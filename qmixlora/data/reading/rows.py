@@ -107,9 +107,9 @@ def _image(image: Any) -> Any:
 
 
 def _tasks(row: Mapping[str, Any], reading: Reading, own: list[str | None]) -> list[str]:
-    """The task of every answer: its `own`, or else the row's; of several answers, that may be a list of one for each."""
+    """The task of every answer: its `own`, or else the row's, which may be a list of one for each."""
     value, what = _task_of_row(row, reading)
-    if isinstance(value, list) and len(own) > 1:
+    if isinstance(value, list):
         if any(own):
             raise FormatError(f"has a list as {what}, and answers that name their own")
         if len(value) != len(own):

@@ -24,7 +24,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Spoken:
-    """What one speaker says; `role` is user, assistant or system. `task` is that of an answer, where it names its own."""
+    """What one speaker says; `role` is user, assistant or system. `task` is an answer's own, if it names one."""
 
     role: str
     parts: list[str | Picture]

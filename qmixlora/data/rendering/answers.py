@@ -38,6 +38,6 @@ def _parts(row: dict[str, Any], template: ChatTemplate) -> Iterator[dict[str, An
         if turn["role"] == "assistant":
             asked = [earlier["text"] for earlier in turns[:index] if earlier["role"] != "assistant"]
             images = sum(text.count(IMAGE) for text in asked)
-            tasks = (row.get("tasks") or [])[: index - len(asked)]  # of the answers up to this one
-            own = {"task": tasks[-1], "tasks": tasks} if tasks else {}
+            tasks = (row.get("tasks") or [])[: index - len(asked)]  # of the answers up to this one, the only one taught
+            own = {"task": tasks[-1], "tasks": []} if tasks else {}
             yield {**row, **own, "turns": turns[:index], "images": row["images"][:images]}

@@ -22,6 +22,7 @@ from qmixlora.manifest import MANIFEST
 from qmixlora.mixlora.routing_record import mixture_layers
 from qmixlora.recipe import Recipe
 from qmixlora.session import open_session, open_tuned_run
+from tests.unit.mixlora.conversations import mixed_rows
 
 from .helpers import Q_PROJ, TASKS, exported, rows_of
 
@@ -48,6 +49,19 @@ def test_a_pass_gives_the_mean_of_what_each_sample_gets(make_recipe: Callable[..
             selections.append(session.model.base_model.last_selection()[index, 0])
         expected_EF = torch.stack(selections).mean(dim=0)
         torch.testing.assert_close(mean_LTEF[index, number], expected_EF)
+
+
+def test_a_pass_counts_every_answer_for_its_own_task(make_recipe: Callable[..., Recipe]) -> None:
+    session = open_session(make_recipe(train={"eval_batch_size": 2}), [])
+    rows = mixed_rows(session.recipe)  # color, digit, color; digit; digit, digit
+    mean_LTEF = calibrate(session, rows, ["color", "digit"])
+    selections = []
+    for row in rows:
+        session.model.eval()(**session.collator([row]))
+        selections.append(session.model.base_model.last_selection())
+    own_LNEF = torch.cat(selections, dim=1)
+    torch.testing.assert_close(mean_LTEF[:, 0], own_LNEF[:, [0, 2]].mean(dim=1))
+    torch.testing.assert_close(mean_LTEF[:, 1], own_LNEF[:, [1, 3, 4, 5]].mean(dim=1))
 
 
 def test_a_pass_leaves_the_model_in_its_mode_and_tells_how_far_it_is(make_recipe: Callable[..., Recipe]) -> None:

@@ -12,6 +12,7 @@ from qmixlora.export.measurement import Measurement, measure, measure_updates
 from qmixlora.export.static import learned_by
 from qmixlora.recipe import Edit
 from qmixlora.session import open_tuned_run
+from tests.unit.mixlora.conversations import mixed_rows
 
 from .helpers import Q_PROJ, dense, rows_of
 
@@ -30,6 +31,20 @@ def test_the_update_error_is_that_of_dense_matrices(run: Path) -> None:
     target = dense(adapter.updates[Q_PROJ])
     error = sum((d - target).square().sum() for d in own) / sum(d.square().sum() for d in own)
     assert updates.errors(learned, adapter)[Q_PROJ] == pytest.approx(float(error), rel=1e-4)
+
+
+def test_updates_are_those_of_segments(run: Path) -> None:
+    session = open_tuned_run(run)
+    learned, rows = learned_by(session.model), mixed_rows(session.recipe)
+    updates = measure_updates(session, learned, rows)
+    squares: list[float] = []
+    for row in rows:
+        session.model(**session.collator([row]))
+        for mix_EF in session.model.base_model.last_selection()[list(learned.pools).index(Q_PROJ)]:
+            up, down = learned.pools[Q_PROJ][1], learned.pools[Q_PROJ][0]
+            squares.append(float((learned.scaling * up.T @ mix_EF.T @ down).square().sum()))
+    assert len(squares) == 6
+    assert updates.squares[Q_PROJ] == pytest.approx(sum(squares) / 6, rel=1e-4)
 
 
 def test_the_loss_does_not_depend_on_the_batches(run: Path) -> None:

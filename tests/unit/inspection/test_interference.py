@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from datasets import Dataset
 
-from qmixlora.data import load_split, only_tasks
+from qmixlora.data import IGNORED, load_split, only_tasks
 from qmixlora.errors import UserError
 from qmixlora.inspection.interference import Interference, interference_matrix, measure_interference
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 from tests.adapters import randomize
+from tests.unit.mixlora.conversations import conversation
 
 
 def test_the_ratio_is_1_for_the_task_itself_0_across_and_negative_against() -> None:
@@ -122,3 +124,21 @@ def test_one_task_alone_cannot_interfere(session: Session) -> None:
 def test_a_task_with_fewer_samples_than_batches_is_named(session: Session) -> None:
     with pytest.raises(UserError, match="Too few samples for 9 batches"):
         measure_interference(session, load_split(session.recipe.data, "train"), batches=9)
+
+
+def test_a_task_is_disturbed_in_its_own_answers_of_a_conversation(session: Session) -> None:
+    """Conversations of two tasks measure as much as the two answers of each, learned apart behind the same history."""
+    rows = [conversation(session.recipe, *turns, tasks=["color", "digit"]) for turns in [(2, 0), (1, 3)]]
+    own = measure_interference(session, Dataset.from_list(rows), batches=2, batch_size=1)
+    assert own.tasks == ["color", "digit"]
+    layer, pool = "model.language_model.layers.0.self_attn.v_proj", "B"
+    weight = session.model.base_model.model.get_submodule(layer).mixlora_B["default"]
+    gradients = []
+    for number in range(2):
+        for row in rows:
+            batch = session.collator([row])
+            batch["labels"][batch["segments"] != number] = IGNORED
+            (gradient,) = torch.autograd.grad(supervised_loss(session.model, batch), weight)
+            gradients.append(gradient.flatten())
+    expected = interference_matrix(torch.stack(gradients).view(2, 2, -1))
+    torch.testing.assert_close(own.matrices[layer, pool], expected, rtol=1e-3, atol=1e-3, equal_nan=True)

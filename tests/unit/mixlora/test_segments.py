@@ -114,7 +114,9 @@ def test_a_history_that_is_prefilled_at_once_gives_the_logits_that_were_taught(
         out = session.model(**inputs, use_cache=True)
         steps = [out.logits[:, -1]]
         for step in range(min(map(len, taught)) - 1):
-            tokens_B1 = torch.stack([own[len(own) - len(last) + step] for own, last in zip(answers, taught)])[:, None]
+            tokens_B1 = torch.stack(
+                [own[len(own) - len(last) + step] for own, last in zip(answers, taught, strict=True)]
+            )[:, None]
             attention = torch.ones(len(rows), inputs["input_ids"].shape[1] + step + 1, dtype=torch.long)
             attention[:, : inputs["input_ids"].shape[1]] = inputs["attention_mask"]
             out = session.model(input_ids=tokens_B1, attention_mask=attention, past_key_values=out.past_key_values)
@@ -142,14 +144,15 @@ def test_a_history_in_the_cache_gives_the_logits_that_were_taught(
     ends = sorted({0, *(i - 1 for i in starts), *(i for i in range(1, len(mask)) if mask[i - 1] and not mask[i])})
     passes = []
     for start, end in itertools.pairwise([*ends, len(mask)]):
-        whole = bool(mask[start : end].any())
+        whole = bool(mask[start:end].any())
         passes += [(start, end)] if whole else [(i, min(i + chunk, end)) for i in range(start, end, chunk)]
     made, cache = [], None
     for start, end in passes:
         inputs = {"input_ids": batch["input_ids"][:, start:end], "attention_mask": batch["attention_mask"][:, :end]}
         pixels = {} if start else {"pixel_values": batch["pixel_values"]}
-        with torch.no_grad(), routed_as(
-            session.model, batch["tasks"], segments=segments, routing_mask=batch["routing_mask"]
+        with (
+            torch.no_grad(),
+            routed_as(session.model, batch["tasks"], segments=segments, routing_mask=batch["routing_mask"]),
         ):
             out = session.model(**inputs, **pixels, past_key_values=cache, use_cache=True)
         cache = out.past_key_values

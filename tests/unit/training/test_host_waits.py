@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from qmixlora.recipe import Recipe
 from qmixlora.training.recovery import StepStart
 from tests.pretended_cuda import CUDA, PretendedCuda, on_card, put
+from tests.unit.mixlora.conversations import conversation
 
 from .helpers import rows_of
 from .waits import waits_of
@@ -49,6 +50,15 @@ def test_a_micro_batch_waits_six_times_at_most(
     assert cuda.count() <= ALLOWED, cuda.table()
     assert not any(cuda.count(phase) for phase in ("batch", "between", "after")), cuda.table()
     assert sum(count for wait, count in cuda.waits.items() if wait.is_ours) == offload, cuda.table()
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=str)
+def test_conversations_make_no_more_waits(make_recipe: MakeRecipe, tmp_path: Path, adapter: dict[str, Any]) -> None:
+    recipe = make_recipe(adapter=adapter)
+    rows = [conversation(recipe, *turns) for turns in [(0,), (1, 2), (0, 1, 2), (3, 2)]]
+    cuda = waits_of(recipe, rows, tmp_path)
+    assert cuda.count() <= ALLOWED, cuda.table()
+    assert not any(wait.is_ours for wait in cuda.waits), cuda.table()
 
 
 def test_what_still_waits_is_the_model(make_recipe: MakeRecipe, data: Path, tmp_path: Path) -> None:

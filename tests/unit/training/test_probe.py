@@ -74,6 +74,25 @@ def test_a_probe_measures_what_was_planned(
 
 
 @pytest.mark.usefixtures("without_onednn")
+@pytest.mark.parametrize("pairing", ["tied", "conditional"])
+def test_a_step_of_conversations_is_planned_too(
+    wide: Path, data: Path, write_json: Callable[..., Path], pairing: str
+) -> None:
+    """Of the data at hand, whose longest samples have six segments and three."""
+    image = str(next((data / "images").glob("train*.png")))
+    turns = [{"from": "human", "value": "what is it ? " * 8}, {"from": "gpt", "value": "red " * 8}]
+    rows = [{"image": image, "conversations": turns * count} for count in (6, 3, 1)]
+    recipe = in_fp32(
+        recipe_of(str(wide), {"dropout": 0.0, "pairing": pairing}, micro_batch_size=2),
+        f"data.train={write_json('turns.json', rows)}", "data.max_length=1024",
+    )  # fmt: skip
+    planned = plan(recipe)
+    assert planned.batch.inputs["segments"].amax(dim=1).tolist() == [5, 2]
+    result = probe(recipe, planned)
+    assert result.planned == pytest.approx(result.measured, rel=0.01)
+
+
+@pytest.mark.usefixtures("without_onednn")
 def test_a_bfloat16_step_is_planned_too(wide: Path) -> None:
     train = {"micro_batch_size": 2, "gradient_accumulation": 1, "optimizer": "paged_adamw_8bit"}
     recipe = recipe_of(str(wide), {"dropout": 0.0}, **train)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors import safe_open
 
 from qmixlora.files import read_log
 from qmixlora.recipe import Recipe
@@ -39,3 +40,19 @@ def test_an_epoch_has_a_step_for_every_sample_that_a_conversation_makes(
     )
     run = train(recipe, console=Console(quiet=True))
     assert max(record["step"] for record in read_log(run / "metrics.jsonl")) == steps
+
+
+def test_a_run_records_every_answer_for_its_own_task(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Two conversations of a color and a digit, and one of two digits."""
+    tasks = [["color", "digit"], ["color", "digit"], "digit"]
+    rows = [{"conversations": TURNS, "task": task} for task in tasks]
+    (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    recipe = make_recipe(
+        adapter={"train_projector": False, "task_mix": 0.5},
+        data={"train": str(tmp_path / "d.json"), "test": None},
+        train={"max_steps": 3, "micro_batch_size": 3},
+    )
+    run = train(recipe, console=Console(quiet=True))
+    with safe_open(run / "routing.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["tasks"]) == ["color", "digit"]
+        assert file.get_tensor("count").tolist() == [2, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_the_task_comes_from_task_task_name_or_the_field_that_the_recipe_names(
     [
         ({}, "no field 'set'"),
         ({"set": None}, "has null as the task in 'set'"),
-        ({"set": ["a"]}, "has a list as the task"),
+        ({"set": ["a", "b"]}, "has 2 tasks in the task in 'set' and 1 answers"),
         ({"set": {"a": 1}}, "has an object as the task"),
         ({"set": True}, "has true as the task"),
         ({"set": " "}, "nothing but white space as the task"),
@@ -59,6 +60,54 @@ def test_the_task_comes_from_task_task_name_or_the_field_that_the_recipe_names(
 def test_a_task_that_is_no_name_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(FormatError, match=message):
         to_sample({**SPOKEN, **fields}, Reading("set"))
+
+
+def asked(*answers: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """A row with these keys in its answers, and these beside them."""
+    turns = [turn for own in answers for turn in (HI, {**says("so", "gpt"), **own})]
+    return {"conversations": turns, **fields}
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "tasks"),
+    [
+        (asked({"task": "a"}, {"task": "b"}), "b", ["a", "b"]),
+        (asked({"task": "a"}, {}, task="b"), "b", ["a", "b"]),
+        (asked({"task": None}, {"task": "a"}, task_name="b"), "a", ["b", "a"]),
+        (asked({}, {}, task=["a", "b"]), "b", ["a", "b"]),
+        (asked({}, {}, task=["a", 1]), "1", ["a", "1"]),
+        (asked({"task": "a"}, {"task": "a"}), "a", []),
+        (asked({}, {}, task="a"), "a", []),
+        (asked({}, task=["a"]), "a", []),
+        (asked({}, {}), "all", []),
+    ],
+)
+def test_answers_may_have_tasks_of_their_own(row: dict[str, Any], task: str, tasks: list[str]) -> None:
+    sample = to_sample(row, Reading())
+    assert sample.task == task and sample.tasks == tasks
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (asked({"task": "a"}, {}), "answers with a task and answers without"),
+        (asked({}, {}, task=["a"]), "has 1 tasks in the task in 'task' and 2 answers"),
+        (asked({}, {}, task=[]), "has 0 tasks in the task in 'task' and 2 answers"),
+        (asked({}, {}, task=["a", None]), "has null as the task in 'task'"),
+        (asked({}, {}, task=["a", " "]), "nothing but white space as the task"),
+        (
+            asked({"task": "a"}, {}, task=["a", "b"]),
+            "has a list as the task in 'task', and answers that name their own",
+        ),
+        (asked({"task": ["a"]}), "has a list as the task of an answer"),
+        (asked({"task": ""}), "has nothing as the task of an answer"),
+        ({"conversations": [{**HI, "task": "a"}, says("so", "gpt")]}, "has a task in a turn of the user"),
+        (asked({}, {}, task={"a": 1}), "has an object as the task"),
+    ],
+)
+def test_tasks_of_answers_that_have_not_one_meaning_are_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(message)):
+        to_sample(row, Reading())
 
 
 def text_of(row: dict[str, Any], turn: int = 0) -> str:

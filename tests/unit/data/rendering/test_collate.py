@@ -43,9 +43,43 @@ def test_no_label_stands_on_an_image_or_on_padding(collator: Collator, batch: di
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
 
 
-def test_a_sample_is_routed_by_its_first_question_alone(collator: Collator, batch: dict[str, Any]) -> None:
+def test_every_segment_is_routed_by_its_own_question(collator: Collator, batch: dict[str, Any]) -> None:
     prompt = "<bos> user : <image> <image> <image> <image> what digit is written ? assistant :"
-    assert [decoded(collator, batch, index, "routing_mask") for index in (0, 1)] == [prompt, prompt]
+    second = "user : how big is the circle ? assistant :"
+    assert decoded(collator, batch, 0, "routing_mask") == f"{prompt} {second}"
+    assert decoded(collator, batch, 1, "routing_mask") == prompt
+
+
+def test_a_segment_ends_with_the_token_that_ends_its_answer(collator: Collator, batch: dict[str, Any]) -> None:
+    ids_S, numbers_S = batch["input_ids"][0], batch["segments"][0]
+    texts = [collator.processor.tokenizer.decode(ids_S[numbers_S == number]) for number in (0, 1)]
+    assert texts[0].endswith("written ? assistant : seven <eos>")
+    assert texts[1] == "user : how big is the circle ? assistant : large <eos>"
+
+
+def test_padding_is_in_no_segment(batch: dict[str, Any]) -> None:
+    assert ((batch["segments"] == -1) == (batch["attention_mask"] == 0)).all()
+    assert batch["segments"][1].max() == 0
+
+
+def test_prompts_have_the_segments_of_their_history(collator: Collator, write_json: Write, image: str) -> None:
+    rows = of_turns([HUMAN, GPT, *HOW_BIG], [HUMAN, GPT], write=write_json, image=image)
+    inputs, routing = collator.routed_prompts(rows)
+    whole = collator(rows)
+    for index in range(2):
+        real_S = inputs["attention_mask"][index].bool()
+        count = int(real_S.sum())
+        for name in ("segments", "routing_mask"):
+            assert routing[name][index][real_S].tolist() == whole[name][index][:count].tolist()
+        assert (routing["segments"][index][~real_S] == -1).all() and not routing["routing_mask"][index][~real_S].any()
+
+
+def test_answers_of_several_tasks_have_a_label_for_each_segment(
+    collator: Collator, write_json: Write, image: str
+) -> None:
+    sample = {"image": image, "task": ["digit", "size"], "conversations": [HUMAN, GPT, *HOW_BIG]}
+    rows = list(load_conversations(str(write_json("m.json", [sample, {**sample, "task": "size"}]))))
+    assert collator(rows)["tasks"] == collator.routed_prompts(rows)[1]["tasks"] == [["digit", "size"], "size"]
 
 
 def test_every_sample_has_its_task(batch: dict[str, Any]) -> None:
@@ -65,8 +99,13 @@ def test_the_supervised_tokens_are_the_answers(processor: Any, dialogue: list[tu
     collator = Collator(processor, 512)
     batch = collator([{"turns": turns, "images": [], "task": "t"}])
     assert decoded(collator, batch, 0, "labels") == " ".join(f"{answer} <eos>" for _, answer in dialogue)
-    first = next(i for i, label in enumerate(batch["labels"][0].tolist()) if label != IGNORED)
-    assert batch["routing_mask"][0].tolist() == [i < first for i in range(len(batch["input_ids"][0]))]
+    labels = batch["labels"][0].tolist()
+    last = max(i for i, label in enumerate(labels) if label != IGNORED)
+    asked = [label == IGNORED and i < last for i, label in enumerate(labels)]
+    assert batch["routing_mask"][0].tolist() == asked
+    ends = [i for i, own in enumerate(labels) if own != IGNORED and (i == last or labels[i + 1] == IGNORED)]
+    expected = [min(sum(end < i for end in ends), len(dialogue) - 1) for i in range(len(labels))]
+    assert batch["segments"][0].tolist() == expected
 
 
 def test_prompts_end_where_the_last_answer_begins(collator: Collator, write_json: Write, image: str) -> None:

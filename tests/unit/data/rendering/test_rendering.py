@@ -25,7 +25,7 @@ def collator_of(template: str, tokens: str = "bytes", family: str = "qwen3_vl", 
 def row_of(*texts: str, **more: Any) -> Any:
     roles = ("user", "assistant")
     turns = [{"role": roles[index % 2], "text": text} for index, text in enumerate(texts)]
-    return {"turns": turns, "images": [], "task": "t", "references": [], **more}
+    return {"turns": turns, "images": [], "task": "t", "tasks": [], "references": [], **more}
 
 
 def notes(template: str, **arguments: Any) -> str:
@@ -89,6 +89,19 @@ def test_thoughts_that_a_template_leaves_out_make_a_sample_of_every_answer() -> 
     assert [row["turns"][-1]["text"] for row in rows] == ["<think>\nhm\n</think>\n\nred", "so", "me"]
     assert [len(row["images"]) for row in rows] == [1, 2, 0] and rows.features == FEATURES
     assert "becomes a sample of its own" in notes(THINKS.template)
+
+
+def test_a_sample_of_every_answer_has_its_task() -> None:
+    asked = {**row_of("what ?", "<think>\nhm\n</think>\n\nred", "why ?", "so"), "task": "b", "tasks": ["a", "b"]}
+    rows = one_answer_each(Dataset.from_list([asked], features=FEATURES), collator_of(THINKS.template).template)
+    assert rows["task"][:] == ["a", "b"] and rows["tasks"][:] == [[], []]
+
+
+def test_a_sample_of_one_of_several_answers_is_one_segment() -> None:
+    collator = collator_of(THINKS.template)
+    row = row_of("what ?", "<think>\nhm\n</think>\n\nred", "why ?", "so")
+    batch, (_, routing) = collator([row]), collator.routed_prompts([row])
+    assert not batch["segments"].any() and not routing["segments"].any() and routing["routing_mask"].all()
 
 
 def test_a_template_that_only_leaves_thoughts_out_parts_only_conversations_with_thoughts() -> None:

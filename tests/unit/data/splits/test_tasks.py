@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from qmixlora.data import indices_by_task, only_tasks
+from qmixlora.data import indices_by_answer, indices_by_task, only_tasks
 from qmixlora.errors import UserError
 
 ROWS = datasets.Dataset.from_dict({"task": ["size", "color", "size", "digit"], "number": [0, 1, 2, 3]})
@@ -13,6 +13,12 @@ ROWS = datasets.Dataset.from_dict({"task": ["size", "color", "size", "digit"], "
 
 def test_every_task_has_its_positions_and_tasks_are_sorted_by_name() -> None:
     assert list(indices_by_task(ROWS).items()) == [("color", [1]), ("digit", [3]), ("size", [0, 2])]
+
+
+def test_a_conversation_is_found_by_the_task_of_each_of_its_answers() -> None:
+    rows = datasets.Dataset.from_dict({"task": ["size", "color"], "tasks": [["color", "color", "size"], []]})
+    assert list(indices_by_answer(rows).items()) == [("color", [0, 1]), ("size", [0])]
+    assert list(indices_by_task(rows).items()) == [("color", [1]), ("size", [0])]
 
 
 def test_the_rows_of_some_tasks_come_task_by_task() -> None:
