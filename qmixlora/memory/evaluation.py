@@ -92,7 +92,9 @@ def _planned(recipe: Recipe, card: int | None, tokens: int | None, residual: int
         """The most of the prompt's pass, or the last token: the cache has grown, and keys are copied to grow."""
         step = simulate(recipe, config, batch, prefill)
         cache = step.sizes.activations_saved * (batch.tokens + new_tokens) // batch.tokens
-        given = sum(value.nbytes for value in batch.inputs.values() if isinstance(value, Tensor))
+        on_host = ("segments",)
+        tensors = (value for name, value in batch.inputs.items() if isinstance(value, Tensor) and name not in on_host)
+        given = sum(tensor.nbytes for tensor in tensors)
         return on_card(step) + max(step.peak, given + cache + cache // (2 * layers))
 
     return EvaluationPlan(

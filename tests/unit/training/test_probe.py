@@ -17,6 +17,7 @@ from qmixlora.errors import UserError
 from qmixlora.memory import plan, planner
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.residuals import remembered
+from qmixlora.memory.simulation.batch import worst_batches
 from qmixlora.recipe import Recipe, edited
 from qmixlora.training import probe as probe_module
 from qmixlora.training.probe import PlannedBatch, peak_of, probe, reserved
@@ -86,8 +87,9 @@ def test_a_step_of_conversations_is_planned_too(
         recipe_of(str(wide), {"dropout": 0.0, "pairing": pairing}, micro_batch_size=2),
         f"data.train={write_json('turns.json', rows)}", "data.max_length=1024",
     )  # fmt: skip
-    planned = plan(recipe)
-    assert planned.batch.inputs["segments"].amax(dim=1).tolist() == [5, 2]
+    batch = worst_batches(recipe, config_of(recipe.model))[0]
+    assert batch.inputs["segments"].amax(dim=1).tolist() == [5, 2]
+    planned = plan(recipe, batch=batch)
     result = probe(recipe, planned)
     assert result.planned == pytest.approx(result.measured, rel=0.01)
 
