@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from qmixlora.data import Conversation, ImageFile, check_header, locate, question_about
+from qmixlora.data import Conversation, ImageFile, Turn, check_header, locate, question_about
 from qmixlora.mixlora import routed_as
 from qmixlora.session import Session
 
@@ -56,13 +56,32 @@ def stop_ids(session: Session) -> list[int]:
     return sorted({*of_checkpoint, *session.collator.stop_ids})
 
 
+class Dialogue:
+    """A conversation about an image, or about none, which goes on with every question.
+
+    Raises UserError if the image is missing, unreadable or too large.
+    """
+
+    def __init__(self, session: Session, image: Path | None, task: str | None) -> None:
+        self.session, self.task = session, task or ""
+        self.images: list[ImageFile] = [] if image is None else [locate(image, Path(), "--image")]
+        for file in self.images:
+            check_header(file, session.recipe.data.max_pixels)
+        self.turns: list[Turn] = []
+
+    def ask(self, question: str) -> str:
+        """The answer to a question behind all that was said."""
+        asked = question_about([] if self.turns else self.images, question)["turns"]
+        row: Conversation = {"turns": [*self.turns, *asked], "images": self.images, "task": self.task}
+        with self.session.evaluating():
+            [answer] = generate_answers(self.session, [row])
+        self.turns = [*row["turns"][:-1], {"role": "assistant", "text": answer}]
+        return answer.strip()
+
+
 def answer_question(session: Session, question: str, image: Path | None, task: str | None) -> str:
-    """One answer to one question about an image. Raises UserError if the image is missing, unreadable or too large."""
-    images: list[ImageFile] = [] if image is None else [locate(image, Path(), "--image")]
-    for file in images:
-        check_header(file, session.recipe.data.max_pixels)
-    with session.evaluating():
-        return generate_answers(session, [question_about(images, question, task or "")])[0].strip()
+    """One answer to one question about an image. Raises UserError as `Dialogue`."""
+    return Dialogue(session, image, task).ask(question)
 
 
 def answer_rows(

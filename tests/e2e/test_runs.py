@@ -146,12 +146,13 @@ def test_inspect_prints_samples_as_json(qmixlora: CommandLine, recipe_file: Path
     assert [sample["task"] for sample in json.loads(done.stdout)] == ["digit", "count"]
 
 
+@pytest.mark.parametrize("options", [(), ("--history",)], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_chat_answers_until_an_empty_line(
-    qmixlora: CommandLine, finished_run: FinishedRun, image: Path, method: str
+    qmixlora: CommandLine, finished_run: FinishedRun, image: Path, method: str, options: tuple[str, ...]
 ) -> None:
     questions = "what digit is written ?\nhow big is the circle ?\n\n"
-    done = qmixlora("chat", finished_run(method), "--image", image, stdin=questions)
+    done = qmixlora("chat", finished_run(method), "--image", image, *options, stdin=questions)
     assert done.code == 0, done.stderr
     assert done.stdout.count(">") == 3
 

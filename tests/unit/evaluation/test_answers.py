@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from qmixlora.data import IMAGE, load_split, only_tasks
 from qmixlora.errors import UserError
-from qmixlora.evaluation import answer_question, answer_rows, evaluate, generate_answers, score
+from qmixlora.evaluation import Dialogue, answer_question, answer_rows, evaluate, generate_answers, score
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 from tests.adapters import randomize
@@ -67,6 +67,17 @@ def test_one_question_is_answered_as_its_row(session: Session, rows: Dataset) ->
     expected = generate_answers(session, [row])[0].strip()
     image = Path(row["images"][0]["path"])
     assert answer_question(session, row["turns"][0]["text"].replace(IMAGE, "").strip(), image, row["task"]) == expected
+
+
+def test_a_dialogue_goes_on_behind_what_was_said(session: Session, rows: Dataset) -> None:
+    dialogue = Dialogue(session, Path(rows[0]["images"][0]["path"]), "t")
+    dialogue.ask("what is it ?")
+    before = dialogue.turns
+    answer = dialogue.ask("how big is the circle ?")
+    assert dialogue.turns[:2] == before and [turn["text"].count(IMAGE) for turn in dialogue.turns] == [1, 0, 0, 0]
+    session.model.eval()
+    asked = {"turns": dialogue.turns, "images": rows[0]["images"], "task": "t"}
+    assert generate_answers(session, [asked])[0].strip() == answer
 
 
 def test_a_question_about_an_image_that_is_not_there_is_refused(session: Session, tmp_path: Path) -> None:

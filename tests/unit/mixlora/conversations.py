@@ -24,6 +24,8 @@ from .reference import update
 QUESTIONS = ["what digit is written ?", "how big is the circle ?", "what is it ?", "what is left ?"]
 ANSWERS = ["seven", "large", "red", "top-left"]
 TASKS = ["digit", "color"]
+ROUTES = ("prompt", "instruction", "embedding", "task")
+CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # fp32 sums in another order, layer after layer; other gates are off by 0.03
 
 
 def conversation(recipe: Recipe, *turns: int, tasks: list[str] | None = None) -> Conversation:
@@ -35,6 +37,11 @@ def conversation(recipe: Recipe, *turns: int, tasks: list[str] | None = None) ->
         spoken += [{"role": "user", "text": mark + QUESTIONS[turn]}, {"role": "assistant", "text": ANSWERS[turn]}]
     row: Conversation = {"turns": spoken, "images": [image], "task": tasks[-1] if tasks else TASKS[0]}
     return {**row, "tasks": tasks} if tasks else row
+
+
+def up_to(row: Any, answer: int) -> Any:
+    """A conversation up to one of its answers."""
+    return {**row, "turns": row["turns"][: 2 * answer + 2], "tasks": row.get("tasks", [])[: answer + 1]}
 
 
 def mixed_rows(recipe: Recipe) -> list[Conversation]:
