@@ -11,7 +11,7 @@ factors in a pool.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import accumulate
 
@@ -39,6 +39,7 @@ class Segments:
     slot_N: Tensor
     first_B: Tensor
     last_B: Tensor
+    cast: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of_pass(
@@ -95,15 +96,24 @@ class Segments:
         For the backward pass it holds as much as `h`, whatever K: of matrices per token, or of `h` per segment, there
         would be many times that. Gates come to their tokens by a product, whose gradient sums them up in fp32.
         """
-        mix_BKEF = mix_NEF.index_select(0, self.instance_BK.flatten()).unflatten(0, self.instance_BK.shape)
         if by_index:
-            gate_BSE: Tensor = self.of_BSK.to(h_BSE.dtype) @ mix_BKEF.diagonal(dim1=2, dim2=3)
+            gate_BSE: Tensor = self._weights(h_BSE.dtype) @ self._by_sample(mix_NEF.diagonal(dim1=1, dim2=2))
             return h_BSE * gate_BSE
         parts = (
             torch.where(of_BS1, h_BSE @ mix_BEF, 0.0)
-            for of_BS1, mix_BEF in zip(self.of_BSK.split(1, dim=2), mix_BKEF.unbind(dim=1), strict=True)
+            for of_BS1, mix_BEF in zip(self.of_BSK.split(1, dim=2), self._by_sample(mix_NEF).unbind(dim=1), strict=True)
         )
         return reduce(torch.add, parts)
+
+    def _by_sample(self, values_N: Tensor) -> Tensor:
+        """Values of the instances, by sample and segment (N x ... to B x K x ...)."""
+        return values_N.index_select(0, self.instance_BK.flatten()).unflatten(0, self.instance_BK.shape)
+
+    def _weights(self, dtype: torch.dtype) -> Tensor:
+        """`of_BSK` as numbers, made once for all layers."""
+        if dtype not in self.cast:
+            self.cast[dtype] = self.of_BSK.to(dtype)
+        return self.cast[dtype]
 
     def going_on_with(self, mix_NEF: Tensor, carried_BEF: Tensor) -> Tensor:
         """The mixing matrices, where each sample's first segment goes on with gates that it has already."""
