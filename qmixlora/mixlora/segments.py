@@ -107,7 +107,8 @@ class Segments:
 
     def _by_sample(self, values_N: Tensor) -> Tensor:
         """Values of the instances, by sample and segment (N x ... to B x K x ...)."""
-        return values_N.index_select(0, self.instance_BK.flatten()).unflatten(0, self.instance_BK.shape)
+        values_BK: Tensor = values_N.index_select(0, self.instance_BK.flatten())
+        return values_BK.view(*self.instance_BK.shape, *values_N.shape[1:])
 
     def _weights(self, dtype: torch.dtype) -> Tensor:
         """`of_BSK` as numbers, made once for all layers."""
