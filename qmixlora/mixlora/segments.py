@@ -39,7 +39,7 @@ class Segments:
     slot_N: Tensor
     first_B: Tensor
     last_B: Tensor
-    cast: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    cast: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False)
 
     @staticmethod
     def of_pass(

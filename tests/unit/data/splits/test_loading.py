@@ -150,3 +150,10 @@ def test_mistakes_in_a_mixture_are_named_with_their_place(
     with pytest.raises(UserError, match=words) as refused:
         mixed(recipe, [two[1], {**two[0], **part}])
     assert "data.train[1]" in str(refused.value)
+
+
+def test_a_part_of_one_task_has_no_tasks_of_answers(write_json: Callable[[str, Any], Path]) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}] * 2
+    path = str(write_json("two.json", [{"conversations": turns, "task": ["x", "y"]}]))
+    rows = load_split(Data.model_validate({"train": [{"path": path}, {"path": path, "task": "z"}]}), "train")
+    assert rows["task"][:] == ["y", "z"] and rows["tasks"][:] == [["x", "y"], []]
