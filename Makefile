@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 PYTHON_OLDEST ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null \
 	|| ls $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python 2>/dev/null || echo $(PYTHON)))
 
-.PHONY: setup setup-tests setup-oldest demo test test-long test-all test-oldest bench gpu check lint types
+.PHONY: setup setup-tests setup-oldest demo test test-long test-all test-oldest audit bench gpu check lint types
 
 setup: $(VENV)/.done
 
@@ -46,6 +46,11 @@ test-long: setup-tests
 
 test-all: lint types setup-tests
 	$(VENV)/bin/pytest
+
+audit: setup  # known holes in the pinned releases; asks the network
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps --requirement requirements.lock
 
 test-oldest: setup-oldest  # the lower bounds of pyproject.toml; about 3 GB to download, 6 GB on the disk
 	$(OLDEST)/bin/pytest -m "not long"

@@ -52,10 +52,11 @@ def inspect(
 def _samples(subject: str, overrides: list[str], split: str, count: int, console: Console, as_json: bool) -> None:
     from qmixlora.demo import resolve
     from qmixlora.inspection import decode_samples
-    from qmixlora.recipe import load_recipe
+    from qmixlora.recipe import load_recipe, load_run_recipe
 
-    run = Path(subject) / "recipe.yaml"
-    resolved = resolve(load_recipe(str(run) if run.is_file() else subject, overrides), None, console)
+    is_run = (Path(subject) / "recipe.yaml").is_file()
+    recipe = load_run_recipe(Path(subject), overrides) if is_run else load_recipe(subject, overrides)
+    resolved = resolve(recipe, None, console)
     shown = list(decode_samples(resolved, split, count))
     if as_json:
         print(json.dumps([sample._asdict() for sample in shown], indent=2))

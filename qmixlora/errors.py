@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import re
+
+SECRETS = (  # as they stand in texts; of each match, the first group stays
+    re.compile(r"()\bhf_[A-Za-z0-9]{16,}"),  # a token of the Hugging Face hub
+    re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@]+(?=@)", re.IGNORECASE),  # the user and the password of an address
+    re.compile(r"([?&](?:[\w-]*token|[\w-]*signature|[\w-]*key|[\w-]*secret|password)=)[^&\s'\"]+", re.IGNORECASE),
+    re.compile(r"(\bBearer\s+)[A-Za-z0-9._~+/-]{8,}", re.IGNORECASE),
+)
+VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+
+
+def without_secrets(text: str) -> str:
+    """A text with tokens and passwords in it replaced by `***`."""
+    for variable in VARIABLES:
+        if len(value := os.environ.get(variable, "").strip()) >= 8:
+            text = text.replace(value, "***")
+    for secret in SECRETS:
+        text = secret.sub(r"\1***", text)
+    return text
+
 
 class UserError(Exception):
     """A mistake that the user can fix; the command line prints it without a traceback and exits with 2.
 
-    `what` is one sentence; `where` a file, line, key or flag; `fix` what to do about it.
+    `what` is one sentence; `where` a file, line, key or flag; `fix` what to do about it. Tokens and passwords are taken
+    out of all three.
     """
 
     exit_code = 2
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        what, where, fix = map(without_secrets, (what, where, fix))
         self.what, self.where, self.fix = what, where, fix
         super().__init__(
             "\n".join(part for part in (what, where and f"  where: {where}", fix and f"  fix:   {fix}") if part)

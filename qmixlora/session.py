@@ -23,7 +23,7 @@ from .data import BatchCollator, Collator, Conversation
 from .errors import UserError
 from .manifest import check_unchanged, first_change
 from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of
-from .recipe import Adapter, Data, Model, Recipe, load_recipe
+from .recipe import Adapter, Data, Model, Recipe, load_run_recipe
 
 NO_DATA = Data(train="none: this model has no recipe")
 
@@ -118,9 +118,7 @@ def open_run(folder: Path) -> Session:
             where=f"{folder}: there is no {' and no '.join(lacking)}",
             fix="Train a run with `qmixlora train RECIPE`, or name train.output of an earlier one.",
         )
-    recipe = (
-        load_recipe(str(recipe_file)) if recipe_file.is_file() else Recipe(model=Model(id=str(folder)), data=NO_DATA)
-    )
+    recipe = load_run_recipe(folder) if recipe_file.is_file() else Recipe(model=Model(id=str(folder)), data=NO_DATA)
     if is_model:
         as_it_is = {"id": str(folder), "revision": None, "quantization": "none"}
         spec = without_levers(recipe.model).model_copy(update=as_it_is)

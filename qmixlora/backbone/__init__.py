@@ -2,7 +2,7 @@
 
 from .anatomy import Anatomy, find_anatomy
 from .checks import check_quantized, keep_cpu_weights_unpacked
-from .loading import load_backbone, load_processor
+from .loading import load_backbone, load_processor, source_of
 from .nf4 import nf4_linear, quant_state_of
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "load_processor",
     "nf4_linear",
     "quant_state_of",
+    "source_of",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def load_backbone(
     folder = Path(spec.id)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError("This folder holds no model (no config.json).", where=f"model.id: {spec.id}")
-    source: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    source = source_of(spec)
     device = device or default_device()
     prepare_card()
     with _clear_errors(spec.id), _out_of_memory_shows():
@@ -75,6 +77,19 @@ def load_backbone(
     return model, processor, anatomy
 
 
+@lru_cache
+def _say_that_code_runs(model_id: str, revision: str | None) -> None:
+    at = f" at {revision}" if revision else " (model.revision: COMMIT would pin it)"
+    print(f"Python code of {model_id}{at} may run in this process: model.trust_remote_code is true.", file=sys.stderr)
+
+
+def source_of(spec: Model) -> dict[str, Any]:
+    """The arguments with which `from_pretrained` takes a model; tells, once, if code of its repository may run."""
+    if spec.trust_remote_code:
+        _say_that_code_runs(spec.id, spec.revision)
+    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
 def load_processor(spec: Model, max_image_tokens: int | None, config: PretrainedConfig | None = None) -> ProcessorMixin:
     """A model's processor without the model, its images held to a number of tokens as in a run.
 
@@ -84,7 +99,7 @@ def load_processor(spec: Model, max_image_tokens: int | None, config: Pretrained
         UserError: the images cannot be held to it.
         OSError, ValueError, ImportError: the processor cannot be loaded.
     """
-    source: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    source = source_of(spec)
     processor: ProcessorMixin = AutoProcessor.from_pretrained(spec.id, **source)
     if max_image_tokens is not None:
         config = AutoConfig.from_pretrained(spec.id, **source) if config is None else config

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from qmixlora.backbone import find_anatomy
+from qmixlora.backbone import find_anatomy, source_of
 from qmixlora.device import default_device
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
@@ -79,9 +79,7 @@ class Merge:
 
     def _open(self) -> tuple[Checkpoint, set[str]]:
         """The base, and the parameters that go through NF4 and back: all that training had in NF4, adapted or not."""
-        config = AutoConfig.from_pretrained(
-            self.spec.id, revision=self.spec.revision, trust_remote_code=self.spec.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(self.spec.id, **source_of(self.spec))
         with torch.device("meta"):
             skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=self.spec.trust_remote_code)
         targets = find_anatomy(skeleton).targets if self.base == "nf4" else ()

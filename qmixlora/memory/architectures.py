@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from qmixlora.backbone import source_of
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
@@ -173,9 +174,7 @@ def config_of(spec: Model) -> PretrainedConfig:
         config: PretrainedConfig = CONFIG_MAPPING[facts.pop("model_type")](**facts)
         return config
     try:
-        read: PretrainedConfig = AutoConfig.from_pretrained(
-            spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
+        read: PretrainedConfig = AutoConfig.from_pretrained(spec.id, **source_of(spec))
         return read
     except (OSError, ValueError) as error:
         raise UserError(

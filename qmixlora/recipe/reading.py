@@ -27,6 +27,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: no such recipe, broken YAML, or anything wrong in it; every mistake is listed with its path.
     """
+    values, where = _values(name_or_path)
+    return validate(Edit.parse(overrides).put_into(values), where)
+
+
+def load_run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run's folder, or of an export's: `load_recipe`, with what earlier releases did where it says
+    nothing: a run's recipe has every key of the release that wrote it. Raises UserError as that.
+    """
+    values, where = _values(str(run / "recipe.yaml"))
+    if isinstance(values.get("data"), dict):
+        values["data"].setdefault("allow_outside", True)
+    return validate(Edit.parse(overrides).put_into(values), where)
+
+
+def _values(name_or_path: str) -> tuple[dict[str, Any], str]:
+    """The bare values of a recipe, and where they are from."""
     text, where = read_recipe(name_or_path)
     try:
         values = yaml.safe_load(text)
@@ -36,7 +52,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"This is not YAML: {getattr(error, 'problem', error)}", where=where + line) from None
     if not isinstance(values, dict):
         raise UserError("A recipe is a mapping with the sections model, adapter, data and train.", where=where)
-    return validate(Edit.parse(overrides).put_into(values), where)
+    return values, where
 
 
 def read_recipe(name_or_path: str) -> tuple[str, str]:

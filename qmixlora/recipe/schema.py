@@ -134,6 +134,9 @@ class Data(_Section):
         default="stop", description="samples that cannot be read: stop and list them, or leave them out and say so"
     )
     image_root: str | None = Field(default=None, description="folder that image paths start from (default: the file's)")
+    allow_outside: bool = Field(
+        default=False, description="let the data name images outside of that folder, anywhere on this machine"
+    )
     task_field: str | None = Field(default=None, description="field with the task's name (default: task or task_name)")
     max_length: int = Field(default=2048, ge=8, description="longest sample in tokens, images included; never cut")
     max_image_tokens: int | None = Field(

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, without_secrets
 
 from . import template
 from .schema import EMBEDDED, METRICS, Columns, Data, Recipe
@@ -48,7 +48,7 @@ def validate(values: dict[str, Any], where: str) -> Recipe:
 
 def _conflicts(recipe: Recipe) -> list[str]:
     """Name values that are right alone and wrong together."""
-    adapter, problems = recipe.adapter, []
+    adapter, problems = recipe.adapter, _secrets(recipe.model_dump())
     if adapter.method == "mixlora":
         if adapter.r > adapter.num_factors:
             problems.append(f"adapter.r: {adapter.r} is more than adapter.num_factors, {adapter.num_factors}")
@@ -75,6 +75,17 @@ def _metric_problems(data: Data) -> list[str]:
             meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(METRICS)}"
             problems.append(f"data.metrics.{task}: there is no metric {name!r}; {meant}")
     return problems
+
+
+def _secrets(values: Any, path: str = "") -> list[str]:
+    """Name texts that hold a token or a password, without them: recipes are copied into runs and exports."""
+    if isinstance(values, dict):
+        return [line for key, value in values.items() for line in _secrets(value, f"{path}.{key}".lstrip("."))]
+    if isinstance(values, list):
+        return [line for index, value in enumerate(values) for line in _secrets(value, f"{path}[{index}]")]
+    if isinstance(values, str) and without_secrets(values) != values:
+        return [f"{path}: a token or password has no place in a recipe, which runs copy; `hf auth login`, or HF_TOKEN"]
+    return []
 
 
 def _memory_conflicts(recipe: Recipe) -> list[str]:

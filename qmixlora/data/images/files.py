@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
@@ -27,26 +27,28 @@ BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")  # no file format has a short
 NAMES = ("path", "url", "image_url")  # keys of a mapping that name an image
 
 
-def locate(image: Any, root: Path, origin: str) -> ImageFile:
+def locate(image: Any, root: Path, origin: str, inside: Sequence[Path] | None = None) -> ImageFile:
     """An image of a row in the one form; `path` of bytes says in words where they come from.
 
-    `root` is the folder that relative paths start from, `origin` the row, for messages. The file is known to exist; its
-    content is not looked at (except of text that may be base64).
+    `root` is the folder that relative paths start from, `origin` the row, for messages. A file has to lie in one of the
+    folders `inside`, which are resolved (None: anywhere). It is known to exist; its content is not looked at (except of
+    text that may be base64).
 
     Raises:
-        UserError: it is none of what is understood, an address on the web (never fetched), or there is no such file.
+        UserError: it is none of what is understood, an address on the web (never fetched), a file elsewhere (by `..`, a
+            link, or a path from the root), or there is no such file.
     """
     if isinstance(image, Mapping):
-        return _from_mapping(image, root, origin)
+        return _from_mapping(image, root, origin, inside)
     if isinstance(image, bytes | bytearray | memoryview):
         return _from_bytes(bytes(image), "bytes", origin)
     if isinstance(image, Path | str):
-        return _from_text(str(image), root, origin)
+        return _from_text(str(image), root, origin, inside)
     kind = "null" if image is None else f"of type {type(image).__name__}"
     raise UserError(f"An image is {kind}.", where=origin, fix="Give a path, a data URI, or path and bytes.")
 
 
-def _from_mapping(image: Mapping[str, Any], root: Path, origin: str) -> ImageFile:
+def _from_mapping(image: Mapping[str, Any], root: Path, origin: str, inside: Sequence[Path] | None) -> ImageFile:
     name = next((image[key] for key in NAMES if image.get(key) is not None), None)
     if (content := image.get("bytes")) is not None:
         if not isinstance(content, bytes | bytearray | memoryview):
@@ -58,7 +60,7 @@ def _from_mapping(image: Mapping[str, Any], root: Path, origin: str) -> ImageFil
             where=origin,
             fix=f"Name it by one of {', '.join(NAMES)}, or give its bytes.",
         )
-    return locate(name, root, origin)
+    return locate(name, root, origin, inside)
 
 
 def _from_bytes(content: bytes, name: str, origin: str) -> ImageFile:
@@ -67,7 +69,7 @@ def _from_bytes(content: bytes, name: str, origin: str) -> ImageFile:
     return {"path": f"{origin}, {name}", "bytes": content}
 
 
-def _from_text(text: str, root: Path, origin: str) -> ImageFile:
+def _from_text(text: str, root: Path, origin: str, inside: Sequence[Path] | None) -> ImageFile:
     if uri := DATA_URI.match(text):
         return _from_bytes(_embedded(text[uri.end() :], uri, origin), "data URI", origin)
     names = [text]
@@ -83,7 +85,9 @@ def _from_text(text: str, root: Path, origin: str) -> ImageFile:
     problems = [_problem(root / name) if name else "has an empty path" for name in names]
     for name, problem in zip(names, problems, strict=True):
         if problem is None:
-            return {"path": str((root / name).resolve()), "bytes": None}
+            file = (root / name).resolve()
+            _check_inside(file, root / name, origin, inside)
+            return {"path": str(file), "bytes": None}
     content = _from_base64(text)
     if content is not None and _is_image(content):
         return _from_bytes(content, "base64", origin)
@@ -91,6 +95,19 @@ def _from_text(text: str, root: Path, origin: str) -> ImageFile:
         f"An image {problems[-1]}.",
         where=f"{shown(root / names[-1])} (named by {origin})",
         fix="Correct the path, or the folder that it starts from, data.image_root.",
+    )
+
+
+def _check_inside(file: Path, named: Path, origin: str, inside: Sequence[Path] | None) -> None:
+    """Raise UserError for a file in none of the folders (None: all are)."""
+    if inside is None or any(file.is_relative_to(folder) for folder in inside):
+        return
+    link = f", a link to {shown(file)}" if file != named.absolute() and ".." not in named.parts else ""
+    raise UserError(
+        f"An image lies outside of {shown(inside[0])}; set data.image_root to a folder that holds all images, or "
+        "data.allow_outside: true.",
+        where=f"{shown(named)}{link} (named by {origin})",
+        fix="Data that may name any file of this machine is to be trusted: look at it first.",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +45,7 @@ def load_conversations(
     template: str = "",
     on_bad_sample: Literal["stop", "skip"] = "stop",
     max_pixels: int = MAX_PIXELS,
+    allow_outside: bool = False,
 ) -> datasets.Dataset:
     """All conversations of a source (docs/data.md); what was left out is said on stderr.
 
@@ -52,7 +53,9 @@ def load_conversations(
     (of all answers, where they differ) and `references` (all right answers where the data has several). Other
     arguments and errors as `load`.
     """
-    loaded = load(source, split, image_root, Reading(task_field, columns, template), on_bad_sample, max_pixels)
+    loaded = load(
+        source, split, image_root, Reading(task_field, columns, template), on_bad_sample, max_pixels, allow_outside
+    )
     loaded.refused.say(source, len(loaded.rows) + loaded.refused.count)
     return loaded.rows
 
@@ -64,11 +67,13 @@ def load(
     reading: Reading,
     on_bad_sample: Literal["stop", "skip"],
     max_pixels: int = MAX_PIXELS,
+    allow_outside: bool = False,
 ) -> Loaded:
     """Read a source, or take what an earlier start has kept of it.
 
     Image paths are taken from `image_root`, or from the file's own folder. Every image's header is read now, so that
-    a run does not stop hours later over a missing file, or one of over `max_pixels` pixels. With `stop` a sample that
+    a run does not stop hours later over a missing file, or one of over `max_pixels` pixels. Images lie below that
+    folder, unless the data is trusted to name any file (`allow_outside`). With `stop` a sample that
     cannot be read is an error; `skip` leaves such samples out.
 
     Raises:
@@ -78,11 +83,12 @@ def load(
     opened = Source.find(source, split)
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
-    results = read_conversations(opened.rows(), root, reading, max_pixels)
+    inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
+    results = read_conversations(opened.rows(), root, reading, max_pixels, inside)
     if opened.size < store.SMALL:
         loaded = Loaded(store.in_memory(_accepted(results, refusals)), refusals)
     else:
-        place = store.place((opened.name, split, str(root.resolve()), reading, max_pixels), opened.state)
+        place = store.place((opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside), opened.state)
         kept = store.stored(place)
         loaded = Loaded(*kept) if kept else Loaded(store.keep(place, _accepted(results, refusals), refusals), refusals)
     if loaded.refused.count and (on_bad_sample == "stop" or not len(loaded.rows)):
@@ -93,10 +99,14 @@ def load(
 
 
 def read_conversations(
-    rows: Iterable[Row | UserError], root: Path, reading: Reading, max_pixels: int = MAX_PIXELS
+    rows: Iterable[Row | UserError],
+    root: Path,
+    reading: Reading,
+    max_pixels: int = MAX_PIXELS,
+    inside: Sequence[Path] | None = None,
 ) -> Iterator[Conversation | UserError]:
     """Each row as a conversation, or why it is refused, with its place."""
-    locate_here = _remembering(root, max_pixels)
+    locate_here = _remembering(root, max_pixels, inside)
     for row in rows:
         try:
             yield row if isinstance(row, UserError) else _checked(row, reading, locate_here)
@@ -136,26 +146,26 @@ def _checked(row: Row, reading: Reading, located: Locate) -> Conversation:
     }
 
 
-def _remembering(root: Path, max_pixels: int) -> Locate:
+def _remembering(root: Path, max_pixels: int, inside: Sequence[Path] | None) -> Locate:
     """`_located` under a root, which looks at a path once while it is remembered."""
 
     @lru_cache(REMEMBERED)
     def at(path: str) -> ImageFile:
-        return _located(path, root, "", max_pixels)
+        return _located(path, root, "", max_pixels, inside)
 
     def located(image: Any, origin: str) -> ImageFile:
         if not isinstance(image, str) or len(image) > LONGEST:
-            return _located(image, root, origin, max_pixels)
+            return _located(image, root, origin, max_pixels, inside)
         try:
             return at(image)
         except UserError:
-            return _located(image, root, origin, max_pixels)  # which names the row
+            return _located(image, root, origin, max_pixels, inside)  # which names the row
 
     return located
 
 
-def _located(image: Any, root: Path, origin: str, max_pixels: int) -> ImageFile:
+def _located(image: Any, root: Path, origin: str, max_pixels: int, inside: Sequence[Path] | None) -> ImageFile:
     """An image as `{"path", "bytes"}`, known to have a readable header and not too many pixels."""
-    file = locate(image, root, origin)
+    file = locate(image, root, origin, inside)
     check_header(file, max_pixels, named_by="" if file["bytes"] else origin)
     return file

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import datasets
 import pyarrow
+from huggingface_hub.constants import HF_HUB_CACHE
 from pyarrow import parquet
 
 from qmixlora.errors import UserError
@@ -26,7 +27,7 @@ LONGEST_FIELD = 2**31 - 1
 @dataclass(frozen=True)
 class Source:
     """Where rows come from. `state` changes when its content does; `size` is in bytes; relative image paths start from
-    `folder`.
+    `folder`; in `image_folders` the library that reads a data set keeps its images, whatever the rows say.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source:
     size: int
     state: object
     rows: Callable[[], Rows]
+    image_folders: tuple[Path, ...] = ()
 
     @classmethod
     def find(cls, source: str, split: str) -> Source:
@@ -54,7 +56,8 @@ class Source:
             data = _data_set(source, split)
             folder = path if path.is_dir() else Path()
             name = str(path.resolve()) if path.is_dir() else source
-            return cls(name, folder, data.data.nbytes, data._fingerprint, lambda: _of_data_set(data, source))
+            rows = lambda: _of_data_set(data, source)  # noqa: E731  # as for files
+            return cls(name, folder, data.data.nbytes, data._fingerprint, rows, (folder, *_caches()))
         if not path.is_file():
             raise UserError("There is no such data file.", where=source, fix="Check data.train and its siblings.")
         stat = path.stat()
@@ -147,6 +150,13 @@ def _data_set(source: str, split: str) -> datasets.Dataset:
         have = ", ".join(map(str, data))
         raise UserError(f"The data set has no split {split!r}.", where=source, fix=f"It has: {have}.")
     return data[split] if split in data else data["train"]
+
+
+def _caches() -> tuple[Path, ...]:
+    """The folders that the hub's files and unpacked archives are put into."""
+    config = datasets.config
+    names = (HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH)
+    return tuple(Path(name) for name in names)
 
 
 def _of_data_set(data: datasets.Dataset, source: str) -> Rows:

@@ -79,4 +79,5 @@ def load_source(data: Data, source: str, split: str) -> Dataset:
         template=data.question_template(),
         on_bad_sample=data.on_bad_sample,
         max_pixels=data.max_pixels,
+        allow_outside=data.allow_outside,
     )

@@ -66,7 +66,11 @@ def trained(backbone: Path, ask: Ask, tmp_path_factory: pytest.TempPathFactory) 
     values = {
         "model": {"id": str(backbone), "dtype": "float32"},
         "adapter": {"num_factors": 4, "r": 2, "alpha": 4, "dropout": 0.0},
-        "data": {"train": write(folder / "train.json", [*ask("color"), *ask("count")]), "max_length": 128},
+        "data": {
+            "train": write(folder / "train.json", [*ask("color"), *ask("count")]),
+            "allow_outside": True,
+            "max_length": 128,
+        },
         "train": {
             "output": str(folder / "run"),
             "max_steps": 30,

@@ -42,7 +42,7 @@ def test_memory_that_really_runs_out(make_recipe: Callable[..., Recipe], data: P
     path.write_text(json.dumps(samples))
     recipe = make_recipe(
         model={"attention": "eager"},
-        data={"train": str(path), "max_length": 2048},
+        data={"train": str(path), "allow_outside": True, "max_length": 2048},
         train={"micro_batch_size": 16, "max_steps": 2, "seed": SECOND},
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
