@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from qmixlora.data import load_conversations, load_split
@@ -22,14 +21,12 @@ from qmixlora.session import open_tuned_run
 from qmixlora.training import train_within_memory
 from qmixlora.training.run import FULL_DISK
 
-from .backbone import backbone_folder, make_backbone
-
-RECIPE = "tiny-cpu"
+RECIPE, REAL_RECIPE = "tiny-cpu", "real-cpu"
 Results = dict[str, dict[str, Scores]]  # by column of the table, and by split
 
 
-def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """Run everything end to end in `out`: `data/`, `run/` with its `exports/`, `summary.json`; returns the summary.
+def run_demo(out: Path, overrides: Sequence[str], console: Console, name: str = RECIPE) -> dict[str, Any]:
+    """Run a recipe end to end in `out`: `data/`, `run/` with its `exports/`, `summary.json`; returns the summary.
 
     The summary holds mean exact match on the test split as `backbone` (before tuning), `blind` (the best answer
     without looking), `tuned`, `exported` (every task through its own plain LoRA) and `merged` (through its own merged
@@ -43,10 +40,10 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
 
     start = time.monotonic()
     with clear_disk_errors(out, FULL_DISK):
-        recipe = load_recipe(RECIPE, [*overrides, f"train.output={out / 'run'}"])
+        recipe = load_recipe(name, [*overrides, f"train.output={out / 'run'}"])
         recipe = resolve(recipe, out / "data", console)
         shutil.rmtree(recipe.train.output, ignore_errors=True)
-        console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {RECIPE}, in {recipe.train.output}")
+        console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {name}, in {recipe.train.output}")
         folder = train_within_memory(recipe, console=console)
         results = _evaluated(folder, console)
         write_results(folder, results["tuned"]["test"])
@@ -59,7 +56,7 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
         }
         write_json(out / "summary.json", summary)
     console.print(_table(results))
-    image = Path(recipe.data.sources[0]).parent / "images" / "test-00000.png"
+    image = load_split(recipe.data, "test")[0]["images"][0]["path"]
     console.print(
         f"Exact match on the test split, {summary['seconds']:.0f} s in all. Talk to it: "
         f"[bold]qmixlora chat {folder} --image {image}[/bold]",
@@ -95,24 +92,6 @@ def _exported(folder: Path, console: Console) -> Results:
         (task,) = fidelity.tasks
         tasks[fidelity.form][task] = TaskScore(fidelity.score, fidelity.samples)
     return {"exported": {"test": Scores("test", tasks["lora"])}, "merged": {"test": Scores("test", tasks["merged"])}}
-
-
-def make_backbone_with_progress(console: Console) -> Path:
-    """`make_backbone` in its cache, with a progress bar (a plain line off a terminal)."""
-    folder = backbone_folder()
-    if (folder / "config.json").is_file():
-        return folder
-    console.print(f"[bold]Making the backbone[/bold] from scratch, once (about a minute on two cores): {folder}")
-    columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if not console.is_terminal and done % (total // 4) == 0:
-                console.print(f"  step {done}/{total}", highlight=False)
-
-        return make_backbone(folder, show)
 
 
 def _table(results: Results) -> Table:
