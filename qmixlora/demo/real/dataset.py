@@ -26,8 +26,8 @@ def make_real_dataset(folder: Path, seed: int = 0, splits: Mapping[str, int] | N
     """Write train, validation, test, held_out, paraphrased, conversations (.json) and images/, unless they are there.
 
     Training has each task of the embedded data set as an open question, `choice`, `caption` and `reason`, the digits of
-    scikit-learn alone (`handwriting`), `text` without an image, and as many conversations as samples of a task. A
-    conversation's `task` is that of its last answer, `tasks` those of all. No handwriting is shared between train,
+    scikit-learn alone (`handwriting`), `text` without an image, and as many conversations as samples of a task, in
+    which each answer names its own task (the row's is that of the last). No handwriting is shared between train,
     validation and test. The same seed gives the same bytes.
 
     Raises:
@@ -115,15 +115,11 @@ class _Split:
 
 def _row(image: str | None, asked: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
     """A row of (task, question, answer), one for each turn."""
-    turns = [
-        turn
-        for _, question, answer in asked
-        for turn in ({"from": "human", "value": question}, {"from": "gpt", "value": answer})
-    ]
-    if image is not None:
-        turns[0]["value"] = f"<image>\n{turns[0]['value']}"
-    tasks = [task for task, _, _ in asked]
-    row: dict[str, Any] = {"task": tasks[-1], "conversations": turns}
-    if len(tasks) > 1:
-        row["tasks"] = tasks
-    return row if image is None else {"image": image, **row}
+    turns: list[dict[str, str]] = []
+    for task, question, answer in asked:
+        own = {"task": task} if len(asked) > 1 else {}
+        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer, **own}]
+    if image is None:
+        return {"task": asked[-1][0], "conversations": turns}
+    turns[0]["value"] = f"<image>\n{turns[0]['value']}"
+    return {"image": image, "task": asked[-1][0], "conversations": turns}

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from qmixlora.demo.real import backbone
-
-from .standin import small_language_model
+from tests.standin import small_language_model
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qmixlora.demo.real.backbone import Sight, assemble, caption_batch, fit_to_words
 from qmixlora.demo.scenes import draw_scene, sample_scene
-
-from .standin import small_language_model
+from tests.standin import small_language_model
 
 Make = Callable[..., Path]
 

@@ -59,11 +59,11 @@ def test_every_row_is_read_as_a_conversation(folder: Path) -> None:
 
 def test_turns_of_a_conversation_belong_to_different_tasks(folder: Path) -> None:
     for split, count in (("train", SMALL["train"]), ("conversations", SMALL["test"] * len(SCENE_TASKS))):
-        talks = [row for row in rows_of(folder, split) if "tasks" in row]
-        assert len(talks) == count and {len(row["tasks"]) for row in talks} == {2, 3}
-        for row in talks:
-            assert len(set(row["tasks"])) == len(row["tasks"]) == len(row["conversations"]) / 2
-            assert row["task"] == row["tasks"][-1]
+        talks = [row for row in rows_of(folder, split) if len(row["conversations"]) > 2]
+        tasks = [[turn["task"] for turn in row["conversations"] if turn["from"] == "gpt"] for row in talks]
+        assert len(talks) == count and {len(own) for own in tasks} == {2, 3}
+        assert all(len(set(own)) == len(own) for own in tasks)
+        assert [own[-1] for own in tasks] == [row["task"] for row in talks]
 
 
 def test_other_words_ask_the_same_of_the_same_image(folder: Path) -> None:

