@@ -22,8 +22,8 @@ def demo(
     from .quiet import quiet
 
     quiet()
-    from qmixlora.demo.run import REAL_RECIPE, RECIPE, run_demo
+    from qmixlora.demo.run import ON_EMBEDDED, ON_REAL, run_demo
 
-    summary = run_demo(out, overrides or [], Console(stderr=as_json), REAL_RECIPE if real else RECIPE)
+    summary = run_demo(out, overrides or [], Console(stderr=as_json), ON_REAL if real else ON_EMBEDDED)
     if as_json:
         print(json.dumps(summary, indent=2))

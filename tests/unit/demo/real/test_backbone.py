@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from qmixlora.demo.real.backbone import Sight, assemble, caption_batch, fit_to_words
+from qmixlora.demo.real.backbone import FORM, Sight, assemble, caption_batch, fit_to_words
 from qmixlora.demo.scenes import draw_scene, sample_scene
 from tests.standin import small_language_model
 
@@ -79,12 +79,26 @@ def test_captions_are_learned_and_nothing_before_them(backbone: Path) -> None:
     learned = batch["labels"][0][batch["labels"][0] != -100]
     text = processor.tokenizer.decode(learned)
     assert text.endswith(".<|im_end|>") and sum(f"{side} " in text.lower() for side in ("top", "bottom")) == 2
-    assert (batch["labels"][:, :5] == -100).all() and (batch["input_ids"][:, :4] == processor.image_token_id).all()
+    assert (batch["labels"][:, :18] == -100).all() and (batch["input_ids"][:, :4] == processor.image_token_id).all()
 
 
 @pytest.mark.usefixtures("few_steps")
 def test_an_image_token_comes_near_the_words_of_its_cell(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = assembled(backbone)
     monkeypatch.setattr("qmixlora.demo.real.backbone.WORD_STEPS", 30)
-    first_to_last = [fit_to_words(Sight(model), processor, seed) for seed in (0, 0)]
+    first_to_last = [fit_to_words(Sight(model, processor.tokenizer), processor, seed) for seed in (0, 0)]
     assert first_to_last[1] < first_to_last[0] < 1.2
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_caption_comes_after_the_prefix_as_if_it_was_read_anew(backbone: Path) -> None:
+    model, processor = assembled(backbone)
+    sight, batch = Sight(model.eval(), processor.tokenizer), caption_batch(processor, seed=1)
+    prefix = f"<|im_start|>system\n{FORM}<|im_end|>\n<|im_start|>user\n"
+    before = processor.tokenizer([prefix] * 2, add_special_tokens=False, return_tensors="pt")
+    whole = {name: torch.cat([before[name], batch[name]], dim=1) for name in before}
+    labels = torch.cat([torch.full_like(before["input_ids"], -100), batch["labels"]], dim=1)
+    with torch.no_grad():
+        anew = model(**whole, labels=labels, pixel_values=batch["pixel_values"]).loss
+        assert (sight(**batch).loss - anew).abs() < 1e-5
+        assert (sight(**batch).loss - anew).abs() < 1e-5  # and once more: the prefix is as it was
