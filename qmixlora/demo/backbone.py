@@ -32,6 +32,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.files import cache_folder, replacing
+from qmixlora.training.checkpoints import SealedCheckpoints
 
 from .dataset import SCANS
 from .scenes import CELL, GRID, IMAGE_SIZE, digit_scans, draw_scene, sample_scene
@@ -188,7 +189,7 @@ def train_in_order(
 ) -> None:
     """Train on ready-made batches in their order, which is the curriculum, from a checkpoint on where there is one.
 
-    `on_progress` is told (steps done, steps in all).
+    `on_progress` is told (steps done, steps in all). The newest checkpoint alone is kept.
     """
 
     class Report(TrainerCallback):
@@ -197,7 +198,8 @@ def train_in_order(
 
     arguments._n_gpu = min(1, arguments.n_gpu)  # a batch for every GPU would leave out all but the first
     trainer = _InOrderTrainer(
-        model=model, args=arguments, train_dataset=cast(Any, batches), data_collator=collate, callbacks=[Report()]
+        model=model, args=arguments, train_dataset=cast(Any, batches), data_collator=collate,
+        callbacks=[Report(), SealedCheckpoints(keep=1)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

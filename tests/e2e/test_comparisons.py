@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qmixlora.demo.real.backbone import assemble
-from qmixlora.demo.real.dataset import make_real_dataset
-from tests.standin import small_language_model
+from .conftest import RealStandIn
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SPLITS = ("validation", "test", "paraphrased", "held_out", "conversations")
 
 
 @pytest.fixture
-def comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backbone: Path) -> Any:
+def comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, real_standin: RealStandIn) -> Any:
     """What benchmarks/real.py compares, at toy size."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import real
-    from comparison import Comparison
 
-    model, processor = assemble(*small_language_model(), backbone, seed=0)
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    data = make_real_dataset(tmp_path / "data", splits={"train": 2, "validation": 1, "test": 1})
-    return Comparison(
-        recipe="real-cpu",
+    return dataclasses.replace(
+        real.ON_SMOLLM2,
         results=tmp_path / "results",
-        make_data=lambda: data,
-        methods=real.REAL_METHODS,
-        reported=real.ON_SMOLLM2.reported,
+        make_data=lambda: real_standin.data,
         steps=2,
         batch=8,
-        # a letter is a token of the stand-in
-        overrides=(f"model.id={tmp_path / 'model'}", "data.max_length=1024", "train.max_new_tokens=2"),
+        overrides=real_standin.overrides,
     )
 
 
@@ -56,14 +47,14 @@ def test_a_run_leaves_its_scores_and_is_not_run_again(comparison: Any, name: str
     assert f"| {name} | 0.001 (0.001) | 1 |" in tables.summary(tables.read(comparison.results), [name])
 
 
-def test_rows_made_once_are_batched_as_they_are_made_anew(comparison: Any) -> None:
+def test_rows_made_once_are_batched_as_they_are_made_anew(comparison: Any, real_standin: RealStandIn) -> None:
     from comparison import PreparedCollator
     from transformers import AutoProcessor
 
     from qmixlora.data import Collator, load_conversations
 
-    processor = AutoProcessor.from_pretrained(comparison.results.with_name("model"))
-    rows = list(load_conversations(str(comparison.make_data() / "train.json")))
+    processor = AutoProcessor.from_pretrained(real_standin.model)
+    rows = list(load_conversations(str(real_standin.data / "train.json")))
     once = PreparedCollator(processor, 1024)
     chosen = [0, 9, 27, len(rows) - 1]
     pictured = [index for index in chosen if rows[index]["images"]]

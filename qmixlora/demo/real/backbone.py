@@ -38,7 +38,7 @@ from qmixlora.demo.backbone import (
 )
 from qmixlora.demo.scenes import CELL, GRID, Scene, draw_scene, sample_scene
 from qmixlora.files import cache_folder, replacing
-from qmixlora.training.run import last_checkpoint
+from qmixlora.training.checkpoints import last_checkpoint
 
 from .english import caption, things
 from .language_model import IMAGE_TOKEN, read_language_model
@@ -203,7 +203,7 @@ def _train_on_captions(
     arguments = TrainingArguments(
         output_dir=str(scratch / "checkpoints"), max_steps=CAPTION_STEPS, per_device_train_batch_size=1,
         learning_rate=1e-3, warmup_steps=CAPTION_STEPS // 20, lr_scheduler_type="cosine", weight_decay=0.0, seed=seed,
-        save_strategy="steps", save_steps=SAVE_EVERY, save_total_limit=1,
+        save_strategy="steps", save_steps=SAVE_EVERY,
         logging_strategy="no", disable_tqdm=True, report_to="none", remove_unused_columns=False,
     )  # fmt: skip
     train_in_order(
