@@ -198,7 +198,10 @@ def train_in_order(
 
     arguments._n_gpu = min(1, arguments.n_gpu)  # a batch for every GPU would leave out all but the first
     trainer = _InOrderTrainer(
-        model=model, args=arguments, train_dataset=cast(Any, batches), data_collator=collate,
+        model=model,
+        args=arguments,
+        train_dataset=cast(Any, batches),
+        data_collator=collate,
         callbacks=[Report(), SealedCheckpoints(keep=1)],
     )
     trainer.remove_callback(PrinterCallback)
