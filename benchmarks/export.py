@@ -25,10 +25,12 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
-from method import PreparedCollator, Run, answered, data_folder, prepared, recipe_of, trained
+from comparison import PreparedCollator, Run, trained, training_rows
+from method import EMBEDDED, data_folder
 from methods import METHODS
 
 from qmixlora.data import indices_by_task, load_conversations, only_tasks
+from qmixlora.evaluation import evaluate
 from qmixlora.export.calibration import calibrate
 from qmixlora.export.polish import START, polish
 from qmixlora.export.static import Learned, StaticAdapter, learned_by, lora_session, put
@@ -51,14 +53,14 @@ def run_folder(name: str, seed: int) -> Path:
     folder = RUNS / f"{name}--seed{seed}"
     if not (folder / "recipe.yaml").is_file():
         run = Run(name, METHODS[name], RATES.get(name, 2e-3), seed)
-        session, _ = trained(run)
+        session, _ = trained(EMBEDDED, run)
         session.model.save_pretrained(str(folder / "adapter"))
-        (folder / "recipe.yaml").write_text(recipe_of(run).to_yaml(), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(EMBEDDED.recipe_of(run).to_yaml(), encoding="utf-8")
     return folder
 
 
 def scores(session: Session, rows: Dataset) -> dict[str, float]:
-    return {task: own.score for task, own in answered(session, rows, "test").tasks.items()}
+    return {task: own.score for task, own in evaluate(session, rows, "test").tasks.items()}
 
 
 def with_mean(by_task: dict[str, float]) -> dict[str, float]:
@@ -96,7 +98,7 @@ def execute(name: str, seed: int) -> dict[str, Any]:
         adapters = dict.fromkeys(tasks, learned.adapter(learned.identity()))
     static = lora_session(session, adapters[tasks[0]], trained=set(learned.pools))
     by_task: dict[str, list[Any]] = {}
-    for row in prepared(session.recipe.model.id):
+    for row in training_rows(session.recipe):
         by_task.setdefault(row["task"], []).append(row)
     collator = PreparedCollator(static.collator.processor, static.recipe.data.max_length)
     for steps in (0, *POLISH.get(name, (100, 300))):

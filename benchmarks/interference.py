@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from method import RESULTS, Run, data_folder, trained
+from comparison import Run, trained
+from method import EMBEDDED, RESULTS, data_folder
 from methods import METHODS
 
 from qmixlora.data import Collator, load_conversations
@@ -43,7 +44,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     heat_maps = {}
     for name, rate in RUNS.items():
-        session, _ = trained(Run(name, METHODS[name], rate, 0))
+        session, _ = trained(EMBEDDED, Run(name, METHODS[name], rate, 0))
         session = dataclasses.replace(session, collator=Collator(session.collator.processor, 128))
         rows = load_conversations(str(data_folder() / "validation.json"))
         interference = measure_interference(session, rows, batch_size=10)

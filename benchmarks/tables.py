@@ -12,7 +12,8 @@ from typing import Any
 
 from qmixlora.device import GIB
 
-SPLITS = ("validation", "test", "paraphrased", "held_out")
+SPLITS = ("test", "paraphrased", "held_out")
+LABELS = {"held_out": "held-out tasks"}
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
 
@@ -38,18 +39,17 @@ def mean_and_error(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
-def summary(runs: dict[str, Any], names: Iterable[str]) -> str:
-    """One line per method: rates tried, seeds, trainable parameters, and the mean of every split."""
-    lines = [
-        "| method | learning rate (tried) | seeds | trainable | validation | test | paraphrased | held-out tasks |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def summary(runs: dict[str, Any], names: Iterable[str], splits: Sequence[str] = SPLITS) -> str:
+    """One line per method: rates tried, seeds, trainable parameters, and the mean of validation and every split."""
+    splits = ("validation", *splits)
+    titles = ("method", "learning rate (tried)", "seeds", "trainable", *(LABELS.get(split, split) for split in splits))
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name in names:
         if name not in runs:
             continue
         best = chosen(runs[name])
         tried = ", ".join(f"{rate:g}" for rate in sorted(runs[name]))
-        scores = (mean_and_error([run[split]["mean"] for run in best]) for split in SPLITS)
+        scores = (mean_and_error([run[split]["mean"] for run in best]) for split in splits)
         size = f"{best[0]['trainable_parameters'] / 1000:.0f} k"
         lines.append(
             f"| {name} | {best[0]['learning_rate']:g} ({tried}) | {len(best)} | {size} | {' | '.join(scores)} |"
@@ -88,23 +88,40 @@ COMPARED = ("mixlora", "lora-r4", "lora-r16", "lora-r22")
 
 def write(method_folder: Path, speed_folder: Path, names: Sequence[str], controls: Sequence[str]) -> None:
     """Fill docs/results.md; `names` are the methods in the order of their lines, `controls` the first table."""
-    runs = read(method_folder)
-    unknown = set(runs) - set(names)
-    if unknown:
-        raise ValueError(f"runs of methods that do not exist any more: {sorted(unknown)}")
+    runs = _known(method_folder, names)
     rest = [name for name in names if name not in controls[3:]]
     axes = [name for name in rest if "=" in name.split(",")[0] or name == "mixlora"]
     ideas = ["mixlora", *(name for name in rest if name not in axes)]
-    tasks = (f"{split}:\n\n{per_task(runs, COMPARED, split)}" for split in ("test", "paraphrased", "held_out"))
     blocks = {
         "controls": summary(runs, controls),
-        "tasks": "\n\n".join(tasks),
+        "tasks": _tasks(runs, COMPARED, SPLITS),
         "axes": summary(runs, axes),
         "ideas": summary(runs, ideas),
         "interference": interference(speed_folder.with_name("interference")),
         "speed": speed(speed_folder),
     }
     fill(PAGE, blocks)
+
+
+def write_real(folder: Path, names: Sequence[str], splits: Sequence[str]) -> None:
+    """Fill what docs/results.md says of the real language model."""
+    runs = _known(folder, names)
+    fill(PAGE, {"real": summary(runs, names, splits), "real-tasks": _tasks(runs, names, splits)})
+
+
+def _known(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The runs in a folder. Raises ValueError for a method that is none of `names`."""
+    runs = read(folder)
+    unknown = set(runs) - set(names)
+    if unknown:
+        raise ValueError(f"runs of methods that do not exist any more: {sorted(unknown)}")
+    return runs
+
+
+def _tasks(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str]) -> str:
+    if not any(name in runs for name in names):
+        return "(no runs yet)"
+    return "\n\n".join(f"{split}:\n\n{per_task(runs, names, split)}" for split in splits)
 
 
 def interference(folder: Path) -> str:

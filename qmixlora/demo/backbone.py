@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.files import cache_folder, replacing
+from qmixlora.training.checkpoints import SealedCheckpoints
 
 from .dataset import SCANS
 from .scenes import CELL, GRID, IMAGE_SIZE, digit_scans, draw_scene, sample_scene
@@ -170,31 +171,45 @@ def _train_on_captions(
     batches = [cells[i : i + CELL_BATCH] for i in range(0, len(cells), CELL_BATCH)]
     batches += [scenes[i : i + SCENE_BATCH] for i in range(0, len(scenes), SCENE_BATCH)]
 
-    class Report(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            on_progress(state.global_step, total)
-
     arguments = TrainingArguments(
         output_dir=str(scratch), max_steps=total, per_device_train_batch_size=1, learning_rate=1.5e-3,
         warmup_steps=40, lr_scheduler_type="cosine", weight_decay=0.01, seed=seed, save_strategy="no",
         logging_strategy="no", disable_tqdm=True, report_to="none", remove_unused_columns=False,
     )  # fmt: skip
+    train_in_order(model, arguments, batches, lambda rows: _caption_batch(processor, rows[0]), on_progress)
+
+
+def train_in_order(
+    model: torch.nn.Module,
+    arguments: TrainingArguments,
+    batches: Sequence[Any],
+    collate: Callable[[list[Any]], dict[str, Tensor]],
+    on_progress: Callable[[int, int], None],
+    checkpoint: Path | None = None,
+) -> None:
+    """Train on ready-made batches in their order, which is the curriculum, from a checkpoint on where there is one.
+
+    `on_progress` is told (steps done, steps in all). The newest checkpoint alone is kept.
+    """
+
+    class Report(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_progress(state.global_step, args.max_steps)
+
     arguments._n_gpu = min(1, arguments.n_gpu)  # a batch for every GPU would leave out all but the first
     trainer = _InOrderTrainer(
         model=model,
         args=arguments,
-        train_dataset=batches,
-        data_collator=lambda rows: _caption_batch(processor, rows[0]),
-        callbacks=[Report()],
+        train_dataset=cast(Any, batches),
+        data_collator=collate,
+        callbacks=[Report(), SealedCheckpoints(keep=1)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 class _InOrderTrainer(Trainer):
-    """Trainer on ready-made batches in their order, which is the curriculum."""
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(cast(Any, self.train_dataset))
 
@@ -204,28 +219,31 @@ def _captions(count: int, *, single: bool, seed: int) -> list[tuple[Any, str]]:
     rng = random.Random(2 * seed + single)
     drawn = []
     for _ in range(min(count, 8000)):
-        scene, cell = sample_scene(rng, range(_first_held_out_scan())), rng.randrange(GRID * GRID)
+        scene, cell = sample_scene(rng, range(first_held_out_scan())), rng.randrange(GRID * GRID)
         drawn.append((draw_scene(scene, cell if single else None), scene, cell))
     picked = (drawn[index % len(drawn)] for index in range(count))
     return [(image, caption_cell(scene, cell) if single else caption(scene, rng)) for image, scene, cell in picked]
 
 
-def _first_held_out_scan() -> int:
+def first_held_out_scan() -> int:
     """Digit scans from here on are kept for validation and test images: nobody trains on their handwriting."""
     return int(SCANS["train"][1] * len(digit_scans()[1]))
 
 
 def _caption_batch(processor: LlavaProcessor, rows: list[tuple[Any, str]]) -> dict[str, Tensor]:
-    """A batch as `processor(images=..., text=...)` gives it, with labels on the caption.
-
-    Pixels are normalised for the whole batch at once: the images have the right size already, and one by one the
-    image processor would take longer than the training step.
-    """
-    images = processor.image_processor
-    pixels_BCHW = torch.from_numpy(np.stack([np.asarray(image) for image, _ in rows])).permute(0, 3, 1, 2) / 255
-    mean_CHW, std_CHW = torch.tensor([images.image_mean, images.image_std])[:, :, None, None].unbind()
+    """A batch as `processor(images=..., text=...)` gives it, with labels on the caption."""
     texts = ["<image>" * IMAGE_TOKENS + f" {text} <eos>" for _, text in rows]
     batch = processor.tokenizer(texts, padding=True, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels[:, : 1 + IMAGE_TOKENS] = -100
-    return {**batch, "pixel_values": (pixels_BCHW - mean_CHW) / std_CHW, "labels": labels}
+    pixels = normalised(processor.image_processor, [image for image, _ in rows])
+    return {**batch, "pixel_values": pixels, "labels": labels}
+
+
+def normalised(image_processor: Any, images: Sequence[Any]) -> Tensor:
+    """Pixels as the image processor gives them (B x 3 x H x W), for a whole batch at once: the images have the right
+    size already, and one by one the image processor would take longer than the training step.
+    """
+    pixels_BCHW = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 255
+    mean_CHW, std_CHW = torch.tensor([image_processor.image_mean, image_processor.image_std])[:, :, None, None].unbind()
+    return (pixels_BCHW - mean_CHW) / std_CHW

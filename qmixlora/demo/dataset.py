@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,49 @@ def make_dataset(folder: Path, seed: int = 0, splits: Mapping[str, int] | None =
         UserError: the folder is there, but is not (or not all of) such a data set.
     """
     splits = splits or SPLITS
-    if folder.is_dir():
-        files = [f"{name}.json" for name in (*splits, HELD_OUT_SPLIT, PARAPHRASED_SPLIT)]
-        missing = [file for file in files if not (folder / file).is_file()]
-        if missing:
-            raise UserError(
-                f"This folder is not a whole demo data set: {', '.join(missing)} is missing.",
-                where=str(folder),
-                fix="Remove it, and it is made again; or choose another folder.",
-            )
+    if is_whole(folder, [*splits, HELD_OUT_SPLIT, PARAPHRASED_SPLIT]):
         return folder
     with replacing(folder, unless_there=True) as temporary:
         (temporary / "images").mkdir(parents=True)
         for split, count in splits.items():
             _write_split(temporary, split, split, TASKS, count, seed)
         _write_split(temporary, HELD_OUT_SPLIT, "test", HELD_OUT, splits["test"], seed)
-        _write_paraphrases(temporary)
+        write_rows(temporary, PARAPHRASED_SPLIT, _rows(temporary, "test", "test", TASKS, splits["test"], seed, True))
     return folder
 
 
+def is_whole(folder: Path, names: Iterable[str]) -> bool:
+    """Whether a data set is there, with all of these splits.
+
+    Raises:
+        UserError: the folder is there, but not all of them.
+    """
+    if not folder.is_dir():
+        return False
+    missing = [f"{name}.json" for name in names if not (folder / f"{name}.json").is_file()]
+    if missing:
+        raise UserError(
+            f"This folder is not a whole demo data set: {', '.join(missing)} is missing.",
+            where=str(folder),
+            fix="Remove it, and it is made again; or choose another folder.",
+        )
+    return True
+
+
 def _write_split(folder: Path, name: str, scans_of: str, tasks: tuple[DemoTask, ...], per_task: int, seed: int) -> None:
+    write_rows(folder, name, _rows(folder, name, scans_of, tasks, per_task, seed))
+
+
+def _rows(
+    folder: Path,
+    name: str,
+    scans_of: str,
+    tasks: tuple[DemoTask, ...],
+    per_task: int,
+    seed: int,
+    other_words: bool = False,
+) -> list[dict[str, Any]]:
+    """The rows of a split, whose images are drawn into `images/`; in other words they are about the same images."""
     rng = random.Random(f"{seed}/{name}")
     first, last = (int(share * len(digit_scans()[1])) for share in SCANS[scans_of])
     rows: list[dict[str, Any]] = []
@@ -59,9 +82,10 @@ def _write_split(folder: Path, name: str, scans_of: str, tasks: tuple[DemoTask, 
     for start in range(0, len(order), step):
         scene = sample_scene(rng, range(first, last))
         image = f"images/{name}-{start // step:05}.png"
-        draw_scene(scene).save(folder / image)
+        if not other_words:
+            draw_scene(scene).save(folder / image)
         for task in order[start : start + step]:
-            question, answer = task.ask(scene, rng)
+            question, answer = task.ask(scene, rng, other_words=other_words)
             rows.append(
                 {
                     "id": f"{name}-{len(rows):05}",
@@ -73,18 +97,9 @@ def _write_split(folder: Path, name: str, scans_of: str, tasks: tuple[DemoTask, 
                     ],
                 }
             )
-    _write_rows(folder, name, rows)
+    return rows
 
 
-def _write_paraphrases(folder: Path) -> None:
-    """The test split again: same pictures, same answers, other words."""
-    by_name = {task.name: task for task in TASKS}
-    rows = json.loads((folder / "test.json").read_text(encoding="utf-8"))
-    for row in rows:
-        human = row["conversations"][0]
-        human["value"] = by_name[row["task"]].paraphrase(human["value"])
-    _write_rows(folder, PARAPHRASED_SPLIT, rows)
-
-
-def _write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of a split."""
     (folder / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

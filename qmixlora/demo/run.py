@@ -6,30 +6,43 @@ import contextlib
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from qmixlora.data import load_conversations, load_split
 from qmixlora.evaluation import Scores, TaskScore, blind_baseline, evaluate, write_results
 from qmixlora.export import Request, export
+from qmixlora.export.targets import Form
 from qmixlora.files import clear_disk_errors, write_json
 from qmixlora.recipe import load_recipe
 from qmixlora.session import open_tuned_run
 from qmixlora.training import train_within_memory
 from qmixlora.training.run import FULL_DISK
 
-from .backbone import backbone_folder, make_backbone
-
-RECIPE = "tiny-cpu"
+EXPORTS: dict[Form, tuple[str, str]] = {"lora": ("exported", "LoRA"), "merged": ("merged", "merged checkpoint")}
 Results = dict[str, dict[str, Scores]]  # by column of the table, and by split
 
 
-def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """Run everything end to end in `out`: `data/`, `run/` with its `exports/`, `summary.json`; returns the summary.
+@dataclass(frozen=True)
+class Demonstration:
+    """A recipe that is run end to end, and the forms that every task is exported in."""
+
+    recipe: str
+    forms: tuple[Form, ...]
+
+
+ON_EMBEDDED = Demonstration("tiny-cpu", ("lora", "merged"))
+ON_REAL = Demonstration("real-cpu", ("lora",))  # a merged checkpoint has 0.6 GB, and there are fifteen tasks
+
+
+def run_demo(
+    out: Path, overrides: Sequence[str], console: Console, demonstration: Demonstration = ON_EMBEDDED
+) -> dict[str, Any]:
+    """Run a recipe end to end in `out`: `data/`, `run/` with its `exports/`, `summary.json`; returns the summary.
 
     The summary holds mean exact match on the test split as `backbone` (before tuning), `blind` (the best answer
     without looking), `tuned`, `exported` (every task through its own plain LoRA) and `merged` (through its own merged
@@ -43,14 +56,15 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
 
     start = time.monotonic()
     with clear_disk_errors(out, FULL_DISK):
-        recipe = load_recipe(RECIPE, [*overrides, f"train.output={out / 'run'}"])
+        recipe = load_recipe(demonstration.recipe, [*overrides, f"train.output={out / 'run'}"])
         recipe = resolve(recipe, out / "data", console)
         shutil.rmtree(recipe.train.output, ignore_errors=True)
-        console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {RECIPE}, in {recipe.train.output}")
+        name = demonstration.recipe
+        console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {name}, in {recipe.train.output}")
         folder = train_within_memory(recipe, console=console)
         results = _evaluated(folder, console)
         write_results(folder, results["tuned"]["test"])
-        results |= _exported(folder, console)
+        results |= _exported(folder, demonstration.forms, console)
         summary = {
             **{name: splits["test"].mean for name, splits in results.items()},
             "held_out": {name: splits["held_out"].mean for name, splits in results.items() if "held_out" in splits},
@@ -59,7 +73,7 @@ def run_demo(out: Path, overrides: Sequence[str], console: Console) -> dict[str,
         }
         write_json(out / "summary.json", summary)
     console.print(_table(results))
-    image = Path(recipe.data.sources[0]).parent / "images" / "test-00000.png"
+    image = load_split(recipe.data, "test")[0]["images"][0]["path"]
     console.print(
         f"Exact match on the test split, {summary['seconds']:.0f} s in all. Talk to it: "
         f"[bold]qmixlora chat {folder} --image {image}[/bold]",
@@ -87,38 +101,22 @@ def _evaluated(folder: Path, console: Console) -> Results:
     return results
 
 
-def _exported(folder: Path, console: Console) -> Results:
-    """The scores of every task through its own export: `exported` (LoRA) and `merged`."""
-    console.print("[bold]Exporting[/bold] every task: one LoRA and one merged checkpoint each")
-    tasks: dict[str, dict[str, TaskScore]] = {"lora": {}, "merged": {}}
-    for fidelity in export(folder, Request(forms=("lora", "merged")), console):
+def _exported(folder: Path, forms: tuple[Form, ...], console: Console) -> Results:
+    """The scores of every task through its own export: `exported` (LoRA) and `merged`, of these the ones asked for."""
+    named = " and ".join(f"one {EXPORTS[form][1]}" for form in forms)
+    console.print(f"[bold]Exporting[/bold] every task: {named} each")
+    tasks: dict[str, dict[str, TaskScore]] = {form: {} for form in forms}
+    for fidelity in export(folder, Request(forms=forms), console):
         (task,) = fidelity.tasks
         tasks[fidelity.form][task] = TaskScore(fidelity.score, fidelity.samples)
-    return {"exported": {"test": Scores("test", tasks["lora"])}, "merged": {"test": Scores("test", tasks["merged"])}}
-
-
-def make_backbone_with_progress(console: Console) -> Path:
-    """`make_backbone` in its cache, with a progress bar (a plain line off a terminal)."""
-    folder = backbone_folder()
-    if (folder / "config.json").is_file():
-        return folder
-    console.print(f"[bold]Making the backbone[/bold] from scratch, once (about a minute on two cores): {folder}")
-    columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if not console.is_terminal and done % (total // 4) == 0:
-                console.print(f"  step {done}/{total}", highlight=False)
-
-        return make_backbone(folder, show)
+    return {EXPORTS[form][0]: {"test": Scores("test", tasks[form])} for form in forms}
 
 
 def _table(results: Results) -> Table:
     table = Table(title="Exact match per task")
     table.add_column("task")
-    columns = ("backbone", "tuned", "exported", "merged", "blind")
+    order = ("backbone", "tuned", *(column for column, _ in EXPORTS.values()), "blind")
+    columns = [column for column in order if column in results]
     for column in columns:
         table.add_column(column, justify="right")
     for split, label in (("test", "mean"), ("held_out", "mean, never trained")):

@@ -121,6 +121,12 @@ def _draw_sign(draw: ImageDraw.ImageDraw, sign: str, left: int, top: int) -> Non
                     draw.point((left + 2 + 7 * index + column, top + 4 + row), fill=(255, 255, 255))
 
 
+def draw_scan(index: int, side: int) -> Image.Image:
+    """Draw a handwritten digit: RGB, `side` pixels wide and high."""
+    scan = Image.fromarray(digit_scans()[0][index]).resize((side, side), Image.Resampling.BILINEAR)
+    return Image.merge("RGB", [scan] * 3)
+
+
 def draw_scene(scene: Scene, only_cell: int | None = None) -> Image.Image:
     """Draw a scene: RGB, IMAGE_SIZE x IMAGE_SIZE pixels, on dark noise; the same for the same scene.
 
@@ -138,8 +144,7 @@ def draw_scene(scene: Scene, only_cell: int | None = None) -> Image.Image:
     row, column = divmod(scene.sign_cell, GRID)
     _draw_sign(draw, scene.sign, column * CELL, row * CELL)
     row, column = divmod(scene.digit_cell, GRID)
-    scan = Image.fromarray(digit_scans()[0][scene.digit_image]).resize((CELL, CELL), Image.Resampling.BILINEAR)
-    image.paste(Image.merge("RGB", [scan] * 3), (column * CELL, row * CELL))
+    image.paste(draw_scan(scene.digit_image, CELL), (column * CELL, row * CELL))
     if only_cell is None:
         return image
     row, column = divmod(only_cell, GRID)

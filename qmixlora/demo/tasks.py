@@ -9,12 +9,12 @@ about it is true, false or unknown.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .scenes import COLORS, COLUMNS, ROWS, SHAPES, Item, Scene, place
 
+Asked = tuple[dict[str, str], str]  # what a question names, by its place in the question; the answer
 NUMBERS = ("none", "one", "two")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -55,62 +55,62 @@ def caption(scene: Scene, rng: random.Random) -> str:
     return " ".join(rng.sample(facts, len(facts)))
 
 
-# -- tasks: each returns (question, answer) ---------------------------------------------------------------------------
+# -- facts: each returns what its question names, and the answer -----------------------------------------------------
 
 
-def _digit(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    return "what digit is written ?", str(scene.digit)
+def _digit(scene: Scene, rng: random.Random) -> Asked:
+    return {}, str(scene.digit)
 
 
-def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _count(scene: Scene, rng: random.Random) -> Asked:
     color = rng.choice([rng.choice(scene.items).color, rng.choice(list(COLORS))])
-    return f"how many {color} shapes are there ?", NUMBERS[sum(item.color == color for item in scene.items)]
+    return {"color": color}, NUMBERS[sum(item.color == color for item in scene.items)]
 
 
-def _color(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _color(scene: Scene, rng: random.Random) -> Asked:
     item = rng.choice(scene.items)
-    return f"what color is the {item.shape} ?", item.color
+    return {"shape": item.shape}, item.color
 
 
-def _shape(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _shape(scene: Scene, rng: random.Random) -> Asked:
     colors = [item.color for item in scene.items]
     unique = [item for item in scene.items if colors.count(item.color) == 1]
     if unique:
         item = rng.choice(unique)
-        return f"what shape is {item.color} ?", item.shape
-    return f"what shape is {rng.choice(sorted(set(COLORS) - set(colors)))} ?", "none"
+        return {"color": item.color}, item.shape
+    return {"color": rng.choice(sorted(set(COLORS) - set(colors)))}, "none"
 
 
-def _size(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _size(scene: Scene, rng: random.Random) -> Asked:
     item = rng.choice(scene.items)
-    return f"how big is the {item.shape} ?", item.size
+    return {"shape": item.shape}, item.size
 
 
-def _where(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _where(scene: Scene, rng: random.Random) -> Asked:
     item = rng.choice(scene.items)
-    return f"where is the {item.shape} ?", place(item.cell)
+    return {"shape": item.shape}, place(item.cell)
 
 
-def _side(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _side(scene: Scene, rng: random.Random) -> Asked:
     item, pair = rng.choice(scene.items), rng.choice((ROWS, COLUMNS))
     answer = next(side for side in pair if side in sides(item))
-    return f"is the {item.shape} at the {pair[0]} or at the {pair[1]} ?", answer
+    return {"shape": item.shape, "side": pair[0], "other": pair[1]}, answer
 
 
-def _presence(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _presence(scene: Scene, rng: random.Random) -> Asked:
     if rng.random() < 0.5:
         item = rng.choice(scene.items)
-        return f"is there a {item.color} {item.shape} ?", "yes"
+        return {"color": item.color, "shape": item.shape}, "yes"
     seen = {(item.color, item.shape) for item in scene.items}
     color, shape = rng.choice([(c, s) for c in COLORS for s in SHAPES if (c, s) not in seen])
-    return f"is there a {color} {shape} ?", "no"
+    return {"color": color, "shape": shape}, "no"
 
 
-def _reading(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    return "what does the sign say ?", spell(scene.sign)
+def _reading(scene: Scene, rng: random.Random) -> Asked:
+    return {}, spell(scene.sign)
 
 
-def _entailment(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _entailment(scene: Scene, rng: random.Random) -> Asked:
     verdict = rng.choice(("true", "false", "unknown"))
     missing = [shape for shape in SHAPES if shape not in {item.shape for item in scene.items}]
     item = rng.choice(scene.items)
@@ -120,65 +120,82 @@ def _entailment(scene: Scene, rng: random.Random) -> tuple[str, str]:
         shape, color = item.shape, item.color
     else:
         shape, color = item.shape, rng.choice([c for c in COLORS if c != item.color])
-    return f"the {shape} is {color} : true , false or unknown ?", verdict
+    return {"shape": shape, "color": color}, verdict
 
 
-def _shape_at(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _shape_at(scene: Scene, rng: random.Random) -> Asked:
     item = rng.choice(scene.items)
-    return f"what shape is {place(item.cell)} ?", item.shape
+    return {"place": place(item.cell)}, item.shape
 
 
-def _digit_where(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    return "where is the digit ?", place(scene.digit_cell)
+def _digit_where(scene: Scene, rng: random.Random) -> Asked:
+    return {}, place(scene.digit_cell)
 
 
-def _color_at(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _color_at(scene: Scene, rng: random.Random) -> Asked:
     item = rng.choice(scene.items)
-    return f"what color is {place(item.cell)} ?", item.color
+    return {"place": place(item.cell)}, item.color
 
 
-def _any_shape(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _any_shape(scene: Scene, rng: random.Random) -> Asked:
     shapes = {item.shape for item in scene.items}
     shape = rng.choice(sorted(shapes)) if rng.random() < 0.5 else rng.choice(sorted(set(SHAPES) - shapes))
-    return f"is there a {shape} ?", "yes" if shape in shapes else "no"
+    return {"shape": shape}, "yes" if shape in shapes else "no"
 
 
-def _small_or_large(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _small_or_large(scene: Scene, rng: random.Random) -> Asked:
     item = rng.choice(scene.items)
-    return f"is the {item.shape} small or large ?", item.size
+    return {"shape": item.shape}, item.size
 
 
-def _count_of(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _count_of(scene: Scene, rng: random.Random) -> Asked:
     color = rng.choice([rng.choice(scene.items).color, rng.choice(list(COLORS))])
-    return f"how many shapes are {color} ?", NUMBERS[sum(item.color == color for item in scene.items)]
+    return {"color": color}, NUMBERS[sum(item.color == color for item in scene.items)]
 
 
 @dataclass(frozen=True)
 class DemoTask:
-    """A task: its questions, and another order of their words, which no training sample has."""
+    """A task: its question, and the same in another order of words, which no training sample has."""
 
-    ask: Callable[[Scene, random.Random], tuple[str, str]]
-    pattern: str = ""
+    facts: Callable[[Scene, random.Random], Asked]
+    question: str
     other_words: str = ""
 
     @property
     def name(self) -> str:
-        return self.ask.__name__.removeprefix("_")
+        return self.facts.__name__.removeprefix("_")
 
-    def paraphrase(self, question: str) -> str:
-        return re.sub(self.pattern, self.other_words, question)
+    def ask(self, scene: Scene, rng: random.Random, *, other_words: bool = False) -> tuple[str, str]:
+        """A question about the scene and its answer. In other words it is about the same."""
+        named, answer = self.facts(scene, rng)
+        return (self.other_words if other_words else self.question).format(**named), answer
 
 
 TASKS = (
-    DemoTask(_digit, "what digit is written", "written is what digit"),
-    DemoTask(_count, r"how many (\w+) shapes are there", r"\1 shapes : how many are there"),
-    DemoTask(_color, r"what color is the (\w+)", r"the \1 is what color"),
-    DemoTask(_shape, r"what shape is (\w+)", r"\1 is what shape"),
-    DemoTask(_size, r"how big is the (\w+)", r"the \1 is how big"),
-    DemoTask(_where, r"where is the (\w+)", r"the \1 is where"),
-    DemoTask(_side, r"is the (\w+) at the (\w+) or at the (\w+)", r"at the \2 or at the \3 is the \1"),
-    DemoTask(_presence, r"is there a (\w+) (\w+)", r"a \1 \2 is there"),
-    DemoTask(_reading, "what does the sign say", "the sign does say what"),
-    DemoTask(_entailment, r"the (\w+) is (\w+) : true , false or unknown", r"true , false or unknown : the \1 is \2"),
+    DemoTask(_digit, "what digit is written ?", "written is what digit ?"),
+    DemoTask(_count, "how many {color} shapes are there ?", "{color} shapes : how many are there ?"),
+    DemoTask(_color, "what color is the {shape} ?", "the {shape} is what color ?"),
+    DemoTask(_shape, "what shape is {color} ?", "{color} is what shape ?"),
+    DemoTask(_size, "how big is the {shape} ?", "the {shape} is how big ?"),
+    DemoTask(_where, "where is the {shape} ?", "the {shape} is where ?"),
+    DemoTask(
+        _side,
+        "is the {shape} at the {side} or at the {other} ?",
+        "at the {side} or at the {other} is the {shape} ?",
+    ),
+    DemoTask(_presence, "is there a {color} {shape} ?", "a {color} {shape} is there ?"),
+    DemoTask(_reading, "what does the sign say ?", "the sign does say what ?"),
+    DemoTask(
+        _entailment,
+        "the {shape} is {color} : true , false or unknown ?",
+        "true , false or unknown : the {shape} is {color} ?",
+    ),
 )
-HELD_OUT = tuple(map(DemoTask, (_shape_at, _color_at, _digit_where, _any_shape, _small_or_large, _count_of)))
+HELD_OUT = (
+    DemoTask(_shape_at, "what shape is {place} ?"),
+    DemoTask(_color_at, "what color is {place} ?"),
+    DemoTask(_digit_where, "where is the digit ?"),
+    DemoTask(_any_shape, "is there a {shape} ?"),
+    DemoTask(_small_or_large, "is the {shape} small or large ?"),
+    DemoTask(_count_of, "how many shapes are {color} ?"),
+)

@@ -2,12 +2,28 @@
 
 from .edit import Edit, edited
 from .reading import json_schema, load_recipe, load_run_recipe, read_recipe, shipped_recipes
-from .schema import EMBEDDED, MAX_PIXELS, Adapter, Checkpointing, Columns, Data, Export, Model, Part, Recipe, Train
+from .schema import (
+    EMBEDDED,
+    MADE_HERE,
+    MAX_PIXELS,
+    REAL,
+    Adapter,
+    Checkpointing,
+    Columns,
+    Data,
+    Export,
+    Model,
+    Part,
+    Recipe,
+    Train,
+)
 from .validation import did_you_mean, validate
 
 __all__ = [
     "EMBEDDED",
+    "MADE_HERE",
     "MAX_PIXELS",
+    "REAL",
     "Adapter",
     "Checkpointing",
     "Columns",

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from . import template
 
 PATHS = ("path", "image_root")  # of a part of the data
-EMBEDDED = "embedded"  # the value of model.id and data.train that stands for the demo's own backbone and data
+EMBEDDED, REAL = "embedded", "real"  # values of model.id and data.train for the demo's own backbones and data
+MADE_HERE = (EMBEDDED, REAL)
 METRICS = ("exact", "vqa", "anls", "relaxed", "choice", "number", "contains", "f1", "rouge_l", "cider")
 MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins to warn; cameras stay below it
 
@@ -26,7 +27,7 @@ class _Section(BaseModel):
 class Model(_Section):
     """The frozen backbone."""
 
-    id: str = Field(description="hub id, local folder, or 'embedded' for the demo's own backbone")
+    id: str = Field(description="hub id, local folder, or 'embedded' or 'real' for the demo's own backbones")
     revision: str | None = Field(default=None, description="hub revision: a branch, tag or commit")
     quantization: Literal["nf4", "none"] = Field(default="nf4", description="nf4: 4-bit NF4 with double quantisation")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
@@ -120,7 +121,7 @@ class Data(_Section):
     """Conversations with images, or a table of questions and answers (docs/data.md)."""
 
     train: str | list[Part] = Field(
-        description="file (json, jsonl, csv, tsv, parquet), folder, data set on the hub, or 'embedded'; or several"
+        description="file (json, jsonl, csv, tsv, parquet), folder, data set on the hub, 'embedded', 'real'; or several"
     )
     validation: str | Amount | None = Field(
         default=None, description="as train; or a share of it (0.1), or so many of its rows, cut from it"

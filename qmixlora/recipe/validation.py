@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from qmixlora.errors import UserError, without_secrets
 
 from . import template
-from .schema import EMBEDDED, METRICS, Columns, Data, Recipe
+from .schema import MADE_HERE, METRICS, Columns, Data, Recipe
 from .synonyms import meant_by
 
 
@@ -60,7 +60,7 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
     problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data) + _part_conflicts(recipe.data)
     problems += _metric_problems(recipe.data)
-    if recipe.train.eval_every and not recipe.data.validation and recipe.data.train != EMBEDDED:
+    if recipe.train.eval_every and not recipe.data.validation and recipe.data.train not in MADE_HERE:
         problems.append("train.eval_every: there is nothing to evaluate on; set data.validation")
     return problems
 
@@ -118,8 +118,8 @@ def _part_conflicts(data: Data) -> list[str]:
     problems = [] if data.train else ["data.train: there is no source in the list"]
     for index, part in enumerate(data.train):
         where = f"data.train[{index}]"
-        if part.path == EMBEDDED:
-            problems.append(f"{where}.path: the embedded data comes alone")
+        if part.path in MADE_HERE:
+            problems.append(f"{where}.path: the {part.path} data comes alone")
         if part.weight is not None and part.samples is not None:
             problems.append(f"{where}: weight and samples say the same thing; give one of them")
         own = {name: value for name in ("columns", "template") if (value := getattr(part, name)) is not None}

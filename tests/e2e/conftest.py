@@ -11,9 +11,12 @@ from typing import NamedTuple
 import pytest
 from rich.console import Console
 
+from qmixlora.demo.real.backbone import assemble
+from qmixlora.demo.real.dataset import make_real_dataset
 from qmixlora.manifest import MANIFEST
 from qmixlora.recipe import Recipe
 from qmixlora.training import train
+from tests.standin import small_language_model
 
 
 @pytest.fixture
@@ -84,3 +87,25 @@ def killed(two_runs: Runs) -> Iterator[Path]:
 @pytest.fixture
 def finished(two_runs: Runs, tmp_path: Path) -> Path:
     return Path(shutil.copytree(two_runs.finished[0], tmp_path / "finished"))
+
+
+class RealStandIn(NamedTuple):
+    """A stand-in for the real backbone, whose tokens are single letters, and a few samples of each task."""
+
+    model: Path
+    data: Path
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Of the recipe real-cpu, for the stand-in; the data apart."""
+        return f"model.id={self.model}", "data.max_length=1024", "train.max_new_tokens=2"
+
+
+@pytest.fixture(scope="session")
+def real_standin(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> RealStandIn:
+    folder = tmp_path_factory.mktemp("real")
+    model, processor = assemble(*small_language_model(), backbone, seed=0)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    data = make_real_dataset(folder / "data", splits={"train": 2, "validation": 1, "test": 1})
+    return RealStandIn(folder / "model", data)

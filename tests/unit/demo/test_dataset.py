@@ -66,7 +66,7 @@ def test_splits_share_no_handwriting() -> None:
 def test_the_backbone_sees_no_handwriting_but_that_of_the_training_split() -> None:
     from qmixlora.demo import backbone
 
-    assert backbone._first_held_out_scan() == int(dataset.SCANS["train"][1] * len(digit_scans()[1]))
+    assert backbone.first_held_out_scan() == int(dataset.SCANS["train"][1] * len(digit_scans()[1]))
 
 
 def test_questions_alone_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,56 @@
+"""What the mixture is worth on a language model that knows words: SmolLM2-135M, its tasks in plain English.
+
+    python benchmarks/real.py run [--worker 0/2]                                  what is planned here
+    python benchmarks/real.py run NAME ... [--learning-rate LR ...] [--seeds 0 1]
+    python benchmarks/real.py table                                               docs/results.md
+
+Needs the extra `real`; the backbone is made on first use. Each run is one small JSON file in benchmarks/results/real/
+(comparison.py). A core with a thread of its own for each worker (OMP_NUM_THREADS=1) is faster than two threads in one.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
+from comparison import Comparison, Plan, main
+from methods import METHODS, lora
+
+from qmixlora.demo.made_here import make_data
+from qmixlora.recipe import REAL
+
+RESULTS = Path(__file__).parent / "results" / "real"
+REAL_METHODS = {
+    **{f"lora-r{r}": lora(r) for r in (4, 16, 64)},
+    **{name: METHODS[name] for name in ("mixlora", "paper", "frozen-routers", "random-routing")},
+}
+LEARNING_RATES = {  # tried on seed 0
+    "lora-r4": (1e-3, 2e-3),
+    "lora-r16": (5e-4, 1e-3, 2e-3),
+    "lora-r64": (2.5e-4, 5e-4, 1e-3),
+    "mixlora": (5e-4, 1e-3, 2e-3),
+    "paper": (1e-3, 2e-3),
+}
+
+
+@cache
+def data_folder() -> Path:
+    return make_data(REAL, None)
+
+
+ON_SMOLLM2 = Comparison(
+    recipe="real-cpu",
+    results=RESULTS,
+    make_data=data_folder,
+    methods=REAL_METHODS,
+    reported=("test", "paraphrased", "held_out", "conversations"),
+    steps=400,
+    batch=16,
+)
+
+if __name__ == "__main__":
+    plan = Plan(LEARNING_RATES, finalists=tuple(REAL_METHODS), seeds=(0, 1, 2), learning_rate=1e-3)
+    main(__doc__, ON_SMOLLM2, plan, lambda: tables.write_real(RESULTS, list(REAL_METHODS), ON_SMOLLM2.reported))

@@ -1,0 +1,104 @@
+"""What `embedded` and `real` in a recipe stand for: backbones and data sets that are made on this machine, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from qmixlora.files import cache_folder
+from qmixlora.recipe import EMBEDDED, REAL
+
+from .backbone import backbone_folder, make_backbone
+from .dataset import make_dataset
+from .real.backbone import make_real_backbone, real_backbone_folder
+from .real.dataset import make_real_dataset
+
+OnProgress = Callable[[int, int], None]  # told (steps done, steps in all)
+Make = Callable[[Path, OnProgress, Console], Path]
+
+
+@dataclass(frozen=True)
+class BackboneMaker:
+    """How a backbone is made, where it is cached, and what is said of it before."""
+
+    folder: Callable[[], Path]
+    make: Make
+    announced: str
+
+
+@dataclass(frozen=True)
+class DataSetMaker:
+    """How a data set is made, and its name in the cache."""
+
+    make: Callable[[Path], Path]
+    cached_as: str
+
+
+def _make_embedded(folder: Path, on_progress: OnProgress, console: Console) -> Path:
+    return make_backbone(folder, on_progress)
+
+
+def _make_real(folder: Path, on_progress: OnProgress, console: Console) -> Path:
+    return make_real_backbone(folder, lambda: make_with_progress(EMBEDDED, console), on_progress)
+
+
+BACKBONES = {
+    EMBEDDED: BackboneMaker(backbone_folder, _make_embedded, "from scratch, once (about a minute on two cores)"),
+    REAL: BackboneMaker(
+        real_backbone_folder,
+        _make_real,
+        "SmolLM2-135M learns to see, once (some ten minutes on two cores; goes on where it was interrupted)",
+    ),
+}
+DATA_SETS = {
+    EMBEDDED: DataSetMaker(make_dataset, "embedded-data-v3"),
+    REAL: DataSetMaker(make_real_dataset, "real-data-v1"),
+}
+
+
+def make_data(name: str, folder: Path | None) -> Path:
+    """Make a data set in a folder, or in the cache. Raises UserError as its maker."""
+    maker = DATA_SETS[name]
+    return maker.make(folder or cache_folder() / maker.cached_as).resolve()
+
+
+def make_with_progress(name: str, console: Console) -> Path:
+    """A backbone in its cache, with a progress bar and the time left (plain lines off a terminal). Raises UserError as
+    its maker.
+    """
+    maker = BACKBONES[name]
+    folder = maker.folder()
+    if (folder / "config.json").is_file():
+        return folder
+    console.print(f"[bold]Making the backbone[/bold] {maker.announced}: {folder}", highlight=False, soft_wrap=True)
+    columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    task = bar.add_task("", total=None)
+    first: list[tuple[float, int]] = []  # when the first step was done, and its number
+
+    def show(done: int, total: int) -> None:
+        bar.start()  # not before: another backbone may be made with a bar of its own
+        bar.update(task, completed=done, total=total)
+        if not first:
+            first.append((time.monotonic(), done))
+        if not console.is_terminal and done % max(1, total // 4) == 0:
+            console.print(f"  step {done}/{total}{_left(first[0], done, total)}", highlight=False)
+
+    try:
+        return maker.make(folder, show, console)
+    finally:
+        bar.stop()
+
+
+def _left(first: tuple[float, int], done: int, total: int) -> str:
+    """The time left, from the steps since the first."""
+    start, number = first
+    if done in (number, total):
+        return ""
+    seconds = (time.monotonic() - start) / (done - number) * (total - done)
+    return f", about {max(1, round(seconds / 60))} min left"
