@@ -1,7 +1,7 @@
 """The recipe: everything a run depends on, typed and strict. No torch here, so that the command line stays fast."""
 
 from .edit import Edit, edited
-from .reading import json_schema, load_recipe, read_recipe, shipped_recipes
+from .reading import json_schema, load_recipe, load_run_recipe, read_recipe, shipped_recipes
 from .schema import EMBEDDED, MAX_PIXELS, Adapter, Checkpointing, Columns, Data, Export, Model, Part, Recipe, Train
 from .validation import did_you_mean, validate
 
@@ -22,6 +22,7 @@ __all__ = [
     "edited",
     "json_schema",
     "load_recipe",
+    "load_run_recipe",
     "read_recipe",
     "shipped_recipes",
     "validate",

@@ -39,6 +39,12 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     return validate(Edit.parse(overrides).put_into(values), where)
 
 
+def load_run_recipe(folder: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe of a run, whose output is the folder where it lies now. Raises UserError as `load_recipe`."""
+    recipe = load_recipe(str(Path(folder) / "recipe.yaml"), overrides)
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"output": folder})})
+
+
 def read_recipe(name_or_path: str) -> tuple[str, str]:
     """(text, where it came from) of a recipe file, or of a shipped recipe by its name."""
     path = Path(name_or_path)

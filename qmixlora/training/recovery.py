@@ -17,6 +17,8 @@ from transformers import Trainer, TrainerCallback
 
 from qmixlora.errors import UserError
 
+from .checkpoints import damage
+
 T = TypeVar("T")
 WORDS = (  # of errors that mean exhausted memory, wherever they come from
     "out of memory",  # CUDA, ROCm, bitsandbytes
@@ -119,16 +121,20 @@ class StepStart(TrainerCallback):
     def rewind(self) -> bool:
         """Undo the changes of a step that was begun; return false if it was too late for that."""
         if self.begun and not self.torn:
-            with torch.no_grad():
-                parts = self.kept.split([tensor.numel() for tensor in self.tensors])
-                for tensor, part in zip(self.tensors, parts, strict=True):
-                    tensor.copy_(part.view_as(tensor))
+            self.restore()
             random.setstate(self.random["python"])
             np.random.set_state(self.random["numpy"])
             torch.random.set_rng_state(self.random["cpu"])
             if torch.cuda.is_available():
                 torch.cuda.random.set_rng_state(self.random["cuda"])
         return not self.torn
+
+    def restore(self) -> None:
+        """Undo what the forward passes of a step have added to the tensors."""
+        with torch.no_grad():
+            parts = self.kept.split([tensor.numel() for tensor in self.tensors])
+            for tensor, part in zip(self.tensors, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def _keep(self) -> None:
         if self.tensors:  # together: the host waits for the device once, and not for each of hundreds of centres
@@ -139,17 +145,22 @@ class StepStart(TrainerCallback):
         self.begun = True
 
 
-def keep_last_step(trainer: Trainer, start: StepStart, first_step: int) -> None:
-    """Write a checkpoint of the last completed step after memory ran out, by the Trainer's own path.
+def keep_last_step(trainer: Trainer, start: StepStart, first_step: int, *, anew: bool = False) -> bool:
+    """Have a checkpoint of the last completed step, by the Trainer's own path; return whether there is one.
 
     None is written where there is nothing newer than `first_step`, which the run started from, or where the optimiser
-    was interrupted while it wrote.
+    was interrupted while it wrote. One that is there stays, unless it is to be written `anew`, since its own writing
+    may have been what failed.
     """
     model, output = trainer.model, trainer.args.output_dir
     assert model is not None and output is not None, "a run has both"
     model.zero_grad(set_to_none=True)
-    if trainer.state.global_step <= first_step or not start.rewind():
-        return
-    shutil.rmtree(Path(output) / f"checkpoint-{trainer.state.global_step}", ignore_errors=True)
-    trainer._save_checkpoint(model, trial=None)
-    trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+    step = trainer.state.global_step
+    if step <= first_step or not start.rewind():
+        return first_step > 0
+    folder = Path(output) / f"checkpoint-{step}"
+    if anew or damage(folder) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        trainer._save_checkpoint(model, trial=None)
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
-from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay
+from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
+from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
+from .guard import FirstStepsGuard
 
 
 def make_trainer(
@@ -28,15 +30,17 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks."""
     enable_checkpointing(session.backbone, session.anatomy, session.recipe.train.checkpointing)
+    steps = FiniteSteps(session.recipe, folder, display.say)
     trainer = SupervisedTrainer(
         session.recipe.train.loss_chunk,
         session.recipe.model.dtype == "float16",
+        steps,
         model=session.model,
         args=_arguments(session.recipe, folder, validation is not None),
-        train_dataset=rows,
+        train_dataset=NumberedRows(rows),
         eval_dataset=validation,
-        data_collator=session.collator,
-        callbacks=[FirstStepsGuard(session), MetricsLog(folder), display],
+        data_collator=NamingCollator(session.collator),
+        callbacks=[FirstStepsGuard(session, steps), FiniteParameters(session.recipe), MetricsLog(folder), display],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -46,9 +50,12 @@ def make_trainer(
 class SupervisedTrainer(Trainer):
     """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step."""
 
-    def __init__(self, loss_chunk: int | None, in_float16: bool, **arguments: Any) -> None:
+    def __init__(self, loss_chunk: int | None, in_float16: bool, steps: FiniteSteps, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.loss_chunk = loss_chunk
+        self.steps = steps
+        self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
+        self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
         self.gradient_scale = GradientScale(arguments["model"]) if in_float16 else None
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
@@ -75,6 +82,7 @@ class SupervisedTrainer(Trainer):
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None
+        self.stop_if_asked()
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches
 
@@ -87,7 +95,7 @@ class SupervisedTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Send a batch to the card as Trainer does, but for its labels: the loss looks up positions on the host."""
-        sent = super()._prepare_inputs({name: value for name, value in inputs.items() if name != "labels"})
+        sent = super()._prepare_inputs({k: value for k, value in inputs.items() if k not in ("labels", SAMPLES)})
         return {**sent, "labels": inputs["labels"]}
 
     def _prepare_input(self, data: Any) -> Any:
@@ -95,6 +103,29 @@ class SupervisedTrainer(Trainer):
         if isinstance(data, Tensor):
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Take a micro-batch as Trainer does, and note its loss and its samples for the judgement of the step."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.steps.add(loss, inputs.get(SAMPLES, ()))
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip as Trainer does. A step that is not finite raises, or loses its gradients: then no optimiser moves.
+
+        Raises NotFiniteError as `FiniteSteps`.
+        """
+        norm: Tensor = super()._clip_grad_norm(model)
+        if not self.steps.may_be_taken(self.state.global_step + 1, norm):
+            model.zero_grad(set_to_none=True)
+            self.undo_forward()
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as Trainer does, with the losses of the steps that were taken (its own sum keeps a NaN for ever)."""
+        super().log(self.steps.in_logs(logs), start_time)
 
     def compute_loss(
         self,
