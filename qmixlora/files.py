@@ -19,6 +19,13 @@ from .errors import UserError
 
 EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 AT_WORKING_FOLDER = -100  # AT_FDCWD
+FULL = (  # of errors that mean a full disk
+    "no space left",
+    "os error 28",  # Rust
+    "file write failed",  # torch, while it writes a file of its zip format
+    "unexpected pos",  # and when it ends one
+    "iostream error",  # C++
+)
 
 
 def cache_folder() -> Path:
@@ -101,7 +108,7 @@ def clear_disk_errors(folder: Path, fix: str) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         text = str(error).lower()
         full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-        if full or "no space left" in text or "os error 28" in text or "file write failed" in text:
+        if full or any(words in text for words in FULL):
             raise UserError("The disk is full.", where=str(folder.resolve()), fix=fix) from error
         raise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -92,12 +92,17 @@ class StepStart(TrainerCallback):
     """A copy, in host memory, of the state that a step changes before its optimiser runs, from its beginning: the
     random number generators, and `tensors` that forward passes add to (running means, counts; in fp32 or fp64).
 
+    Of `by_task`, each with its dimension of tasks, only the tasks of the step are copied, which `announce` tells.
     It has to be the last of a Trainer's callbacks: a step is completed when all others are done with it.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = list(tensors)
-        self.kept = torch.empty(0, dtype=torch.float64)  # the numbers of all of them, one after the other
+    def __init__(
+        self, tensors: Sequence[Tensor], by_task: Sequence[tuple[Tensor, int]] = (), tasks: Sequence[str] = ()
+    ) -> None:
+        self.tensors, self.by_task = list(tensors), list(by_task)
+        self.ids = {task: index for index, task in enumerate(tasks)}
+        self.step_tasks: list[int] = []
+        self.kept: Tensor | None = None  # the numbers of all of them, one after the other
         self.random: dict[str, Any] = {}
         self.begun = self.begins_epoch = False
         self.torn = False  # the optimiser has begun to write: parameters and moments are of no step
@@ -105,18 +110,26 @@ class StepStart(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # the first step of an epoch begins before its data loader draws a seed: there a resumed run takes up
         self.begins_epoch = float(state.epoch or 0).is_integer()
-        self._keep()
+        self._keep_random()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.begins_epoch:
-            self._keep()
+            self._keep_random()
         self.begins_epoch = False
+        parts = [tensor.detach().flatten().double() for tensor in self._changing()]
+        # together: the host waits for the device once, and not for each of hundreds of centres
+        self.kept = torch.cat(parts).cpu() if parts else None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.torn = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begun = self.torn = False
+        self.kept = None
+
+    def announce(self, tasks: Iterable[str]) -> None:
+        """Say which tasks the next step has samples of."""
+        self.step_tasks = sorted({self.ids[task] for task in tasks}) if self.by_task else []
 
     def rewind(self) -> bool:
         """Undo the changes of a step that was begun; return false if it was too late for that."""
@@ -131,14 +144,26 @@ class StepStart(TrainerCallback):
 
     def restore(self) -> None:
         """Undo what the forward passes of a step have added to the tensors."""
+        if self.kept is None:
+            return
         with torch.no_grad():
-            parts = self.kept.split([tensor.numel() for tensor in self.tensors])
-            for tensor, part in zip(self.tensors, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+            now = self._changing()
+            parts = [
+                part.view_as(own) for part, own in zip(self.kept.split([t.numel() for t in now]), now, strict=True)
+            ]
+            for tensor, part in zip(self.tensors, parts, strict=False):
+                tensor.copy_(part)
+            for (tensor, dim), part in zip(self.by_task, parts[len(self.tensors) :], strict=True):
+                tensor.index_copy_(dim, self._rows(tensor), part.to(tensor))
 
-    def _keep(self) -> None:
-        if self.tensors:  # together: the host waits for the device once, and not for each of hundreds of centres
-            self.kept = torch.cat([tensor.detach().flatten().double() for tensor in self.tensors]).cpu()
+    def _changing(self) -> list[Tensor]:
+        """The tensors, and of those by task the rows of the step."""
+        return [*self.tensors, *(tensor.index_select(dim, self._rows(tensor)) for tensor, dim in self.by_task)]
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        return torch.tensor(self.step_tasks, dtype=torch.long).to(tensor.device, non_blocking=True)
+
+    def _keep_random(self) -> None:
         self.random = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
         if torch.cuda.is_available():
             self.random["cuda"] = torch.cuda.random.get_rng_state()

@@ -35,6 +35,7 @@ from .schedule import schedule_problems
 from .stopping import Stop, StopAskedError
 from .trainer import SupervisedTrainer, make_trainer
 
+TASK_MEANS = "mixlora_task_"  # of the buffers of a MixLoRA layer that have a row for every task
 MORE_STEPS = ("train.epochs", "train.max_steps")
 FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."
 
@@ -236,16 +237,17 @@ def _watch(trainer: SupervisedTrainer, session: TunedSession, tasks: list[str], 
     """
     trainer.add_callback(stop)
     trainer.stop_if_asked = stop.check
-    counted: list[Tensor] = []
+    by_task: list[tuple[Tensor, int]] = []
     if session.recipe.adapter.method == "mixlora":
         routing = RoutingLog(session.model, tasks, folder)
-        counted = [routing.statistics.sum_LTEF, routing.statistics.count_T]
+        by_task = [(routing.statistics.sum_LTEF, 1), (routing.statistics.count_T, 0)]
         trainer.add_callback(routing)
     trainer.add_callback(SealedCheckpoints(session.recipe.train.keep_checkpoints))
-    kept = [buffer for name, buffer in session.model.named_buffers() if is_adapter_parameter(name)]
-    start = StepStart([*counted, *kept])
+    buffers = [(name, buffer) for name, buffer in session.model.named_buffers() if is_adapter_parameter(name)]
+    by_task += [(buffer, 0) for name, buffer in buffers if TASK_MEANS in name]
+    start = StepStart([buffer for name, buffer in buffers if TASK_MEANS not in name], by_task, tasks)
     trainer.add_callback(start)
-    trainer.undo_forward = start.restore
+    trainer.undo_forward, trainer.announce = start.restore, start.announce
     return start
 
 

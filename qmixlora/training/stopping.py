@@ -30,11 +30,15 @@ class Stop(Requests, TrainerCallback):
         super().__init__(say)
         self.max_minutes = max_minutes
         self.end = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.has_stepped = False  # a start that only loads would never come to an end, however often it is made
 
     def check(self) -> None:
         """Raise StopAskedError if the run is to stop."""
-        if self.number is not None or (self.end is not None and time.monotonic() >= self.end):
+        if self.number is not None or (self.end is not None and self.has_stepped and time.monotonic() >= self.end):
             raise StopAskedError
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.has_stepped = True
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.check()

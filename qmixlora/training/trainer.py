@@ -55,6 +55,7 @@ class SupervisedTrainer(Trainer):
         self.loss_chunk = loss_chunk
         self.steps = steps
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
+        self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
         self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
         self.gradient_scale = GradientScale(arguments["model"]) if in_float16 else None
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
@@ -84,6 +85,7 @@ class SupervisedTrainer(Trainer):
             return [], None
         self.stop_if_asked()
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.announce(task for batch in batches[0] for task in batch.get("tasks", ()))
         return batches
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
