@@ -1,4 +1,4 @@
-"""Going on with a run: what differs is listed, what would change its checkpoints' meaning is refused, all is written."""
+"""Going on with a run: what differs is listed, what would change its checkpoints' meaning is refused by name."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_new_run_begins_with_what_another_learned(run: Recipe, tmp_path: Path)
 
 def test_an_adapter_of_another_kind_is_refused_by_name(run: Recipe, tmp_path: Path) -> None:
     new = edited(run, [f"train.output={tmp_path / 'new'}", "adapter.num_factors=8", "adapter.dropout=0.1"])
-    with pytest.raises(UserError, match="adapter.num_factors: 4 -> 8") as error:
+    with pytest.raises(UserError, match=r"adapter\.num_factors: 4 -> 8") as error:
         train(new, init_from=Path(run.train.output), console=QUIET)
     assert "dropout" not in str(error.value) and not (tmp_path / "new").exists()
 
