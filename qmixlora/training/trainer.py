@@ -26,9 +26,18 @@ from .guard import FirstStepsGuard
 
 
 def make_trainer(
-    session: TunedSession, rows: Dataset, validation: Dataset | None, folder: Path, display: ProgressDisplay
+    session: TunedSession,
+    rows: Dataset,
+    validation: Dataset | None,
+    folder: Path,
+    display: ProgressDisplay,
+    *,
+    judged: bool = True,
 ) -> SupervisedTrainer:
-    """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks."""
+    """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks.
+
+    `judged`: the rows are real ones, which are named where numbers are not finite (see `FiniteSteps`).
+    """
     enable_checkpointing(session.backbone, session.anatomy, session.recipe.train.checkpointing)
     steps = FiniteSteps(session.recipe, folder, display.say)
     trainer = SupervisedTrainer(
@@ -39,9 +48,12 @@ def make_trainer(
         args=_arguments(session.recipe, folder, validation is not None),
         train_dataset=NumberedRows(rows),
         eval_dataset=validation,
-        data_collator=NamingCollator(session.collator),
-        callbacks=[FirstStepsGuard(session, steps), FiniteParameters(session.recipe), MetricsLog(folder), display],
+        data_collator=NamingCollator(session.collator) if judged else session.collator,
+        callbacks=[FirstStepsGuard(session, steps), MetricsLog(folder), display],
     )
+    trainer.judged = judged
+    if judged:
+        trainer.add_callback(FiniteParameters(session.recipe))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
@@ -53,7 +65,7 @@ class SupervisedTrainer(Trainer):
     def __init__(self, loss_chunk: int | None, in_float16: bool, steps: FiniteSteps, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.loss_chunk = loss_chunk
-        self.steps = steps
+        self.steps, self.judged = steps, True
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
         self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
@@ -120,7 +132,7 @@ class SupervisedTrainer(Trainer):
         Raises NotFiniteError as `FiniteSteps`.
         """
         norm: Tensor = super()._clip_grad_norm(model)
-        if not self.steps.may_be_taken(self.state.global_step + 1, norm):
+        if self.judged and not self.steps.may_be_taken(self.state.global_step + 1, norm):
             model.zero_grad(set_to_none=True)
             self.undo_forward()
         return norm
