@@ -9,6 +9,7 @@ import sys
 import typer
 
 from qmixlora.errors import UserError
+from qmixlora.interrupts import Interrupted, raised
 
 from . import chat, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, train
 
@@ -58,12 +59,12 @@ def first_steps(context: typer.Context) -> None:
 
 
 def run() -> None:
-    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake."""
-    try:
-        app()
-    except UserError as error:
-        print(f"qmixlora: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("qmixlora: stopped; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
-        raise SystemExit(130) from None
+    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake, 128 and the number of
+    a signal that ended it.
+    """
+    with raised():
+        try:
+            app()
+        except (UserError, Interrupted) as end:
+            print(f"qmixlora: {end}", file=sys.stderr)
+            raise SystemExit(end.exit_code) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,17 +10,28 @@ from rich.console import Console
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, the name of a shipped recipe, or with --resume the folder of a run.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.learning_rate=1e-3.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    init_from: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Begin a new run with the adapter that another one learned.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, and stop.")] = False,
 ) -> None:
     """One run: the recipe's model, adapter and data, trained on this machine."""
-    from qmixlora.recipe import load_recipe
+    from qmixlora.errors import UserError
+    from qmixlora.recipe import Edit, load_recipe, load_run_recipe
 
-    parsed = load_recipe(recipe, overrides or [])
+    if resume and init_from:
+        raise UserError("--init-from begins a new run: it does not go with --resume.", where="command line")
+    if resume and Path(recipe).is_dir():  # the folder of a run, which may have been moved
+        parsed = Edit({"train.output": recipe}).apply(load_run_recipe(Path(recipe), overrides or []))
+    else:
+        parsed = load_recipe(recipe, overrides or [])
     if dry_run:
         print(parsed.to_yaml(), end="")
         return
@@ -30,5 +42,6 @@ def train(
     from qmixlora.training import train_within_memory
 
     console = Console()
-    folder = train_within_memory(resolve(parsed, None, console), resume=resume, console=console)
+    resolved = resolve(parsed, None, console)
+    folder = train_within_memory(resolved, resume=resume, init_from=init_from, console=console)
     console.print(f"Done: {folder}. Next: [bold]qmixlora eval {folder}[/bold]", highlight=False)

@@ -74,14 +74,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def append_to_log(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line to a JSON Lines file."""
+    """Add a line to a JSON Lines file. Raises ValueError for a number that JSON does not have (NaN)."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             cut_short = file.read(1) != b"\n"  # by a crash: the record must not end up on the same line
             file.write(b"\n" * cut_short)
-        file.write((json.dumps(record) + "\n").encode())
+        file.write(line)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class RoutingStatistics:
 
     def __init__(self, model: PeftModel, tasks: Sequence[str]) -> None:
         self.model, self.tasks = model, list(tasks)
+        self.ids = {task: index for index, task in enumerate(self.tasks)}
         self.tuner = cast(MixLoraModel, model.base_model)
         self.layers = mixture_layers(model)
         factors = cast(MixLoraConfig, model.active_peft_config).num_factors
@@ -55,7 +56,7 @@ class RoutingStatistics:
         """Count the batch that was last in the model; `tasks` are the labels of its B samples (of a sample with several
         tasks: a list of one for each of its segments).
         """
-        ids = [self.tasks.index(task) for task in self.tuner.last_labels(tasks)]
+        ids = [self.ids[task] for task in self.tuner.last_labels(tasks)]
         ids_N = to_device(ids, self.count_T.device)
         self.sum_LTEF.index_add_(1, ids_N, self.tuner.last_selection().to(self.sum_LTEF.dtype))
         self.count_T.index_add_(0, ids_N, torch.ones_like(ids_N, dtype=self.count_T.dtype))
@@ -76,10 +77,14 @@ class RoutingStatistics:
         The mean of a task without samples is zero.
         """
         sum_LTEF, count_T = self._over_processes()
-        self.sum_LTEF.zero_()
+        count_T = count_T.to("cpu", copy=True)
+        seen_T = count_T.nonzero()[:, 0].to(sum_LTEF.device)  # most of many tasks are in no snapshot: theirs are zero
+        mean_LTEF = torch.zeros(sum_LTEF.shape)
+        seen_LTEF = sum_LTEF.index_select(1, seen_T) / count_T[count_T > 0].to(sum_LTEF.device)[:, None, None]
+        mean_LTEF.index_copy_(1, seen_T.cpu(), seen_LTEF.float().cpu())
+        self.sum_LTEF.index_fill_(1, seen_T, 0)
         self.count_T.zero_()
-        mean_LTEF = (sum_LTEF / count_T.clamp(min=1)[:, None, None]).float().cpu()
-        return dict(zip(self.layers, mean_LTEF, strict=True)), count_T.cpu()
+        return dict(zip(self.layers, mean_LTEF, strict=True)), count_T
 
     def save(self, checkpoint: Path) -> None:
         """Put the sums of all processes since `take` into a checkpoint folder; every process must call this."""
@@ -95,10 +100,12 @@ class RoutingStatistics:
             self.count_T.copy_(saved["count"])
 
     def _over_processes(self) -> tuple[Tensor, Tensor]:
+        """The sums of all processes; of one alone its own."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self.sum_LTEF, self.count_T
         sums = self.sum_LTEF.clone(), self.count_T.clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for tensor in sums:
-                torch.distributed.all_reduce(tensor)
+        for tensor in sums:
+            torch.distributed.all_reduce(tensor)
         return sums
 
     def _rank(self) -> int:
@@ -131,13 +138,16 @@ class RoutingRecord:
         self.steps.append(step)
         self.count_T = torch.where(seen_T, count_T, self.count_T)
         for layer, mean_TEF in means.items():
-            before_TEF = self.means.get(layer, torch.zeros_like(mean_TEF))
-            self.means[layer] = torch.where(seen_T[:, None, None], mean_TEF, before_TEF)
-            for pool, share_TE in (("A", mean_TEF.sum(dim=2)), ("B", mean_TEF.sum(dim=1))):
+            if layer not in self.means:
+                self.means[layer] = torch.zeros_like(mean_TEF)
+            own_NEF = mean_TEF[seen_T]  # of the tasks in the snapshot, which may be few of many
+            self.means[layer][seen_T] = own_NEF
+            for pool, share_NE in (("A", own_NEF.sum(dim=2)), ("B", own_NEF.sum(dim=1))):
                 snapshots = self.usage.setdefault(f"{layer}.usage_{pool}", [])
-                before_TE = snapshots[-1] if snapshots else torch.full_like(share_TE, 1 / share_TE.shape[1])
-                usage_TE = share_TE / share_TE.sum(dim=1, keepdim=True)
-                snapshots.append(torch.where(seen_T[:, None], usage_TE, before_TE))
+                even_TE = mean_TEF.new_full(mean_TEF.shape[:2], 1 / mean_TEF.shape[1])
+                usage_TE = snapshots[-1].clone() if snapshots else even_TE
+                usage_TE[seen_T] = share_NE / share_NE.sum(dim=1, keepdim=True)
+                snapshots.append(usage_TE)
 
     def save(self, path: Path) -> None:
         """Write the record to a file."""

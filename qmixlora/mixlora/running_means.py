@@ -24,10 +24,14 @@ def update_means(mean_T: Tensor, count_T: Tensor, values_B: Tensor, ids_B: Tenso
     """
     known_B = ids_B >= 0
     ids_B = ids_B.clamp(min=0)
-
-    batch_T = torch.zeros_like(count_T).index_add_(0, ids_B, known_B.to(count_T.dtype))
-    sum_T = torch.zeros_like(mean_T).index_add_(0, ids_B, values_B.to(mean_T.dtype) * _wide(known_B, mean_T))
-    _fold(mean_T, count_T, sum_T, batch_T)
+    # only the rows of these ids are touched, of however many: each sample computes the new row of its id, and samples
+    # of one id write the same
+    same_BB = ((ids_B[:, None] == ids_B) & known_B).to(mean_T.dtype)
+    mean_B, count_B = mean_T.index_select(0, ids_B), count_T.index_select(0, ids_B)
+    sum_B = (same_BB @ values_B.to(mean_T.dtype).flatten(1)).view_as(mean_B)
+    _fold(mean_B, count_B, sum_B, same_BB.sum(dim=1))
+    mean_T.index_copy_(0, ids_B, mean_B)
+    count_T.index_copy_(0, ids_B, count_B)
 
 
 def _fold(mean_T: Tensor, count_T: Tensor, sum_T: Tensor, batch_T: Tensor) -> None:

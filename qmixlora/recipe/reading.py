@@ -64,6 +64,12 @@ def read_recipe(name_or_path: str) -> tuple[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the recipe: {error}", where=str(path), fix="Check the path.") from None
     shipped = shipped_recipes()
+    if (path / "recipe.yaml").is_file():
+        raise UserError(
+            "This is the folder of a run, not a recipe.",
+            where=str(path),
+            fix=f"Go on with the run by --resume, or name {path / 'recipe.yaml'} with another train.output.",
+        )
     if name_or_path not in shipped:
         raise UserError(
             f"There is no recipe {name_or_path!r}.{did_you_mean(name_or_path, shipped)}",

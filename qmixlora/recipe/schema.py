@@ -213,6 +213,12 @@ class Train(_Section):
     on_oom: Literal["adapt", "stop"] = Field(
         default="adapt", description="out of memory: pull memory levers and go on from the last step, or stop"
     )
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop", description="loss or gradient not finite: stop, or skip the step (three in a row stop)"
+    )
+    max_minutes: float | None = Field(
+        default=None, gt=0, description="stop after the step in which this time is over, with a checkpoint"
+    )
 
 
 class Export(_Section):

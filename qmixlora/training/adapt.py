@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,13 +24,16 @@ from qmixlora.memory.advice import plan_with_advice
 from qmixlora.memory.architectures import config_of
 from qmixlora.recipe import Edit, Recipe
 
+from .history import changes_of
 from .recovery import Moment, OutOfMemoryError
-from .run import starting_point, train_from
+from .run import Start, started, train_from
 
 BATCHES = ("train.micro_batch_size", "train.eval_batch_size")  # levers that come before the planner's
 
 
-def train_within_memory(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
+def train_within_memory(
+    recipe: Recipe, *, resume: bool = False, init_from: Path | None = None, console: Console | None = None
+) -> Path:
     """`train`, and where memory runs out the recipe's memory levers, one after another.
 
     Each attempt goes on from the last completed step with the same effective batch, data order and schedule. Every
@@ -40,15 +44,22 @@ def train_within_memory(recipe: Recipe, *, resume: bool = False, console: Consol
         UserError: as `train`; or memory ran out and `train.on_oom` is stop, or no lever is left.
     """
     console = console or Console()
-    checkpoint, tried, changes = starting_point(recipe, resume), [recipe], Edit({})
-    while isinstance(ended := _attempt(recipe, checkpoint, console), Moment):
+    with started(recipe, resume, init_from, console) as start:
+        return Path(recipe.train.output) if start is None else _until_it_fits(start, recipe, console)
+
+
+def _until_it_fits(start: Start, recipe: Recipe, console: Console) -> Path:
+    tried, changes = [recipe], Edit({})
+    while isinstance(ended := _attempt(start, recipe, console), Moment):
         edit = next((edit for edit in _edits(recipe, ended) if _applied(recipe, edit) not in [None, *tried]), None)
         if edit is None or recipe.train.on_oom == "stop":
             raise UserError(str(ended), where=recipe.train.output, fix=_fix(recipe, ended, edit, changes))
-        recipe, checkpoint = edit.apply(recipe), ended.checkpoint
+        changed = {change.path: [change.own, change.new] for change in changes_of(recipe, edit.apply(recipe))}
+        recipe = edit.apply(recipe)
+        start = replace(start, checkpoint=ended.checkpoint, event="adapted", changed=changed)
         tried.append(recipe)
         changes |= edit
-        goes_on = f"Going on from step {ended.step}" if checkpoint else "Starting again"
+        goes_on = f"Going on from step {ended.step}" if ended.checkpoint else "Starting again"
         console.print(f"{ended} {goes_on} with [bold]{edit}[/bold].", highlight=False, soft_wrap=True)
         _record(Path(recipe.train.output), ended, edit)
     if changes.values:
@@ -56,10 +67,10 @@ def train_within_memory(recipe: Recipe, *, resume: bool = False, console: Consol
     return ended
 
 
-def _attempt(recipe: Recipe, checkpoint: Path | None, console: Console) -> Path | Moment:
+def _attempt(start: Start, recipe: Recipe, console: Console) -> Path | Moment:
     """The folder of the finished run, or where memory ran out; then nothing is left of the attempt."""
     try:
-        return train_from(checkpoint, recipe, console)
+        return train_from(start, recipe, console)
     except OutOfMemoryError as error:
         moment = error.moment  # the exception's frames hold the model: it must end here
     clear_device_cache(garbage_collection=True)

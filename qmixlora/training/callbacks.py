@@ -1,88 +1,20 @@
-"""Callbacks of a run: the first-steps guard, metrics.jsonl, routing.safetensors, and the progress display."""
+"""Callbacks of a run: metrics.jsonl, routing.safetensors, and the progress display."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 from transformers import TrainerCallback
 
-from qmixlora.backbone import Anatomy, check_quantized
 from qmixlora.device import peak_memory_gib, reset_peak_memory
-from qmixlora.errors import UserError
 from qmixlora.files import append_to_log, read_log, replacing
-from qmixlora.mixlora import PEFT_PREFIX, is_adapter_parameter
 from qmixlora.mixlora.routing_record import FILE, RoutingRecord, RoutingStatistics
-from qmixlora.session import TunedSession
-
-GUARDED_STEPS = 3  # B starts at zero, so A and the routers see no gradient on the first step
-
-
-class FirstStepsGuard(TrainerCallback):
-    """Stops a run that cannot work: wrong parts before the first step, a tensor without gradient after the third.
-
-    Raises UserError with the reason.
-    """
-
-    def __init__(self, session: TunedSession) -> None:
-        self.session = session
-        self.waiting: set[str] = set()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.session.recipe.model.quantization == "nf4":
-            check_quantized(self.session.backbone, self._bare_anatomy())
-        self._check_trainable()
-        self.waiting = {name for name, parameter in self._trainable()}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.waiting:
-            self.waiting -= {
-                name
-                for name, parameter in self._trainable()
-                if name in self.waiting and parameter.grad is not None and bool(parameter.grad.any())
-            }
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= GUARDED_STEPS and self.waiting:
-            names = sorted(self.waiting)
-            raise UserError(
-                f"{len(names)} of the trainable tensors had no gradient in the first {state.global_step} steps, "
-                f"such as {names[0]}.",
-                where="adapter",
-                fix="They cannot learn. Check adapter.target_modules, and that the data has images if the projector "
-                "is trained (adapter.train_projector).",
-            )
-
-    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.session.model.named_parameters() if p.requires_grad]
-
-    def _bare_anatomy(self) -> Anatomy:
-        """The anatomy with the names that adapted layers have inside the PEFT model."""
-        anatomy, model = self.session.anatomy, self.session.backbone
-        names = {name for name, _ in model.named_modules()}
-        targets = tuple(f"{n}.base_layer" if f"{n}.base_layer" in names else n for n in anatomy.targets)
-        return replace(anatomy, targets=targets)
-
-    def _check_trainable(self) -> None:
-        declared = set(self.session.anatomy.projectors if self.session.recipe.adapter.train_projector else ())
-        for name, parameter in self._trainable():
-            path = name.removeprefix(PEFT_PREFIX)
-            is_adapter = is_adapter_parameter(name)
-            is_projector = any(path.startswith(f"{module}.modules_to_save.") for module in declared)
-            if not (is_adapter or is_projector):
-                raise UserError(f"{path} is trainable, but the recipe does not say so.", where="adapter")
-            if is_adapter and any(path.startswith(vision + ".") for vision in self.session.anatomy.vision):
-                raise UserError(f"An adapter is on the vision tower: {path}.", where="adapter.target_modules")
-            if parameter.dtype != torch.float32:
-                raise UserError(f"{path} is trained in {parameter.dtype}, not in fp32.", where="adapter")
 
 
 class MetricsLog(TrainerCallback):
@@ -174,23 +106,28 @@ class ProgressDisplay(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logs = logs or {}
         if "eval_loss" in logs:
-            self.console.print(
-                f"  step {state.global_step:>5}  validation loss {logs['eval_loss']:.4f}", highlight=False
-            )
+            self.say(f"  step {state.global_step:>5}  validation loss {_in_words(logs['eval_loss'])}")
         if "loss" not in logs:
             return
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.start
         samples = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
         speed = f"{samples / max(seconds, 1e-9):.0f} samples/s  {peak_memory_gib():.1f} GiB"
-        loss, lr = f"{logs['loss']:.4f}", f"{logs['learning_rate']:.1e}"
+        loss, lr = _in_words(logs["loss"]), f"{logs['learning_rate']:.1e}"
         self.bar.update(self.task, loss=loss, lr=lr, speed=speed)
         if not self.console.is_terminal:
             left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
-            self.console.print(
-                f"  step {state.global_step:>5}/{state.max_steps}  loss {loss}  lr {lr}  {speed}  {left:.0f} s left",
-                highlight=False,
+            self.say(
+                f"  step {state.global_step:>5}/{state.max_steps}  loss {loss}  lr {lr}  {speed}  {left:.0f} s left"
             )
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Give the terminal back, however the run ended."""
         self.bar.stop()
+
+
+def _in_words(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f}"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
 from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
-from qmixlora.adapter import check_fit_of_files
+from qmixlora.adapter import ADAPTER_WEIGHTS, check_fit_of_files, load_adapter, read_weights
 from qmixlora.data import Collator, indices_by_answer, load_split, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing
@@ -21,76 +24,139 @@ from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession, open_session
 
 from .callbacks import ProgressDisplay, RoutingLog
-from .checkpoints import STATE, SealedCheckpoints, last_checkpoint
+from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
 from .features import with_cached_features
+from .finite import NotFiniteError
+from .guard import check_has_images
+from .history import HISTORY, Change, Event, History, check_changes, check_same_adapter, fingerprint
+from .owner import is_empty, owned
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
 from .schedule import schedule_problems
+from .stopping import Stop, StopAskedError
 from .trainer import SupervisedTrainer, make_trainer
 
+TASK_MEANS = "mixlora_task_"  # of the buffers of a MixLoRA layer that have a row for every task
+MORE_STEPS = ("train.epochs", "train.max_steps")
 FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."
 
 
-def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins and what may end it: the checkpoint that it goes on from (None: its first step), the run whose
+    adapter a new one begins with, what this start changes of the recipe, and the stop that can be asked for.
+    """
+
+    checkpoint: Path | None
+    init_from: Path | None
+    event: Event
+    changed: Mapping[str, Any]
+    stop: Stop
+
+
+def train(
+    recipe: Recipe, *, resume: bool = False, init_from: Path | None = None, console: Console | None = None
+) -> Path:
     """Train once, in the folder `recipe.train.output`, which is returned.
 
-    The folder gets `recipe.yaml`, `checkpoints/`, `metrics.jsonl` and, at the end, `adapter/`. With `resume` the run
-    goes on from its last complete checkpoint, as if it had never stopped.
+    The folder gets `recipe.yaml`, `history.jsonl`, `checkpoints/`, `metrics.jsonl` and, at the end, `adapter/`. With
+    `resume` the run goes on from its last complete checkpoint, as if it had never stopped; one that is finished stays
+    as it is. `init_from` is the folder of a run whose adapter the new one begins with.
 
     Raises:
         UserError: anything wrong with recipe, data, model or folder; a full disk; or what the first-steps guard finds.
+        NotFiniteError: a loss, a gradient or a parameter is not finite.
         OutOfMemoryError: memory ran out; the last completed step is kept as a checkpoint.
+        TimeIsUpError, Interrupted: `train.max_minutes` are over, or a signal came; the last completed step is kept.
     """
-    return train_from(starting_point(recipe, resume), recipe, console or Console())
+    console = console or Console()
+    with started(recipe, resume, init_from, console) as start:
+        return Path(recipe.train.output) if start is None else train_from(start, recipe, console)
+
+
+@contextmanager
+def started(recipe: Recipe, resume: bool, init_from: Path | None, console: Console) -> Iterator[Start | None]:
+    """Own the run's folder in a block, and say where the run begins; None for a run that is finished.
+
+    Raises:
+        UserError: there is nothing to resume from, a new run would overwrite something, the recipe changes what a run
+            cannot change, or another process has the folder.
+    """
+    folder = Path(recipe.train.output)
+    with owned(folder):
+        checkpoint = starting_point(recipe, resume)
+        changes = check_changes(folder, recipe) if resume else []
+        if resume and is_finished(folder, checkpoint, changes):
+            console.print(f"Nothing is left to do: {folder} is finished.", highlight=False, soft_wrap=True)
+            yield None
+            return
+        if resume and checkpoint is None:
+            raise UserError(
+                "There is no checkpoint to resume from.",
+                where=str(folder / "checkpoints"),
+                fix="Remove the folder and train without --resume; set train.save_every to have checkpoints.",
+            )
+        differs = [str(change) for change in changes] + (History(folder).other_libraries() if resume else [])
+        for difference in differs:
+            console.print(f"Differs from the run so far: {difference}", highlight=False, soft_wrap=True, markup=False)
+        changed = {change.path: [change.own, change.new] for change in changes}
+        stop = Stop(recipe.train.max_minutes, lambda text: console.print(text, highlight=False))
+        yield Start(checkpoint, init_from, "resumed" if resume else "started", changed, stop)
 
 
 def starting_point(recipe: Recipe, resume: bool) -> Path | None:
-    """The checkpoint that a run goes on from; None for a new run.
-
-    Raises:
-        UserError: there is none to resume from, or a new run would overwrite something.
-    """
+    """The newest checkpoint in a run's folder. Raises UserError if a new run would overwrite something."""
     folder = Path(recipe.train.output)
-    if not resume and folder.exists() and any(folder.iterdir()):
+    if not resume and not is_empty(folder):
         raise UserError(
             "The run's folder is not empty.",
             where=str(folder),
             fix="Go on with --resume, choose another train.output, or remove the folder.",
         )
-    checkpoint = last_checkpoint(folder)
-    if resume and checkpoint is None:
-        raise UserError(
-            "There is no checkpoint to resume from.",
-            where=str(folder / "checkpoints"),
-            fix="Train into another folder without --resume; set train.save_every to have checkpoints.",
-        )
-    return checkpoint
+    return last_checkpoint(folder)
 
 
-def train_from(checkpoint: Path | None, recipe: Recipe, console: Console) -> Path:
+def is_finished(folder: Path, last: Path | None, changes: Sequence[Change]) -> bool:
+    """Whether a run has taken all its steps, and none are added."""
+    if not (folder / "adapter" / ADAPTER_WEIGHTS).is_file() or not {c.path for c in changes}.isdisjoint(MORE_STEPS):
+        return False
+    if (folder / HISTORY).is_file():
+        return History(folder).finished()
+    if last is None:
+        return True
+    state = TrainerState.load_from_json(str(last / STATE))  # a run of an earlier release
+    return bool(state.global_step >= state.max_steps)
+
+
+def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
     folder = Path(recipe.train.output)
     rows = load_split(recipe.data, "train")
     validation = load_split(recipe.data, "validation") if recipe.data.validation else None
     tasks = list(indices_by_answer(rows))
     _check_tasks(recipe, tasks)
-    session = unless_out_of_memory(lambda: open_session(recipe, tasks))
+    check_has_images(recipe, rows)
+    session = unless_out_of_memory(lambda: opened(recipe, tasks, start.init_from))
     if session is None:
-        raise OutOfMemoryError(Moment("loading", checkpoint), folder)
+        raise OutOfMemoryError(Moment("loading", start.checkpoint), folder)
     assert isinstance(session.collator, Collator), "a run has a processor"
     rows = taught(rows, session.collator, recipe.data, ", ".join(recipe.data.sources))
     if validation is not None:
         validation = taught(validation, session.collator, recipe.data, f"data.validation: {recipe.data.validation}")
     for problem in schedule_problems(recipe, len(rows)):
         console.print(f"[yellow]{problem}[/yellow]", highlight=False, soft_wrap=True)
+    history, digest, step = History(folder), fingerprint(rows), Moment("loading", start.checkpoint).step
+    history.check_data(digest)
+    origin = {"init_from": str(start.init_from.resolve())} if start.init_from else {}
     with clear_disk_errors(folder, FULL_DISK):
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was finished, whose files change from now on
-        (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
+        history.add(start.event, step, recipe, start.changed, data=digest, **origin)
         if recipe.train.cache_features:
-            session = _without_vision(session, [rows, *([validation] if validation else [])], checkpoint, console)
-        _fit(session, rows, validation, tasks, checkpoint, console)
-        with replacing(folder / "adapter") as temporary:
-            session.model.save_pretrained(str(temporary))
+            session = _without_vision(session, [rows, *([validation] if validation else [])], start.checkpoint, console)
+        with start.stop.deferred():
+            steps = _fit(session, rows, validation, tasks, start, console)
+            with replacing(folder / "adapter") as temporary:
+                session.model.save_pretrained(str(temporary))
+        history.add("finished", steps, recipe, {})
         seal(folder, _finished_files(folder))
     return folder
 
@@ -99,6 +165,16 @@ def _finished_files(folder: Path) -> list[str]:
     """What a run consists of when it is over: its adapter, its recipe and what an export takes its routing from."""
     adapter = [path.relative_to(folder).as_posix() for path in sorted((folder / "adapter").glob("adapter_*"))]
     return [name for name in (*adapter, "recipe.yaml", FILE) if (folder / name).is_file()]
+
+
+def opened(recipe: Recipe, tasks: list[str], init_from: Path | None) -> TunedSession:
+    """A session with a fresh adapter, or with a run's. Raises UserError where that does not fit."""
+    if init_from is None:
+        return open_session(recipe, tasks)
+    check_same_adapter(recipe, tasks, init_from)
+    session = open_session(recipe, tasks)
+    load_adapter(session.model, read_weights(init_from / "adapter"), where=str(init_from / "adapter"))
+    return session
 
 
 def _without_vision(
@@ -117,42 +193,61 @@ def _fit(
     rows: Dataset,
     validation: Dataset | None,
     tasks: list[str],
-    checkpoint: Path | None,
+    start: Start,
     console: Console,
-) -> None:
-    """Take all steps that are left. Raises OutOfMemoryError, and errors of callbacks."""
+) -> int:
+    """Take all steps that are left; returns the number of the last.
+
+    Raises OutOfMemoryError, NotFiniteError, the end that was asked for, and errors of callbacks.
+    """
     folder, display = Path(session.recipe.train.output), ProgressDisplay(console)
+    checkpoint, first = start.checkpoint, Moment("training", start.checkpoint).step
     try:
         trainer = make_trainer(session, rows, validation, folder, display)
-        start = _watch(trainer, session, tasks, folder)
+        begun = _watch(trainer, session, tasks, start.stop, folder)
         trainer.args.eval_on_start = trainer.control.should_evaluate = (
             validation is not None and checkpoint is not None and _was_evaluating(checkpoint)
         )
         if checkpoint is not None:
             check_fit_of_files(session.model, checkpoint)
         resumed = None if checkpoint is None else str(checkpoint)  # accelerate and PEFT take a string only
-        done = unless_out_of_memory(lambda: trainer.train(resume_from_checkpoint=resumed))
+        try:
+            done = unless_out_of_memory(lambda: trainer.train(resume_from_checkpoint=resumed))
+        except StopAskedError:
+            kept = keep_last_step(trainer, begun, first)
+            step, steps = trainer.state.global_step, trainer.state.max_steps
+            raise start.stop.ended(folder, step, steps, kept) from None
+        except NotFiniteError as error:
+            if error.recoverable:
+                keep_all(trainer.callback_handler.callbacks)  # who looks for the cause may want an older one
+                keep_last_step(trainer, begun, first)
+            raise
         if done is None:
-            keep_last_step(trainer, start, Moment("training", checkpoint).step)
-            during: During = "evaluation" if trainer.control.should_evaluate and not start.torn else "training"
+            keep_last_step(trainer, begun, first, anew=True)
+            during: During = "evaluation" if trainer.control.should_evaluate and not begun.torn else "training"
             raise OutOfMemoryError(Moment(during, last_checkpoint(folder)), folder)
+        return trainer.state.global_step
     finally:
         display.close()
 
 
-def _watch(trainer: SupervisedTrainer, session: TunedSession, tasks: list[str], folder: Path) -> StepStart:
-    """Add the callbacks that count routing, seal checkpoints and remember the start of a step; the last one has to be
-    the last, and is returned.
+def _watch(trainer: SupervisedTrainer, session: TunedSession, tasks: list[str], stop: Stop, folder: Path) -> StepStart:
+    """Add the callbacks that stop, count routing, seal checkpoints and remember the start of a step; the last one has
+    to be the last, and is returned.
     """
-    counted: list[Tensor] = []
+    trainer.add_callback(stop)
+    trainer.stop_if_asked = stop.check
+    by_task: list[tuple[Tensor, int]] = []
     if session.recipe.adapter.method == "mixlora":
         routing = RoutingLog(session.model, tasks, folder)
-        counted = [routing.statistics.sum_LTEF, routing.statistics.count_T]
+        by_task = [(routing.statistics.sum_LTEF, 1), (routing.statistics.count_T, 0)]
         trainer.add_callback(routing)
     trainer.add_callback(SealedCheckpoints(session.recipe.train.keep_checkpoints))
-    kept = [buffer for name, buffer in session.model.named_buffers() if is_adapter_parameter(name)]
-    start = StepStart([*counted, *kept])
+    buffers = [(name, buffer) for name, buffer in session.model.named_buffers() if is_adapter_parameter(name)]
+    by_task += [(buffer, 0) for name, buffer in buffers if TASK_MEANS in name]
+    start = StepStart([buffer for name, buffer in buffers if TASK_MEANS not in name], by_task, tasks)
     trainer.add_callback(start)
+    trainer.undo_forward, trainer.announce = start.restore, start.announce
     return start
 
 

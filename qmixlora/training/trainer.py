@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,41 @@ from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
-from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay
+from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
+from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
+from .guard import FirstStepsGuard
 
 
 def make_trainer(
-    session: TunedSession, rows: Dataset, validation: Dataset | None, folder: Path, display: ProgressDisplay
+    session: TunedSession,
+    rows: Dataset,
+    validation: Dataset | None,
+    folder: Path,
+    display: ProgressDisplay,
+    *,
+    judged: bool = True,
 ) -> SupervisedTrainer:
-    """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks."""
+    """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks.
+
+    `judged`: the rows are real ones, which are named where numbers are not finite (see `FiniteSteps`).
+    """
     enable_checkpointing(session.backbone, session.anatomy, session.recipe.train.checkpointing)
+    steps = FiniteSteps(session.recipe, folder, display.say)
     trainer = SupervisedTrainer(
         session.recipe.train.loss_chunk,
         session.recipe.model.dtype == "float16",
+        steps,
         model=session.model,
         args=_arguments(session.recipe, folder, validation is not None),
-        train_dataset=rows,
+        train_dataset=NumberedRows(rows),
         eval_dataset=validation,
-        data_collator=session.collator,
-        callbacks=[FirstStepsGuard(session), MetricsLog(folder), display],
+        data_collator=NamingCollator(session.collator) if judged else session.collator,
+        callbacks=[FirstStepsGuard(session, steps), MetricsLog(folder), display],
     )
+    trainer.judged = judged
+    if judged:
+        trainer.add_callback(FiniteParameters(session.recipe))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
@@ -46,9 +62,13 @@ def make_trainer(
 class SupervisedTrainer(Trainer):
     """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step."""
 
-    def __init__(self, loss_chunk: int | None, in_float16: bool, **arguments: Any) -> None:
+    def __init__(self, loss_chunk: int | None, in_float16: bool, steps: FiniteSteps, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.loss_chunk = loss_chunk
+        self.steps, self.judged = steps, True
+        self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
+        self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
+        self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
         self.gradient_scale = GradientScale(arguments["model"]) if in_float16 else None
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
@@ -75,7 +95,9 @@ class SupervisedTrainer(Trainer):
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None
+        self.stop_if_asked()
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.announce(task for batch in batches[0] for task in batch.get("tasks", ()))
         return batches
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -90,13 +112,36 @@ class SupervisedTrainer(Trainer):
         where segments lie.
         """
         kept: dict[str, Any] = {name: inputs[name] for name in ("labels", "segments") if name in inputs}
-        return {**super()._prepare_inputs({k: v for k, v in inputs.items() if k not in kept}), **kept}
+        return {**super()._prepare_inputs({k: v for k, v in inputs.items() if k not in kept and k != SAMPLES}), **kept}
 
     def _prepare_input(self, data: Any) -> Any:
         """Send a tensor as Trainer does, without waiting until the card has taken it: batches are pinned."""
         if isinstance(data, Tensor):
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Take a micro-batch as Trainer does, and note its loss and its samples for the judgement of the step."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.steps.add(loss, inputs.get(SAMPLES, ()))
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip as Trainer does. A step that is not finite raises, or loses its gradients: then no optimiser moves.
+
+        Raises NotFiniteError as `FiniteSteps`.
+        """
+        norm: Tensor = super()._clip_grad_norm(model)
+        if self.judged and not self.steps.may_be_taken(self.state.global_step + 1, norm):
+            model.zero_grad(set_to_none=True)
+            self.undo_forward()
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as Trainer does, with the losses of the steps that were taken (its own sum keeps a NaN for ever)."""
+        super().log(self.steps.in_logs(logs), start_time)
 
     def compute_loss(
         self,

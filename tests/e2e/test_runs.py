@@ -160,3 +160,16 @@ def test_chat_answers_until_an_empty_line(
 def test_chat_names_an_image_that_is_missing(qmixlora: CommandLine, finished_run: FinishedRun, tmp_path: Path) -> None:
     done = qmixlora("chat", finished_run("mixlora"), "--image", tmp_path / "none.png", "--prompt", "what ?")
     assert done.code == 2 and "image is missing" in done.stderr and "none.png" in done.stderr
+
+
+def test_a_run_goes_on_and_begins_others_by_its_folder(qmixlora: CommandLine, copied_run: Path, tmp_path: Path) -> None:
+    assert "--resume" in qmixlora("train", copied_run).stderr
+    done = qmixlora("train", copied_run, "--resume")
+    assert done.code == 0 and "Nothing is left to do" in done.stdout, done.stderr
+    done = qmixlora("train", copied_run, "--resume", "train.max_steps=5")
+    assert done.code == 0 and "step     5/5" in done.stdout, done.stderr
+    recipe, new = copied_run / "recipe.yaml", tmp_path / "new"
+    done = qmixlora("train", recipe, f"train.output={new}", "--init-from", copied_run)
+    assert done.code == 0 and (new / "adapter" / "adapter_model.safetensors").is_file(), done.stderr
+    done = qmixlora("train", recipe, "--resume", "--init-from", copied_run)
+    assert done.code == 2 and "does not go with --resume" in done.stderr

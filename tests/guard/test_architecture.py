@@ -15,6 +15,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "errors": set(),
     "files": {"errors"},
     "manifest": {"errors", "files"},
+    "interrupts": set(),
     "device": set(),
     "doctor": {"device"},
     "recipe": {"errors"},
@@ -28,6 +29,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "evaluation": {"errors", "files", "recipe", "mixlora", "data", "session"},
     "memory": {"errors", "files", "device", "recipe", "mixlora", "backbone", "data", "session", "loss"},
     "training": {
+        "interrupts",
         "errors",
         "files",
         "manifest",

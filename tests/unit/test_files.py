@@ -195,9 +195,11 @@ def test_a_log_that_is_not_there_has_no_records(tmp_path: Path) -> None:
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0: file write failed"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 151552 vs 151440"),
+        RuntimeError("basic_ios::clear: iostream error"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
-    ids=["the system", "a quota", "torch", "safetensors"],
+    ids=["the system", "a quota", "torch", "torch at the end", "C++", "safetensors"],
 )
 def test_a_full_disk_is_one_clear_message(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(UserError, match="The disk is full") as raised, clear_disk_errors(tmp_path, "Free some space."):

@@ -1,0 +1,134 @@
+"""The guard of the first steps: a run that cannot work ends before it has cost anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback
+
+from qmixlora.backbone import Anatomy, check_quantized
+from qmixlora.errors import UserError
+from qmixlora.mixlora import PEFT_PREFIX, is_adapter_parameter
+from qmixlora.recipe import Recipe
+from qmixlora.session import TunedSession
+
+from .finite import FiniteSteps
+
+GUARDED_STEPS = 3  # B starts at zero, so A and the routers see no gradient on the first step
+PATIENCE = 20  # steps with a gradient that is all zero, which can come by chance; one that is missing cannot
+
+
+class FirstStepsGuard(TrainerCallback):
+    """Stops a run that cannot work: wrong parts before the first step, a tensor without gradient after the third.
+
+    A tensor is judged by steps that this process took and that ran its module: a projector runs where there are
+    images. Routers may have a gradient of zero for long, since equal instructions leave nothing to route on.
+
+    Raises UserError with the reason.
+    """
+
+    def __init__(self, session: TunedSession, finite: FiniteSteps) -> None:
+        self.session, self.finite = session, finite
+        self.waiting: dict[str, nn.Parameter] = {}
+        self.owners: dict[str, nn.Module] = {}
+        self.steps: Counter[str] = Counter()  # in which a waiting tensor's module ran
+        self.in_graph: set[str] = set()  # those of which autograd knows
+        self.ran: set[nn.Module] = set()  # in the step at hand
+        self.hooks: list[RemovableHandle] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.session.recipe.model.quantization == "nf4":
+            check_quantized(self.session.backbone, self._bare_anatomy())
+        self._check_trainable()
+        self.waiting = dict(self._trainable())
+        self.owners = {name: self._owner(name) for name in self.waiting}
+        for module in {*self.owners.values()}:
+            self.hooks.append(module.register_forward_pre_hook(self._note))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.waiting:
+            return
+        for name, parameter in list(self.waiting.items()):
+            if self.owners[name] not in self.ran or self.finite.in_a_row:  # such a step is skipped
+                continue
+            self.steps[name] += 1
+            if parameter.grad is None:
+                continue
+            self.in_graph.add(name)
+            if "_route_" in name or "mixlora_task" in name or bool(parameter.grad.any()):
+                del self.waiting[name]
+        self.ran.clear()
+        if not self.waiting:
+            self._remove_hooks()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        dead = sorted(
+            name for name in self.waiting if self.steps[name] >= (PATIENCE if name in self.in_graph else GUARDED_STEPS)
+        )
+        if dead:
+            raise UserError(
+                f"{len(dead)} of the trainable tensors had no gradient in the first {self.steps[dead[0]]} steps, "
+                f"such as {dead[0]}.",
+                where="adapter",
+                fix="They cannot learn. Check adapter.target_modules, and adapter.train_projector.",
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._remove_hooks()
+
+    def _note(self, module: nn.Module, args: Any) -> None:
+        if module.training:
+            self.ran.add(module)
+
+    def _remove_hooks(self) -> None:
+        while self.hooks:
+            self.hooks.pop().remove()
+
+    def _owner(self, name: str) -> nn.Module:
+        """The innermost module around a parameter that is run itself, no container of parameters."""
+        path = name.rpartition(".")[0]
+        while path and path != "base_model":  # PEFT runs past the tuner
+            module = self.session.model.get_submodule(path)
+            if not isinstance(module, nn.ParameterDict | nn.ModuleDict | nn.ParameterList | nn.ModuleList):
+                return module
+            path = path.rpartition(".")[0]
+        return self.session.model
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.session.model.named_parameters() if p.requires_grad]
+
+    def _bare_anatomy(self) -> Anatomy:
+        """The anatomy with the names that adapted layers have inside the PEFT model."""
+        anatomy, model = self.session.anatomy, self.session.backbone
+        names = {name for name, _ in model.named_modules()}
+        targets = tuple(f"{n}.base_layer" if f"{n}.base_layer" in names else n for n in anatomy.targets)
+        return replace(anatomy, targets=targets)
+
+    def _check_trainable(self) -> None:
+        declared = set(self.session.anatomy.projectors if self.session.recipe.adapter.train_projector else ())
+        for name, parameter in self._trainable():
+            path = name.removeprefix(PEFT_PREFIX)
+            is_adapter = is_adapter_parameter(name)
+            is_projector = any(path.startswith(f"{module}.modules_to_save.") for module in declared)
+            if not (is_adapter or is_projector):
+                raise UserError(f"{path} is trainable, but the recipe does not say so.", where="adapter")
+            if is_adapter and any(path.startswith(vision + ".") for vision in self.session.anatomy.vision):
+                raise UserError(f"An adapter is on the vision tower: {path}.", where="adapter.target_modules")
+            if parameter.dtype != torch.float32:
+                raise UserError(f"{path} is trained in {parameter.dtype}, not in fp32.", where="adapter")
+
+
+def check_has_images(recipe: Recipe, rows: Dataset) -> None:
+    """Raise UserError if a projector is to be trained on rows of which none has an image."""
+    if recipe.adapter.train_projector and not any(len(images) for images in rows.select_columns(["images"])["images"]):
+        raise UserError(
+            f"None of the {len(rows)} samples has an image, so the projector cannot learn.",
+            where="adapter.train_projector: true",
+            fix="Set adapter.train_projector=false, or check the data's images with `qmixlora data`.",
+        )

@@ -1,0 +1,196 @@
+"""The history of a run: what each start changed, with what libraries and data; and what a start may not change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from qmixlora.backbone.levers.table import LEVERS
+from qmixlora.errors import UserError
+from qmixlora.files import append_to_log, read_log, replacing
+from qmixlora.recipe import Recipe, load_recipe
+
+RECIPE, HISTORY = "recipe.yaml", "history.jsonl"  # in a run's folder
+LIBRARIES = ("qmixlora", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+BATCH = ("train.micro_batch_size", "train.gradient_accumulation")  # their product may not change
+MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the data, as long as its rows are the same
+    *("train.output", "train.epochs", "train.max_steps", "train.max_minutes", "train.on_oom", "train.on_nan"),
+    *("train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.max_new_tokens"),
+    *("train.cache_features", "model.attention", "model.trust_remote_code", "data", "export"),
+)
+FREE_IN_A_NEW_RUN = ("adapter.dropout", "adapter.task_mix")
+MAY_NOT_CHANGE = ("data.max_image_tokens",)
+Event = Literal["started", "resumed", "adapted", "finished"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value of the recipe that differs from the run's own."""
+
+    path: str
+    own: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.own} -> {self.new}"
+
+
+def own_recipe(folder: Path) -> Recipe | None:
+    """The recipe that a run's folder holds, if it holds one."""
+    return load_recipe(str(folder / RECIPE)) if (folder / RECIPE).is_file() else None
+
+
+def changes_of(own: Recipe, new: Recipe) -> list[Change]:
+    """The values of a recipe that are not those of a run's own."""
+    before, after = (dict(_leaves(recipe.with_absolute_paths().model_dump())) for recipe in (own, new))
+    paths = sorted({*before, *after}, key=[*after, *before].index)
+    return [Change(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
+
+
+def refused(changes: list[Change], new: Recipe, own: Recipe) -> list[Change]:
+    """The changes with which a checkpoint would mean something else."""
+    spec, before = new.train, own.train
+    same_batch = (
+        spec.micro_batch_size * spec.gradient_accumulation == before.micro_batch_size * before.gradient_accumulation
+    )
+    may = (*MAY_CHANGE, *(lever.key for lever in LEVERS if lever.learns_the_same and lever.key not in BATCH))
+    may += BATCH if same_batch else ()
+    return [
+        change
+        for change in changes
+        if change.path in MAY_NOT_CHANGE or not any(f"{change.path}.".startswith(f"{path}.") for path in may)
+    ]
+
+
+def check_changes(folder: Path, new: Recipe) -> list[Change]:
+    """What a recipe changes of a run that is to go on. Raises UserError, by name, for what a run cannot change."""
+    own = own_recipe(folder)
+    changes = [] if own is None else changes_of(own, new)
+    if own is not None and (wrong := refused(changes, new, own)):
+        raise UserError(
+            "A run goes on with what its checkpoints were trained with, and these differ:\n"
+            + "\n".join(f"    {change}" for change in wrong),
+            where=str(folder / RECIPE),
+            fix=f"Leave them as they were (`qmixlora train {folder} --resume` takes the run's own recipe), or start a "
+            f"new run from what this one learned: --init-from {folder}, with another train.output.",
+        )
+    return changes
+
+
+def check_same_adapter(recipe: Recipe, tasks: Sequence[str], run: Path) -> None:
+    """Raise UserError if a run's adapter does not fit a recipe's adapter and model, by name."""
+    adapter = run / "adapter" / "adapter_config.json"
+    if (own := own_recipe(run)) is None or not adapter.is_file():
+        raise UserError(
+            "This is not the folder of a finished run (recipe.yaml and adapter/).",
+            where=f"--init-from {run}",
+            fix="Name the folder of a run that came to its end.",
+        )
+    sections = ("adapter.", "model.id", "model.quantization")
+    wrong = [
+        str(change)
+        for change in refused(changes_of(own, recipe), recipe, own)
+        if change.path.startswith(sections) and change.path not in FREE_IN_A_NEW_RUN
+    ]
+    labels = json.loads(adapter.read_text(encoding="utf-8")).get("tasks")
+    if labels is not None and labels != [*tasks]:
+        wrong.append(f"tasks: {', '.join(labels)} -> {', '.join(tasks)}")
+    if wrong:
+        raise UserError(
+            "The adapter to begin with is of another kind:\n" + "\n".join(f"    {change}" for change in wrong),
+            where=f"--init-from {run}",
+            fix="Give the new recipe the values of that run, or begin with a fresh adapter.",
+        )
+
+
+class History:
+    """`history.jsonl` of a run: one object per start and end, with `event`, `step`, `changed` and library `versions`.
+
+    People find it at the end of `recipe.yaml`, as comments.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def finished(self) -> bool:
+        """Whether the run's last start came to its end."""
+        records = self._records()
+        return bool(records) and records[-1].get("event") == "finished"
+
+    def check_data(self, digest: str) -> None:
+        """Raise UserError if the training rows are others than those that the run began with."""
+        own = next((record["data"] for record in self._records() if "data" in record), digest)
+        if own != digest:
+            raise UserError(
+                "The training data is not what the run began with (rows, their order, or names of images differ).",
+                where=str(self.folder / RECIPE),
+                fix=f"Bring the data back, or start a new run from what this one learned: --init-from {self.folder}.",
+            )
+
+    def other_libraries(self) -> list[str]:
+        """The libraries whose versions are not those of the run's last start, each in words."""
+        own: dict[str, str] = next(
+            (record["versions"] for record in reversed(self._records()) if "versions" in record), {}
+        )
+        return [f"{name}: {own[name]} -> {now}" for name, now in _versions().items() if own.get(name, now) != now]
+
+    def add(self, event: Event, step: int, recipe: Recipe, changed: Mapping[str, Any], **facts: Any) -> None:
+        """Write what begins or has ended: the recipe as it is from now on, and how it came to be so."""
+        record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "step": step}
+        append_to_log(self.folder / HISTORY, {**record, "changed": dict(changed), **facts, "versions": _versions()})
+        text = recipe.with_absolute_paths().to_yaml()
+        lines = "".join(f"# {_in_words(record)}\n" for record in self._records())
+        with replacing(self.folder / RECIPE) as temporary:
+            temporary.write_text(f"{text}\n# History\n{lines}", encoding="utf-8")
+
+    def _records(self) -> list[dict[str, Any]]:
+        return read_log(self.folder / HISTORY)
+
+
+def _in_words(record: Mapping[str, Any]) -> str:
+    changed = ", ".join(f"{path}: {json.dumps(value)}" for path, value in record.get("changed", {}).items())
+    origin = f" from {record['init_from']}" if record.get("init_from") else ""
+    versions = record.get("versions", {})
+    libraries = " ".join(
+        f"{name} {versions[name]}" for name in ("qmixlora", "torch", "transformers") if name in versions
+    )
+    event = f"{record.get('time')} {record.get('event')} at step {record.get('step')}{origin}"
+    return f"{event}{f'; {changed}' if changed else ''} ({libraries})"
+
+
+def fingerprint(rows: Dataset) -> str:
+    """What tells training data apart: the texts, tasks and images of its rows in their order. (Of images it is the
+    names and the sizes of bytes, so that data can be moved.)
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        images = [(PurePath(image["path"] or "").name, len(image["bytes"] or b"")) for image in row["images"]]
+        digest.update(repr((row["turns"], row["task"], images)).encode(errors="replace"))
+    return digest.hexdigest()[:32]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and path != "model.template_arguments":
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # a copy that was not installed
+            continue
+    return versions
