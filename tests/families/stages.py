@@ -1,0 +1,354 @@
+"""The stages of a model's way through qmixlora, run over every variant.
+
+A stage returns where all is right, raises UserError where the model is refused there, and anything else where
+something is wrong.
+
+Shapes: B batch, S sequence, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from peft import PeftModel
+from rich.console import Console
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from qmixlora.backbone.image_tokens.families import family_of
+from qmixlora.data import IGNORED, load_conversations
+from qmixlora.data.formats import IMAGE
+from qmixlora.evaluation import answer_rows
+from qmixlora.export import Request, export
+from qmixlora.export.static import lora_session, read
+from qmixlora.files import read_log
+from qmixlora.loss import supervised_logits, supervised_loss
+from qmixlora.memory import plan
+from qmixlora.memory.architectures import config_of
+from qmixlora.memory.simulation.batch import batches_of
+from qmixlora.mixlora import is_adapter_parameter
+from qmixlora.mixlora.routing import routing_masks
+from qmixlora.recipe import Recipe, validate
+from qmixlora.session import Session, TunedSession, open_model, open_run, open_session
+from qmixlora.training import train
+from qmixlora.training.probe import probe
+
+from .checkpoint import make_checkpoint, make_data
+from .variant import Variant
+
+QUIET = Console(quiet=True)
+TASKS = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A variant's checkpoint and data in a folder of their own."""
+
+    variant: Variant
+    folder: Path
+
+    @cached_property
+    def model(self) -> Path:
+        (self.folder / "model").mkdir()
+        return make_checkpoint(self.variant, self.folder / "model")
+
+    @cached_property
+    def data(self) -> Path:
+        return make_data(self.folder)
+
+    def recipe(self, run: str = "run", **sections: dict[str, Any]) -> Recipe:
+        """A recipe for the checkpoint; keyword arguments are sections with what to change."""
+        values: dict[str, dict[str, Any]] = {
+            "model": {"id": str(self.model), "dtype": "float32", **self.variant.model},
+            "adapter": {"num_factors": 4, "r": 2, "alpha": 4, "dropout": 0.0, **self.variant.adapter},
+            "data": {"train": str(self.data), "max_length": 1500},
+            "train": {
+                "output": str(self.folder / run), "max_steps": 2, "micro_batch_size": 2, "gradient_accumulation": 1,
+                "learning_rate": 2e-2, "log_every": 1, "max_new_tokens": 6, "save_every": None,
+            },
+            "export": {"polish": 0, "samples": 2},
+        }  # fmt: skip
+        for name, section in sections.items():
+            values[name].update(section)
+        return validate(values, "test")
+
+    @cached_property
+    def rows(self) -> list[Any]:
+        return list(load_conversations(str(self.data)))
+
+    @cached_property
+    def session(self) -> TunedSession:
+        """The NF4 backbone with a fresh adapter, none of whose parts is zero; in evaluation mode."""
+        session = open_session(self.recipe(), TASKS)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in session.model.named_parameters():
+                if is_adapter_parameter(name) and not parameter.any():
+                    parameter.normal_(0, 0.1)
+        session.model.eval()
+        return session
+
+    @cached_property
+    def run(self) -> Path:
+        """The folder of a run of two steps."""
+        return train(self.recipe(), console=QUIET)
+
+    @cached_property
+    def exported(self) -> Path:
+        """The run's exports of one task, in both forms."""
+        export(self.run, Request(tasks=("a",), forms=("lora", "merged")), QUIET)
+        return self.run / "exports"
+
+
+def load(case: Case) -> None:
+    """Every linear layer of the decoder, and nothing else, is NF4; the rest has the recipe's dtype."""
+    session = case.session
+    backbone, anatomy = session.backbone, session.anatomy
+    decoder = backbone.get_decoder()
+    quantised = {name for name, module in backbone.named_modules() if isinstance(module, Linear4bit)}
+    wrapped = {name.replace(".base_layer", "") for name in quantised}
+    assert wrapped == set(anatomy.targets) and wrapped
+    # what is neither NF4 nor embeddings is small: nothing heavy of the decoder is left behind
+    inside = {id(parameter) for parameter in decoder.get_input_embeddings().parameters()}
+    left = [
+        name
+        for name, parameter in decoder.named_parameters()
+        if parameter.dim() >= 2 and parameter.numel() >= 64 * 64 and id(parameter) not in inside
+        if not any(name.endswith(part) for part in ("base_layer.weight",)) and "mixlora" not in name
+    ]
+    assert not left, f"neither NF4 nor adapted: {left[:3]}"
+    floats = {p.dtype for p in backbone.parameters() if p.is_floating_point()}
+    assert floats == {torch.float32}
+
+
+def labels(case: Case) -> None:
+    """What is supervised is every answer and its end, and nothing else."""
+    collator = case.session.collator
+    batch = collator(case.rows)
+    for row, ids_S, labels_S in zip(case.rows, batch["input_ids"], batch["labels"], strict=True):
+        supervised = ids_S[labels_S != IGNORED]
+        assert torch.equal(supervised, labels_S[labels_S != IGNORED])
+        text = collator.processor.tokenizer.decode(supervised[:-1])
+        assert text == row["turns"][-1]["text"] and int(supervised[-1]) in collator.stop_ids, text
+
+
+def routing(case: Case) -> None:
+    """Routed on are the tokens of the same question without its picture, line breaks beside it apart."""
+    collator, model = case.session.collator, case.session.model
+    decode = collator.processor.tokenizer.decode
+    for row in case.rows:
+        batch = collator([row])
+        masks = routing_masks(batch, batch["routing_mask"], __import__("qmixlora.mixlora.routing",fromlist=["x"]).image_token_ids(case.session.backbone.config))
+        routed = decode(batch["input_ids"][0][masks[1][0]])
+        alone = {**row, "images": [], "turns": [{**t, "text": t["text"].replace(IMAGE, "")} for t in row["turns"]]}
+        asked = decode(collator.tokens(alone["turns"][:-1], prompt=True))
+        assert routed.replace("\n", "").replace(" ", "") == asked.replace("\n", "").replace(" ", ""), (routed, asked)
+
+
+def look_ahead(case: Case) -> None:
+    """Another last answer token changes no logits before it; another picture does."""
+    session = case.session
+    batch = _tuned_inputs(session, case.rows[:1])
+    changed = dict(batch)
+    end = int(batch["attention_mask"][0].sum()) - 1
+    changed["input_ids"] = batch["input_ids"].clone()
+    changed["input_ids"][0, end] = (batch["input_ids"][0, end] + 1) % 256
+    first, second = (_logits(session, inputs)[0, :end] for inputs in (batch, changed))
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+    other = _tuned_inputs(session, [{**case.rows[0], "images": _another_picture(case)}])
+    assert (_logits(session, other)[0, -1] - _logits(session, batch)[0, -1]).abs().max() > 1e-5, "the picture is unseen"
+
+
+def loss(case: Case) -> None:
+    """The loss is that of the model's own forward."""
+    session = case.session
+    batch = session.collator(case.rows)
+    with torch.no_grad():
+        own = session.model(**batch, use_cache=False).loss
+        ours = supervised_loss(session.model, batch)
+    torch.testing.assert_close(ours, own, atol=1e-4, rtol=1e-4)
+
+
+def gradients(case: Case) -> None:
+    """A step reaches every trainable tensor."""
+    model = case.session.model
+    model.train()
+    supervised_loss(model, case.session.collator(case.rows)).backward()
+    dead = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    model.zero_grad()
+    model.eval()
+    assert not dead, f"no gradient reaches {dead[:3]}, {len(dead)} in all"
+
+
+def reload(case: Case) -> None:
+    """A saved adapter has the logits that it had."""
+    session = case.session
+    folder = case.folder / "saved"
+    session.model.save_pretrained(str(folder / "adapter"))
+    (folder / "recipe.yaml").write_text(session.recipe.to_yaml())
+    again = open_run(folder)
+    batch = session.collator(case.rows)
+    torch.testing.assert_close(_supervised(again, batch), _supervised(session, batch), atol=0, rtol=0)
+
+
+def answers(case: Case) -> None:
+    """Answers of a trained run are the same one by one, and four at a time under padding."""
+    session = open_run(case.run)
+    rows = case.rows
+    assert answer_rows(session, rows, batch_size=4) == answer_rows(session, rows, batch_size=1)
+
+
+def padding(case: Case) -> None:
+    """Padding on the left, and neighbours, change no logits of a prompt."""
+    session = case.session
+    together = session.collator.prompts(case.rows)
+    for index, row in enumerate(case.rows):
+        alone = session.collator.prompts([row])
+        with torch.no_grad():
+            both = [session.model(**inputs, use_cache=False).logits for inputs in (together, alone)]
+        torch.testing.assert_close(both[0][index, -1], both[1][0, -1], atol=1e-3, rtol=1e-3)
+
+
+def stock_lora(case: Case) -> None:
+    """An exported LoRA in stock PEFT on the original base is the base with the update in its weights."""
+    folder, batch = case.exported / "a-lora", None
+    session = open_model(case.recipe(model={"quantization": "none"}))
+    batch = _inputs(session, case.rows)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(missing|unexpected).*key")
+        stock = AutoModelForImageTextToText.from_pretrained(case.model, dtype=torch.float32)
+        stock = PeftModel.from_pretrained(stock, str(folder)).eval()
+    adapter = read(folder)
+    with torch.no_grad():
+        before = session.model(**batch, use_cache=False).logits
+        for layer, update in adapter.updates.items():
+            session.model.get_submodule(layer).weight += update.up_OK @ update.down_KI
+        for name, value in adapter.modules.items():
+            session.model.get_parameter(name).copy_(value)
+        by_hand, computed = session.model(**batch, use_cache=False).logits, stock(**batch, use_cache=False).logits
+    torch.testing.assert_close(computed, by_hand, atol=1e-3, rtol=1e-3)
+    assert (by_hand - before).abs().max() > 1e-3
+
+
+def stock_merged(case: Case) -> None:
+    """A merged checkpoint in stock transformers is the NF4 backbone with the exported LoRA."""
+    expected = lora_session(open_run(case.run), read(case.exported / "a-lora"))
+    stock, info = AutoModelForImageTextToText.from_pretrained(
+        case.exported / "a-merged", dtype="auto", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    batch = _inputs(expected, case.rows)
+    with torch.no_grad():
+        computed = stock.eval()(**batch, use_cache=False).logits
+    torch.testing.assert_close(computed, _logits(expected, batch), atol=2e-3, rtol=2e-3)
+
+
+def bfloat16(case: Case) -> None:
+    """A step in bfloat16, the default."""
+    session = open_session(case.recipe(model={"dtype": "bfloat16"}), TASKS)
+    value = supervised_loss(session.model.train(), session.collator(case.rows))
+    value.backward()
+    assert value.isfinite()
+
+
+def plan_on_data(case: Case) -> None:
+    """Data at hand is measured, and planned."""
+    recipe = case.recipe()
+    batches = batches_of(recipe, config_of(recipe.model), None)
+    assert not batches[0].unmeasured, batches[0].unmeasured
+    longest = case.session.collator(case.rows)["input_ids"].shape[1]
+    assert max(batch.tokens for batch in batches) == longest
+    assert plan(recipe, batch=batches[0]).peak > 0
+
+
+def plan_tokens(case: Case) -> None:
+    """Samples of a length are planned without data."""
+    assert plan(case.recipe(), tokens=1400).peak > 0
+
+
+def probed(case: Case) -> None:
+    """Two real steps take what was planned, within a tenth."""
+    recipe = case.recipe()
+    planned = plan(recipe, batch=batches_of(recipe, config_of(recipe.model), None)[0])
+    measured = probe(recipe, planned)
+    assert abs(measured.residual) <= 0.1 * measured.measured, f"{measured.planned} planned, {measured.measured} measured"
+
+
+def picture_limit(case: Case) -> None:
+    """No image takes more tokens than the least that the family can keep to."""
+    config = config_of(case.recipe().model)
+    least = family_of(config, "model.id", None).smallest(config)
+    session = open_model(case.recipe(data={"max_image_tokens": least}))
+    ids_BS = session.collator(case.rows)["input_ids"]
+    assert int((ids_BS == config.image_token_id).sum(dim=1).max()) <= least
+
+
+def cached(case: Case) -> None:
+    """A run on cached features has the losses of the run without."""
+    losses = []
+    for name in (False, True):
+        recipe = case.recipe(f"cached-{name}", adapter={"train_projector": False}, train={"cache_features": name})
+        log = read_log(train(recipe, console=QUIET) / "metrics.jsonl")
+        losses.append([record["loss"] for record in log if "loss" in record])
+    assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4), losses
+
+
+STAGES: dict[str, Callable[[Case], None]] = {
+    "load": load,
+    "labels": labels,
+    "routing": routing,
+    "look-ahead": look_ahead,
+    "loss": loss,
+    "gradients": gradients,
+    "reload": reload,
+    "answers": answers,
+    "padding": padding,
+    "LoRA": stock_lora,
+    "merged": stock_merged,
+    "bfloat16": bfloat16,
+    "plan data": plan_on_data,
+    "plan tokens": plan_tokens,
+    "probe": probed,
+    "limit": picture_limit,
+    "cached": cached,
+}
+
+
+def _tuned_inputs(session: Session, rows: Any) -> dict[str, Any]:
+    return {name: value for name, value in session.collator(list(rows)).items() if name != "labels"}
+
+
+def _inputs(session: Session, rows: Any) -> dict[str, Any]:
+    """As a model without a mixture takes them."""
+    return {name: value for name, value in _tuned_inputs(session, rows).items() if name in _taken(session)}
+
+
+def _taken(session: Session) -> set[str]:
+    return {*inspect.signature(session.backbone.forward).parameters}
+
+
+def _logits(session: Session, inputs: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return session.model(**inputs, use_cache=False).logits
+
+
+def _supervised(session: Session, batch: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return supervised_logits(session.model.eval(), batch)
+
+
+def _another_picture(case: Case) -> Any:
+    from PIL import Image
+
+    path = case.folder / "white.png"
+    Image.new("RGB", (40, 40), "white").save(path)
+    return [{"path": str(path), "bytes": None}]
+
