@@ -1,0 +1,23 @@
+"""GOT-OCR2: documents; its processor wants an image."""
+
+from transformers import GotOcr2ImageProcessor, GotOcr2Processor
+
+from tests.families.variant import CHATML, Made, Variant, chatml, config_of, text
+
+
+def make(tokens) -> Made:
+    config = config_of(
+        "got_ocr2", tokens, text_config=text("qwen2"),
+        vision_config={
+            "hidden_size": 64, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 64, "patch_size": 4, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 128,
+            "initializer_range": 0.02,
+        },
+        image_token_index=tokens.convert_tokens_to_ids("<imgpad>"), image_seq_length=16,
+    )  # fmt: skip
+    return config, GotOcr2Processor(GotOcr2ImageProcessor(size={"height": 64, "width": 64}), tokens)
+
+
+VARIANT = Variant(
+    make, chatml("<img><imgpad></img>\n"), marks=(*CHATML, "<img>", "</img>", "<imgpad>"), eos="<|endoftext|>"
+)
