@@ -11,15 +11,16 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_settings, load_adapter, read_config, read_weights
 from .backbone import Anatomy, load_backbone
 from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import without_levers
-from .data import BatchCollator, Collator, Conversation
+from .data import BatchCollator, Collator, Conversation, image_tokens_of
 from .errors import UserError
 from .manifest import check_unchanged, first_change
 from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of
@@ -92,7 +93,10 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
     """
     backbone, anatomy, collator = _load(recipe)
     torch.manual_seed(recipe.train.seed)
-    model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, tasks))
+    config = adapter_config(recipe.adapter, anatomy, tasks)
+    if isinstance(config, MixLoraConfig):
+        config.image_tokens, config.image_breaks = image_tokens_of(collator)
+    model = with_fresh_adapter(recipe, backbone, config)
     return TunedSession(recipe, model, anatomy, collator)
 
 
@@ -171,7 +175,13 @@ def _load(
     """The recipe's backbone with its collator, images held to `data.max_image_tokens`; arguments as `load_backbone`."""
     backbone, processor, anatomy = load_backbone(recipe.model, offload=offload, device=device)
     limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
-    return backbone, anatomy, Collator(processor, recipe.data.max_length, recipe.model.template_arguments)
+    return backbone, anatomy, make_collator(recipe, processor)
+
+
+def make_collator(recipe: Recipe, processor: ProcessorMixin) -> Collator:
+    """The collator of a recipe's batches, with its model's processor."""
+    spec = recipe.model
+    return Collator(processor, recipe.data.max_length, spec.template_arguments, getattr(torch, spec.dtype))
 
 
 def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> TunedSession:
@@ -197,12 +207,27 @@ def with_fresh_adapter(recipe: Recipe, backbone: PreTrainedModel, config: PeftCo
     """
     config.inference_mode = False
     config.base_model_name_or_path = recipe.model.id
+    targets = set(config.target_modules or ())  # type: ignore[attr-defined]  # every method has them
     model = cast(PeftModel, get_peft_model(backbone, config))
+    _check_adapted(model, targets, recipe)
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for copy in module.modules_to_save.values():
                 _train_in_fp32(copy)
     return model
+
+
+def _check_adapted(model: PeftModel, targets: set[str], recipe: Recipe) -> None:
+    """Raise UserError unless the layers that were named are adapted, and no other (PEFT rewrites names of some kinds)."""
+    layers = {n for n, module in model.base_model.model.named_modules() if isinstance(module, BaseTunerLayer)}
+    wrong = {name for name in layers if not any(_matches(name, target) for target in targets)}
+    missing = {target for target in targets if not any(_matches(name, target) for name in layers)}
+    if targets and (wrong or missing):
+        raise UserError(
+            f"PEFT adapts other layers of this kind of model than were named, such as {sorted(wrong | missing)[0]}.",
+            where=f"model.id: {recipe.model.id}",
+            fix="Set adapter.method: mixlora, or leave the experts' layers out of adapter.target_modules.",
+        )
 
 
 def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:

@@ -4,15 +4,19 @@ from .anatomy import Anatomy, find_anatomy
 from .checks import check_quantized, keep_cpu_weights_unpacked
 from .loading import load_backbone, load_processor, source_of
 from .nf4 import nf4_linear, quant_state_of
+from .skeleton import Shares, make_skeleton, shares_of
 
 __all__ = [
     "Anatomy",
+    "Shares",
     "check_quantized",
     "find_anatomy",
     "keep_cpu_weights_unpacked",
     "load_backbone",
     "load_processor",
+    "make_skeleton",
     "nf4_linear",
     "quant_state_of",
+    "shares_of",
     "source_of",
 ]

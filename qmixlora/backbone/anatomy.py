@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from qmixlora.errors import UserError
+
+OTHERS = re.compile(r"audio|speech|video|generation")  # names of what serves another modality than reading images
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Anatomy:
 
     `language` is the decoder (without lm_head); `vision` the image encoders; `projectors` the modules that map image
     features to the decoder's width; `targets` every linear layer of the decoder; `kept` the modules that are not
+    quantised; `others` what stands beside them (audio, a second tower, an image decoder), which is neither trained nor
     quantised.
     """
 
@@ -25,6 +29,7 @@ class Anatomy:
     projectors: tuple[str, ...]
     targets: tuple[str, ...]
     kept: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def layers(self) -> dict[str, list[str]]:
@@ -44,27 +49,54 @@ class Anatomy:
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
     """Read the anatomy off a model (weights may be on meta).
 
-    The decoder and the image encoder are what transformers' `get_decoder` and `get_encoder("image")` return. The
-    projector is what stands beside them with parameters of its own; where nothing does (Qwen-VL keeps its mergers
-    inside the vision tower), it is the children of the vision tower with a linear layer onto the decoder's width.
+    The decoder and the image encoder are what transformers' `get_decoder` and `get_encoder("image")` return; a decoder
+    that has a decoder of its own is a causal model, whose head is left out. The projector is what stands beside them
+    with parameters of its own and is no model itself (`_beside`); where nothing is (Qwen-VL keeps its mergers inside
+    the vision tower), it is the children of the vision tower with a linear layer onto the decoder's width.
+
+    A target computes as `nn.Linear` does: a router that is a subclass with another forward is none, and is kept.
 
     Raises:
         UserError: the model has no separate decoder or image encoder.
     """
     paths = {id(module): name for name, module in model.named_modules()}
-    decoder, encoder = model.get_decoder(), _image_encoder(model)
-    if decoder is None or decoder is model or id(decoder) not in paths or encoder is None:
+    decoder, encoder = _decoder(model), _image_encoder(model)
+    if decoder is None or id(decoder) not in paths or encoder is None:
         raise UserError(
-            f"{type(model).__name__} has no decoder and image encoder of its own: it is no image-text-to-text model.",
+            f"{type(model).__name__} has no decoder and image encoder of its own, which qmixlora tells apart: the "
+            "one is quantised and adapted, the other is not.",
             where="model.id",
-            fix="Use a model that AutoModelForImageTextToText loads, such as llava-hf/llava-1.5-7b-hf.",
+            fix="Use a model that has both, such as llava-hf/llava-1.5-7b-hf.",
         )
     language, vision = paths[id(decoder)], paths[id(encoder)]
-    projectors = _beside(model, language, vision) or _inside(encoder, vision, decoder)
-    targets = tuple(f"{language}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear))
-    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    kept = (vision, *projectors, *(name for key, name in paths.items() if key in embeddings))
-    return Anatomy(language, (vision,), projectors, targets, kept)
+    beside = _beside(model, language, vision)
+    projectors = tuple(path for path in beside if not _is_other(path, model.get_submodule(path)))
+    projectors = projectors or _inside(encoder, vision, decoder)
+    head = model.get_output_embeddings()
+    linear = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    targets = {name for name, module in linear.items() if type(module).forward is nn.Linear.forward}
+    targets -= {name for name, module in linear.items() if module is head}
+    embeddings = {id(model.get_input_embeddings()), id(head)}
+    kept = [vision, *projectors, *(name for key, name in paths.items() if key in embeddings)]
+    kept += [f"{language}.{name}" for name in linear if name not in targets and linear[name] is not head]
+    others = tuple(path for path in beside if path not in projectors)
+    return Anatomy(
+        language,
+        (vision,),
+        projectors,
+        tuple(f"{language}.{name}" for name in linear if name in targets),
+        (*kept, *others),
+        others,
+    )
+
+
+def _decoder(model: PreTrainedModel) -> PreTrainedModel | None:
+    """The layers that generate, without a head. (Some models' `get_decoder` is a whole causal model.)"""
+    decoder: Any = model.get_decoder()
+    if not isinstance(decoder, PreTrainedModel) or decoder is model:
+        return None
+    inner = decoder.get_decoder()
+    return inner if isinstance(inner, PreTrainedModel) else decoder
 
 
 def _image_encoder(model: PreTrainedModel) -> nn.Module | None:
@@ -72,18 +104,34 @@ def _image_encoder(model: PreTrainedModel) -> nn.Module | None:
     return encoder if isinstance(encoder, nn.Module) and encoder is not model else None
 
 
+def _is_other(path: str, module: nn.Module) -> bool:
+    """Whether a part beside the decoder is no projector: a model itself (a second tower, an audio encoder, an image
+    decoder, a Q-Former), or a part that serves one, by its name.
+    """
+    return isinstance(module, PreTrainedModel) or OTHERS.search(path.rpartition(".")[2]) is not None
+
+
 def _beside(model: nn.Module, language: str, vision: str) -> tuple[str, ...]:
-    """Modules with parameters that share a parent with the decoder or the encoder and are neither."""
+    """Modules with parameters that share a parent with the decoder or the encoder and are neither; lists are opened."""
     parents = {path.rpartition(".")[0] for path in (language, vision)}
-    projectors = []
+    beside = []
     for parent in sorted(parents):
         for name, child in model.get_submodule(parent).named_children():
             path = f"{parent}.{name}" if parent else name
             on_the_way = any(part == path or part.startswith(path + ".") for part in (language, vision))
             is_head = parent == "" or name == "lm_head"
-            if not on_the_way and not is_head and any(True for _ in child.parameters()):
-                projectors.append(path)
-    return tuple(projectors)
+            if on_the_way or is_head:
+                continue
+            parts = _opened(path, child)
+            beside += [own for own, part in parts.items() if any(True for _ in part.parameters())]
+    return tuple(beside)
+
+
+def _opened(path: str, module: nn.Module) -> dict[str, nn.Module]:
+    """A module by its path; of a list, its entries (PEFT trains no list as a whole)."""
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return {path: module}
+    return {f"{path}.{name}": part for name, part in module.named_children()}
 
 
 def _inside(encoder: nn.Module, vision: str, decoder: nn.Module) -> tuple[str, ...]:
@@ -93,8 +141,7 @@ def _inside(encoder: nn.Module, vision: str, decoder: nn.Module) -> tuple[str, .
     for name, child in encoder.named_children():
         if name.endswith(("blocks", "layers", "encoder")):
             continue
-        parts = [(f"{name}.{index}", part) for index, part in child.named_children()]
-        for path, part in parts if isinstance(child, nn.ModuleList) else [(name, child)]:
+        for path, part in _opened(f"{vision}.{name}", child).items():
             if any(isinstance(layer, nn.Linear) and layer.out_features == width for layer in part.modules()):
-                projectors.append(f"{vision}.{path}")
+                projectors.append(path)
     return tuple(projectors)

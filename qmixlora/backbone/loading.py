@@ -26,11 +26,12 @@ from qmixlora.device import default_device, prepare_card
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
-from .anatomy import Anatomy, find_anatomy
+from .anatomy import Anatomy
 from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
 from .image_tokens import limit_image_tokens
 from .levers import apply_levers, check_levers, has_levers
 from .quantizer import LoadingOutOfMemory, PlacedConfig, as_plain
+from .skeleton import make_skeleton
 
 
 def load_backbone(
@@ -57,16 +58,14 @@ def load_backbone(
     prepare_card()
     with _clear_errors(spec.id), _out_of_memory_shows():
         config = AutoConfig.from_pretrained(spec.id, **source)
-        with torch.device("meta"):
-            skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=spec.trust_remote_code)
-        anatomy = find_anatomy(skeleton)
+        skeleton, anatomy = make_skeleton(config, spec)
         check_levers(skeleton, anatomy, spec)
         quantization = _quantization(spec, anatomy, device)
         model = AutoModelForImageTextToText.from_pretrained(
             spec.id,
             dtype=getattr(torch, spec.dtype),
             quantization_config=quantization,
-            attn_implementation=spec.attention,
+            attn_implementation=skeleton.config._attn_implementation,
             device_map=_device_map(offload, quantization, spec, device),
             use_safetensors=True,
             **source,

@@ -10,6 +10,7 @@ from .images.opening import check_body, check_header, image_size, open_images
 from .reading.loading import load_conversations
 from .rendering.answers import one_answer_each
 from .rendering.collate import BatchCollator, Collator, PromptRouting
+from .rendering.image_marks import image_tokens_of
 from .rendering.lengths import Lengths
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
 from .splits.loading import load_source, load_split
@@ -30,6 +31,7 @@ __all__ = [
     "check_body",
     "check_header",
     "image_size",
+    "image_tokens_of",
     "indices_by_answer",
     "indices_by_task",
     "load_conversations",

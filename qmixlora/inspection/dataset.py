@@ -16,6 +16,7 @@ from qmixlora.data.checking.taught import looked_at
 from qmixlora.data.splits.cutting import image_keys
 from qmixlora.data.splits.loading import SPLITS
 from qmixlora.recipe import Recipe
+from qmixlora.session import make_collator
 
 COMMON = 5  # answers that are told
 
@@ -67,7 +68,7 @@ def describe(recipe: Recipe) -> DataFacts:
         UserError: a source cannot be read, or no processor can be loaded.
     """
     processor = load_processor(recipe.model, recipe.data.max_image_tokens)
-    collator = Collator(processor, recipe.data.max_length, recipe.model.template_arguments)
+    collator = make_collator(recipe, processor)
     loaded = {split: load_split(recipe.data, split) for split in SPLITS if getattr(recipe.data, split)}
     trained = {key for keys in image_keys(loaded["train"]) for key in keys}
     splits = [_facts(recipe, collator, split, rows, trained) for split, rows in loaded.items()]

@@ -41,6 +41,9 @@ class MixLoraConfig(PeftConfig):
         task_mix: share of training samples whose gates are replaced by the running mean of their task's gates.
         tasks: the task labels, needed by `route_on="task"` and by `task_mix`.
         task_dim: width of the learned task vectors.
+        image_tokens: ids of the tokens that stand for images, marks around and between their parts included, which are
+            no instruction; the model's config names some, where this is None.
+        image_breaks: ids (of line breaks, say) that are no instruction where they stand between such tokens.
         target_modules, exclude_modules, modules_to_save: as in `peft.LoraConfig`.
         format_version: of the adapter's files; those of a later one are refused where they are opened.
 
@@ -59,6 +62,8 @@ class MixLoraConfig(PeftConfig):
     task_mix: float = 0.0
     tasks: list[str] | None = None
     task_dim: int = 64
+    image_tokens: list[int] | None = None
+    image_breaks: list[int] | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None

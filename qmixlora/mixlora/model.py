@@ -157,8 +157,9 @@ class MixLoraModel(BaseTuner):
         """The mixing matrices of the batch that was last in the model, by the (one) active adapter, in the order of the
         layers (L x N x E x F, fp32, without a graph). `task_mix` does not show: every instance has its own selection.
         """
-        matrices, name = self.mixlora_routing.current.cache.mixing_matrices, self.active_adapters[0]
-        return torch.stack([matrices[layer, name] for layer in self.mixlora_layers])
+        cache, name = self.mixlora_routing.current.cache, self.active_adapters[0]
+        matrices = {**cache.selected, **cache.mixing_matrices}  # a layer that reads images is skipped where there is none
+        return torch.stack([matrices[layer, name].detach() for layer in self.mixlora_layers])
 
     def last_labels(self, tasks: Tasks) -> list[str]:
         """The task of every instance of that batch (N), from those of its samples."""
@@ -182,8 +183,11 @@ class MixLoraModel(BaseTuner):
                 before, segments=None, carried=carried, cache=RoutingCache(mixing_matrices=dict(carried))
             )
             return args, kwargs
-        image_ids = image_token_ids(getattr(module, "config", None))
-        prompt_BS, instruction_BS = routing_masks(inputs, image_ids, routing_mask_BS, number_BS, segments)
+        config = self._config(self.active_adapters[0])
+        image_ids = config.image_tokens or image_token_ids(getattr(module, "config", None))
+        prompt_BS, instruction_BS = routing_masks(
+            inputs, image_ids, routing_mask_BS, number_BS, segments, config.image_breaks or ()
+        )
         routing = Routing(prompt_BS, instruction_BS, segments, carried=carried, reached_B=reached_B)
         task_ids, replaced = self._tasks(given.tasks, routing, tokens, module.training)
         starts_step = self._steps.have_gone_on(self._a_trained_factor())

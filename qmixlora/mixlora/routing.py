@@ -235,12 +235,33 @@ def prompt_mask(labels_BS: Tensor, attention_BS: Tensor, number_BS: Tensor | Non
     return (done_BS == 0) & attention_BS.bool()
 
 
+def image_mask(ids_BS: Tensor, image_ids: Sequence[int], breaks: Sequence[int] = ()) -> Tensor:
+    """The tokens that stand for images (B x S): those of `image_ids`, and runs of `breaks` between two of them."""
+
+    def among(ids: Sequence[int]) -> Tensor:
+        return (ids_BS[..., None] == to_device(ids, ids_BS.device)).any(dim=-1)
+
+    image_BS = among(image_ids)
+    if not breaks:
+        return image_BS
+    break_BS = among(breaks) & ~image_BS
+    # of every token, the last one before it and the first one after it that are no breaks
+    places_S, end = torch.arange(ids_BS.shape[1], device=ids_BS.device), ids_BS.shape[1] - 1
+    before_BS = torch.where(break_BS, -1, places_S).cummax(dim=1).values
+    after_BS = torch.where(break_BS, end + 1, places_S).flip(1).cummin(dim=1).values.flip(1)
+    between_BS = (before_BS >= 0) & (after_BS <= end)
+    for neighbour_BS in (before_BS.clamp(min=0), after_BS.clamp(max=end)):
+        between_BS &= image_BS.gather(1, neighbour_BS)
+    return image_BS | (break_BS & between_BS)
+
+
 def routing_masks(
     inputs: dict[str, Any],
     image_ids: Sequence[int],
     routing_mask_BS: Tensor | None = None,
     number_BS: Tensor | None = None,
     segments: Segments | None = None,
+    image_breaks: Sequence[int] = (),
 ) -> tuple[Tensor | None, Tensor | None]:
     """(prompt_BS, instruction_BS): tokens before the first supervised one, without padding; and the text among them.
 
@@ -261,8 +282,6 @@ def routing_masks(
     prompt_BS = prompt_BS.bool()
     if input_ids is None or not image_ids:
         return prompt_BS, prompt_BS
-    text_BS = prompt_BS
-    for image_id in image_ids:
-        text_BS = text_BS & (input_ids != image_id)
+    text_BS = prompt_BS & ~image_mask(input_ids, image_ids, image_breaks)
     has_text_BS = text_BS.any(dim=1, keepdim=True) if segments is None else segments.holding(text_BS)
     return prompt_BS, torch.where(has_text_BS, text_BS, prompt_BS)

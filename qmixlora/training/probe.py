@@ -15,9 +15,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map_only
-from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from qmixlora.backbone import Anatomy, find_anatomy, nf4_linear
+from qmixlora.backbone import Anatomy, make_skeleton, nf4_linear
 from qmixlora.backbone.levers import apply_levers, in_place_of_images, take_out_vision
 from qmixlora.backbone.nf4 import with_bytes
 from qmixlora.data import Conversation, PromptRouting
@@ -162,14 +162,7 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
     """The backbone of `load_backbone`, with random weights. Tensor by tensor: a 16-bit weight is quantised before the
     next one is made, and weights that are to lie in host memory are made there.
     """
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(
-            config,
-            dtype=getattr(torch, spec.dtype),
-            attn_implementation=spec.attention,
-            trust_remote_code=spec.trust_remote_code,
-        )
-    anatomy = find_anatomy(model)
+    model, anatomy = make_skeleton(config, spec)
     on_host = anatomy.in_first_layers(spec.stream_layers)
     for path in anatomy.targets if spec.quantization == "nf4" else ():
         linear = cast(nn.Linear, model.get_submodule(path))

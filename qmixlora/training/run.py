@@ -29,6 +29,7 @@ from .features import with_cached_features
 from .finite import NotFiniteError
 from .guard import check_has_images
 from .history import HISTORY, Change, Event, History, check_changes, check_same_adapter, fingerprint
+from .look_ahead import check_look_ahead
 from .owner import is_empty, owned
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
 from .schedule import schedule_problems
@@ -152,6 +153,7 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
         history.add(start.event, step, recipe, start.changed, data=digest, **origin)
         if recipe.train.cache_features:
             session = _without_vision(session, [rows, *([validation] if validation else [])], start.checkpoint, console)
+        unless_out_of_memory(lambda: check_look_ahead(session, rows[0]))  # if it runs out, so will the first step
         with start.stop.deferred():
             steps = _fit(session, rows, validation, tasks, start, console)
             with replacing(folder / "adapter") as temporary:

@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from qmixlora.backbone import make_skeleton, shares_of
 from qmixlora.backbone.image_tokens.families import family_of
 from qmixlora.data import IGNORED, load_conversations
 from qmixlora.data.formats import IMAGE
@@ -35,7 +36,6 @@ from qmixlora.memory import plan
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.simulation.batch import batches_of
 from qmixlora.mixlora import is_adapter_parameter
-from qmixlora.mixlora.routing import routing_masks
 from qmixlora.recipe import Recipe, validate
 from qmixlora.session import Session, TunedSession, open_model, open_run, open_session
 from qmixlora.training import train
@@ -112,19 +112,14 @@ def load(case: Case) -> None:
     """Every linear layer of the decoder, and nothing else, is NF4; the rest has the recipe's dtype."""
     session = case.session
     backbone, anatomy = session.backbone, session.anatomy
-    decoder = backbone.get_decoder()
     quantised = {name for name, module in backbone.named_modules() if isinstance(module, Linear4bit)}
     wrapped = {name.replace(".base_layer", "") for name in quantised}
-    assert wrapped == set(anatomy.targets) and wrapped
-    # what is neither NF4 nor embeddings is small: nothing heavy of the decoder is left behind
-    inside = {id(parameter) for parameter in decoder.get_input_embeddings().parameters()}
-    left = [
-        name
-        for name, parameter in decoder.named_parameters()
-        if parameter.dim() >= 2 and parameter.numel() >= 64 * 64 and id(parameter) not in inside
-        if not any(name.endswith(part) for part in ("base_layer.weight",)) and "mixlora" not in name
-    ]
-    assert not left, f"neither NF4 nor adapted: {left[:3]}"
+    assert wrapped == set(anatomy.targets) and (wrapped or case.variant.model)
+    decoder = backbone.get_submodule(anatomy.language)
+    linear = {f"{anatomy.language}.{n}" for n, m in decoder.named_modules() if isinstance(m, Linear4bit)}
+    assert linear == quantised
+    shares = shares_of(*make_skeleton(config_of(session.recipe.model), session.recipe.model))
+    assert shares.of_neither < 0.05 or case.variant.model, shares
     floats = {p.dtype for p in backbone.parameters() if p.is_floating_point()}
     assert floats == {torch.float32}
 
@@ -141,16 +136,15 @@ def labels(case: Case) -> None:
 
 
 def routing(case: Case) -> None:
-    """Routed on are the tokens of the same question without its picture, line breaks beside it apart."""
-    collator, model = case.session.collator, case.session.model
+    """Routed on are the tokens of the same question without its picture, white space beside it apart."""
+    session, collator = case.session, case.session.collator
     decode = collator.processor.tokenizer.decode
     for row in case.rows:
         batch = collator([row])
-        masks = routing_masks(batch, batch["routing_mask"], __import__("qmixlora.mixlora.routing",fromlist=["x"]).image_token_ids(case.session.backbone.config))
-        routed = decode(batch["input_ids"][0][masks[1][0]])
+        routed = decode(batch["input_ids"][0][_routed(session, batch)[0]])
         alone = {**row, "images": [], "turns": [{**t, "text": t["text"].replace(IMAGE, "")} for t in row["turns"]]}
         asked = decode(collator.tokens(alone["turns"][:-1], prompt=True))
-        assert routed.replace("\n", "").replace(" ", "") == asked.replace("\n", "").replace(" ", ""), (routed, asked)
+        assert routed.split() == asked.split() or "".join(routed.split()) == "".join(asked.split()), (routed, asked)
 
 
 def look_ahead(case: Case) -> None:
@@ -338,6 +332,14 @@ def _taken(session: Session) -> set[str]:
 def _logits(session: Session, inputs: dict[str, Any]) -> Tensor:
     with torch.no_grad():
         return session.model(**inputs, use_cache=False).logits
+
+
+def _routed(session: TunedSession, batch: dict[str, Any]) -> Tensor:
+    """The tokens that the batch was routed on (B x S)."""
+    _logits(session, {name: value for name, value in batch.items() if name != "labels"})
+    routed_BS = session.model.base_model.mixlora_routing.current.instruction_BS
+    assert routed_BS is not None
+    return routed_BS
 
 
 def _supervised(session: Session, batch: dict[str, Any]) -> Tensor:

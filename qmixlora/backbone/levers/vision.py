@@ -24,16 +24,21 @@ from qmixlora.errors import UserError
 from ..anatomy import Anatomy
 
 POOLED, DEEP = "pooler_output", "deepstack_features"
+KNOWN = {POOLED, DEEP, "last_hidden_state", "hidden_states", "attentions"}  # the former two are what forwards read
 FEATURES = "image_features"
 
 
 def image_features(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(pooled, deep) features of a batch's images, as the backbone (without PEFT around it) gives them; None and an
-    empty list where it has none.
+    """(pooled, deep) features of a batch's images, as the backbone (without PEFT around it) gives them to its own
+    forward; None and an empty list where it has none, or others beside them.
     """
-    parts: tuple[Any, Any] = (model, model.base_model)
-    accepted = {name for part in parts for name in inspect.signature(part.get_image_features).parameters}
-    output = parts[0].get_image_features(**{name: value for name, value in inputs.items() if name in accepted})
+    body: Any = model.base_model
+    accepted = inspect.signature(body.get_image_features).parameters
+    # what the forward fills in where it is not given, such as the layer of the tower
+    own = {name: value for name, value in vars(model.config).items() if name in accepted and value is not None}
+    output = body.get_image_features(**own, **{name: value for name, value in inputs.items() if name in accepted})
+    if not KNOWN.issuperset(vars(output) if not isinstance(output, dict) else output):
+        return None, []
     return getattr(output, POOLED, None), getattr(output, DEEP, None) or []
 
 

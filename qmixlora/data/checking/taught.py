@@ -8,7 +8,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
 
-from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn
+from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn, question_about
 from qmixlora.data.images.opening import check_body
 from qmixlora.data.images.shapes import shape_problem
 from qmixlora.data.refusals import Refusals
@@ -85,11 +85,14 @@ class _Judge:
         self.collator, self.data = collator, data
         self.length = Lengths(collator)
         self.frame = cache(self._frame)
+        self.alone = cache(self._alone)
         self.problem = cache(lambda size: shape_problem(collator.processor, size, data.max_pixels))
         self.body = by_path(lambda image: check_body(image, data.max_pixels))
 
     def look_at(self, row: Conversation) -> None:
         """Raises UserError where the row cannot be taught."""
+        if not row["images"] and (why := self.alone()):
+            raise UserError(why, where="")
         image_tokens = sum(self._tokens_of(image) for image in row["images"])
         # a token stands for one byte at least, so that most rows need not be tokenized
         texts = sum(len(turn["text"].encode(errors="replace")) + 2 for turn in row["turns"])
@@ -105,6 +108,14 @@ class _Judge:
         if problem := self.problem(size):
             raise UserError(problem, where="")
         return self.length.of_image(size)
+
+    def _alone(self) -> str | None:
+        """Why the processor takes no sample without an image, if it takes none."""
+        try:
+            self.collator.prompts([question_about([], "a")])
+        except (ValueError, TypeError, AttributeError) as error:  # as processors refuse it, each in its own words
+            return f"The model's processor takes no sample without an image: {error}"
+        return None
 
     def _frame(self, roles: tuple[str, ...]) -> int:
         """The tokens that the template writes around texts."""

@@ -70,6 +70,7 @@ class Collator:
     processor: ProcessorMixin
     max_length: int
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype | None = None  # of pixels: the model's (some models do not cast them)
 
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         texts = []
@@ -163,7 +164,11 @@ class Collator:
                 add_special_tokens=self._adds_special_tokens(texts[0]),
             )
         assert len(reader.encoded) == len(texts), f"{type(self.processor).__name__} tokenizes all texts at once"
-        return dict(encoded), reader.encoded
+        return {name: self._cast(value) for name, value in encoded.items()}, reader.encoded
+
+    def _cast(self, value: Any) -> Any:
+        is_pixels = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if is_pixels else value
 
     def _adds_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer must add special tokens that the chat template left out (as transformers decides)."""

@@ -20,6 +20,7 @@ from qmixlora.backbone.image_tokens import largest_images
 from qmixlora.data import IGNORED, Collator, load_split, taught
 from qmixlora.data.checking.survey import Survey, survey
 from qmixlora.recipe import Data, Model, Recipe
+from qmixlora.session import make_collator
 
 from ..architectures import config_of
 
@@ -111,7 +112,7 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
 @lru_cache(maxsize=4)  # edits of a recipe are planned one after another
 def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
     processor = load_processor(spec, data.max_image_tokens, config_of(spec))
-    collator = Collator(processor, data.max_length, spec.template_arguments)
+    collator = make_collator(Recipe(model=spec, data=data), processor)
     rows = taught(load_split(data, "train"), collator, data, ", ".join(data.sources))
     return rows, collator, survey(rows, collator)
 

@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from qmixlora.backbone import Anatomy, find_anatomy, nf4_linear, quant_state_of
+from qmixlora.backbone import Anatomy, make_skeleton, nf4_linear, quant_state_of
 from qmixlora.backbone.levers import apply_levers
 from qmixlora.recipe import Model
 
@@ -21,17 +21,10 @@ META = torch.device("meta")
 def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedModel, Anatomy]:
     """The backbone of `load_backbone`, on the meta device; weights in host memory are CPU tensors that take nothing.
 
-    Raises UserError as `apply_levers`.
+    Raises UserError as `make_skeleton` and `apply_levers`.
     """
-    with META:
-        model = AutoModelForImageTextToText.from_config(
-            config,
-            dtype=getattr(torch, spec.dtype),
-            attn_implementation="eager" if spec.attention == "eager" else FUSED,
-            trust_remote_code=spec.trust_remote_code,
-        )
+    model, anatomy = make_skeleton(config, spec, "eager" if spec.attention == "eager" else FUSED)
     model.name_or_path = spec.id  # PEFT compares it with the adapter's
-    anatomy = find_anatomy(model)
     if spec.quantization == "nf4":
         for path in anatomy.targets:
             linear = cast(nn.Linear, model.get_submodule(path))

@@ -15,9 +15,9 @@ def processor(tokens, merge: int) -> PixtralProcessor:
     )
 
 
-def make(tokens, kind: str = "mistral") -> Made:
+def make(tokens, kind: str = "mistral", **decoder) -> Made:
     config = config_of(
-        "mistral3", tokens, text_config=text(kind), vision_config=TOWER, image_token_index=tokens.image_token_id,
+        "mistral3", tokens, text_config=text(kind, **decoder), vision_config=TOWER, image_token_index=tokens.image_token_id,
         spatial_merge_size=2,
     )  # fmt: skip
     return config, processor(tokens, 2)

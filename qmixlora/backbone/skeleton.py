@@ -1,0 +1,108 @@
+"""A model without weights: its anatomy, what of its decoder is quantised and adapted, and whether it can be used."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+
+from qmixlora.errors import UserError
+from qmixlora.recipe import Model
+
+from .anatomy import Anatomy, find_anatomy
+
+NEITHER = 0.05  # the share of a decoder's weights that may be neither quantised nor adapted
+NO_SDPA = "scaled_dot_product_attention"  # in transformers' refusal (5.23)
+REFUSED = {  # model types whose training would differ from generation, and why
+    "paligemma": "PaliGemma reads a question in both directions and takes the answer apart from it, which a chat "
+    "template cannot say: answers would be visible while they are learned.",
+}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The weights of a decoder, embeddings and head apart: those of its linear layers (in NF4, and adapted), those that
+    are neither, and the names of the latter's parameters, the layer's number taken off.
+    """
+
+    adapted: int
+    neither: int
+    names: tuple[str, ...]
+
+    @property
+    def of_neither(self) -> float:
+        """The share of what is neither."""
+        return self.neither / max(1, self.adapted + self.neither)
+
+
+def shares_of(model: PreTrainedModel, anatomy: Anatomy) -> Shares:
+    """Count the weights of a model's decoder (which may be on meta)."""
+    decoder = model.get_submodule(anatomy.language)
+    apart = {id(p) for m in decoder.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    if (head := model.get_output_embeddings()) is not None:
+        apart |= {id(parameter) for parameter in head.parameters()}
+    targets = {f"{path}.{kind}" for path in anatomy.targets for kind in ("weight", "bias")}
+    adapted, neither, names = 0, 0, {}
+    for name, parameter in decoder.named_parameters(prefix=anatomy.language):
+        if id(parameter) in apart:
+            continue
+        if name in targets:
+            adapted += parameter.numel()
+        else:
+            neither += parameter.numel()
+            if parameter.dim() >= 2:
+                short = re.sub(r"\.\d+\.", ".*.", name)
+                names[short] = names.get(short, 0) + parameter.numel()
+    return Shares(adapted, neither, tuple(sorted(names, key=lambda name: -names[name])))
+
+
+def make_skeleton(
+    config: PretrainedConfig, spec: Model, attention: str | None = None
+) -> tuple[PreTrainedModel, Anatomy]:
+    """The model of a config on the meta device, and its anatomy. `attention` (default: the recipe's) falls back to
+    eager where the class has no sdpa, which is said on stderr.
+
+    Raises:
+        UserError: the model cannot be tuned: no such decoder and encoder; too much of it is neither quantised nor
+            adapted; or its kind is refused by name.
+        ValueError, ImportError: transformers refuses it otherwise.
+    """
+    if (why := REFUSED.get(config.model_type)) is not None:
+        raise UserError(why, where=f"model.id: {spec.id}", fix="Use Gemma 3 or another model with a chat template.")
+    try:
+        model = _on_meta(config, spec, attention or spec.attention)
+    except ValueError as error:
+        if NO_SDPA not in str(error):
+            raise
+        print(f"{config.model_type}: no sdpa in this class; model.attention: eager is used.", file=sys.stderr)
+        model = _on_meta(config, spec, "eager")
+    anatomy = find_anatomy(model)
+    if spec.quantization == "nf4":
+        _check_shares(model, anatomy, spec)
+    return model, anatomy
+
+
+def _on_meta(config: PretrainedConfig, spec: Model, attention: str) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(
+            config,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=attention,
+            trust_remote_code=spec.trust_remote_code,
+        )
+    return model
+
+
+def _check_shares(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:
+    shares = shares_of(model, anatomy)
+    if shares.of_neither > NEITHER:
+        raise UserError(
+            f"{shares.of_neither:.0%} of the decoder's weights would be neither NF4 nor adapted: "
+            f"{', '.join(shares.names[:2])} are no linear layers (experts held as one parameter), and stay in 16 bits.",
+            where=f"model.id: {spec.id}",
+            fix="Use a dense model of the family; or model.quantization: none, which adapts the linear layers alone.",
+        )
