@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from qmixlora.backbone import make_skeleton, shares_of
+from qmixlora.backbone.image_tokens import placeholder_of
 from qmixlora.backbone.image_tokens.families import family_of
 from qmixlora.data import IGNORED, load_conversations
 from qmixlora.data.formats import IMAGE
@@ -279,10 +280,11 @@ def probed(case: Case) -> None:
 def picture_limit(case: Case) -> None:
     """No image takes more tokens than the least that the family can keep to."""
     config = config_of(case.recipe().model)
-    least = family_of(config, "model.id", None).smallest(config)
+    least = family_of(config, "model.id", None, case.session.collator.processor).smallest(config)
     session = open_model(case.recipe(data={"max_image_tokens": least}))
     ids_BS = session.collator(case.rows)["input_ids"]
-    assert int((ids_BS == config.image_token_id).sum(dim=1).max()) <= least
+    assert int((ids_BS == placeholder_of(config)).sum(dim=1).max()) <= least
+    supervised_loss(session.model, session.collator(case.rows))
 
 
 def cached(case: Case) -> None:

@@ -2,5 +2,6 @@
 
 from .families import FAMILIES
 from .limits import largest_images, limit_image_tokens
+from .measured import placeholder_of
 
-__all__ = ["FAMILIES", "largest_images", "limit_image_tokens"]
+__all__ = ["FAMILIES", "largest_images", "limit_image_tokens", "placeholder_of"]

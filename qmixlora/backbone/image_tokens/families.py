@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, ProcessorMixin
 
 from qmixlora.errors import UserError
 
@@ -12,6 +12,7 @@ from .idefics3 import Idefics3
 from .internvl import InternVL
 from .llava import Llava
 from .llava_onevision import LlavaOneVision
+from .measured import Measured
 from .qwen_vl import QwenVL
 
 FAMILIES: dict[str, Family] = {
@@ -27,20 +28,22 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: PretrainedConfig, where: str, budget: int | None) -> Family:
-    """The family of a model, whose images can keep to the budget.
+def family_of(
+    config: PretrainedConfig, where: str, budget: int | None, processor: ProcessorMixin | None = None
+) -> Family:
+    """The family of a model, whose images can keep to the budget; one that is not known is measured with its processor.
 
     Raises:
         UserError: the family is not known, or its images cannot be that small; `where` is the key of the recipe.
     """
     tower = getattr(getattr(config, "vision_config", None), "model_type", "")
     kind = tower if tower == "pixtral" else config.model_type  # in LLaVA's frame, but with images of any size
-    family = FAMILIES.get(kind)
+    family = FAMILIES.get(kind) or (None if processor is None else Measured(processor))
     if family is None:
         raise UserError(
             f"The number of tokens that images of {kind!r} models take is not known.",
             where=where,
-            fix=f"Known are: {', '.join(FAMILIES)}.",
+            fix=f"Known without a processor are: {', '.join(FAMILIES)}. Of others, name a folder with the processor.",
         )
     if budget is not None and budget < (smallest := family.smallest(config)):
         raise UserError(

@@ -16,29 +16,35 @@ from qmixlora.errors import UserError
 
 from .families import family_of
 from .family import TEXT
+from .measured import placeholder_of
 
 QUESTION = 4  # tokens that a sample has beside its image, at least
 
 
 def largest_images(
-    config: PretrainedConfig, rows: int, tokens: int, max_image_tokens: int | None
+    config: PretrainedConfig,
+    rows: int,
+    tokens: int,
+    max_image_tokens: int | None,
+    processor: ProcessorMixin | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(input_ids B x S, the tensors of images) for `rows` samples of `tokens`, each with the model's largest image.
 
     The image comes second, after one token of text, and text after it. Pixels have no values where shapes do not
-    depend on them. The names are those of the family's processor.
+    depend on them. The names are those of the family's processor. A family that is not known is measured with
+    `processor`, where there is one.
 
     Raises:
         UserError: the family is not known, the image does not fit, or nothing fits the budget.
     """
-    family = family_of(config, "model.id", max_image_tokens)
+    family, placeholder = family_of(config, "model.id", max_image_tokens, processor), placeholder_of(config)
     image = family.largest(config, max_image_tokens, tokens)
     count = len(image.ids_L)
     if tokens < count + QUESTION:
         smallest = family.smallest(config)
         or_less = (
             f", or set data.max_image_tokens (at least {smallest} here)"
-            if smallest < image.ids_L.count(config.image_token_id)
+            if smallest < image.ids_L.count(placeholder)
             else ""
         )
         raise UserError(
@@ -50,7 +56,7 @@ def largest_images(
     ids_BS[:, 1 : 1 + count] = torch.tensor(image.ids_L)
     tensors = {name: torch.cat([tensor] * rows) for name, tensor in image.tensors.items()}
     if family.kinds is not None:
-        tensors[family.kinds] = (ids_BS == config.image_token_id).long()
+        tensors[family.kinds] = (ids_BS == placeholder).long()
     return ids_BS, tensors
 
 
@@ -65,5 +71,5 @@ def limit_image_tokens(
         UserError: the family is not known, or its images cannot be that small.
     """
     if max_image_tokens is not None:
-        family = family_of(config, "data.max_image_tokens", max_image_tokens)
+        family = family_of(config, "data.max_image_tokens", max_image_tokens, processor)
         family.limit(processor, config, max_image_tokens)

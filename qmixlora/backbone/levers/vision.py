@@ -59,7 +59,7 @@ def use_features(model: PreTrainedModel, anatomy: Anatomy) -> None:
         given.clear()
         if features is not None:
             given.append(SimpleNamespace(**features))
-            kwargs["pixel_values"] = torch.empty(0)  # there are pixels: the model looks no further
+            kwargs["pixel_values"] = torch.empty(1)  # there are pixels: the model looks no further
         return args, kwargs
 
     def get_image_features(*_: Any, **__: Any) -> SimpleNamespace:

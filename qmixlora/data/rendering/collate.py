@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from qmixlora.data.formats import Conversation, Turn
-from qmixlora.data.images.opening import open_images
+from qmixlora.data.formats import Conversation, Turn, question_about
+from qmixlora.data.images.opening import blank_image, open_images
 from qmixlora.data.images.shapes import naming_refused_images
 from qmixlora.errors import UserError
 from qmixlora.mixlora import IGNORED, prompt_mask
@@ -157,7 +157,7 @@ class Collator:
         with naming_refused_images(self.processor, rows):
             encoded = reading_with(self.processor, reader)(
                 text=texts,
-                images=images if any(images) else None,
+                images=self._arranged(images) if any(images) else None,
                 padding=True,
                 padding_side=side,
                 return_tensors="pt",
@@ -165,6 +165,20 @@ class Collator:
             )
         assert len(reader.encoded) == len(texts), f"{type(self.processor).__name__} tokenizes all texts at once"
         return {name: self._cast(value) for name, value in encoded.items()}, reader.encoded
+
+    def _arranged(self, images: list[list[Any]]) -> list[Any]:
+        """The images of samples as the processor takes them: by sample, or (GOT-OCR2) one after the other."""
+        return images if self._takes_nested else [image for own in images for image in own]
+
+    @cached_property
+    def _takes_nested(self) -> bool:
+        asked = question_about([blank_image((64, 64))], "?")
+        images = [open_images(asked["images"])]
+        try:
+            self.processor(text=[self.template.prompt(asked["turns"])], images=images, return_tensors="pt")
+        except ValueError as error:
+            return not str(error).startswith("Nested images")
+        return True
 
     def _cast(self, value: Any) -> Any:
         is_pixels = isinstance(value, Tensor) and value.is_floating_point()

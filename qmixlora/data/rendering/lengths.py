@@ -34,7 +34,10 @@ class Lengths:
         self.size = by_path(image_size)
         self.of_image = cache(self._of_image)
         self._count = getattr(collator.processor, "_get_num_multimodal_tokens", None)  # what vLLM asks processors
-        self._marks = self._processed(SQUARE) - self._counted(SQUARE) if self._count is not None else 0
+        try:
+            self._marks = self._processed(SQUARE) - self._counted(SQUARE) if self._count is not None else 0
+        except (TypeError, AttributeError):  # it expects another image processor than the one that is there
+            self._count, self._marks = None, 0
 
     def of_images(self, row: Conversation) -> int:
         """The tokens of a row's images; their files' headers are read."""

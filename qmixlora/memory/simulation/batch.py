@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, ProcessorMixin
 
 from qmixlora.backbone import load_processor
-from qmixlora.backbone.image_tokens import largest_images
+from qmixlora.backbone.image_tokens import largest_images, placeholder_of
 from qmixlora.data import IGNORED, Collator, load_split, taught
 from qmixlora.data.checking.survey import Survey, survey
+from qmixlora.errors import UserError
 from qmixlora.recipe import Data, Model, Recipe
 from qmixlora.session import make_collator
 
@@ -93,8 +94,8 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
         UserError: the family's images cannot be planned, or do not fit in `tokens`.
     """
     rows = recipe.train.micro_batch_size
-    ids_BS, images = largest_images(config, rows, tokens, recipe.data.max_image_tokens)
-    is_image_S = ids_BS[0] == config.image_token_id
+    ids_BS, images = _largest(config, recipe, rows, tokens)
+    is_image_S = ids_BS[0] == placeholder_of(config)
     text = tokens - 1 - int(is_image_S.nonzero().max())
     labels_BS = torch.full_like(ids_BS, IGNORED)
     labels_BS[:, -(text // 2) :] = 1
@@ -109,6 +110,27 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
     return Batch(inputs, tokens, int(is_image_S.sum()))
 
 
+def _largest(
+    config: PretrainedConfig, recipe: Recipe, rows: int, tokens: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`largest_images`, measured with the model's processor where the family is not known and there is one here."""
+    budget = recipe.data.max_image_tokens
+    try:
+        return largest_images(config, rows, tokens, budget)
+    except UserError:
+        if (processor := _processor_here(recipe.model)) is None:
+            raise
+    return largest_images(config, rows, tokens, budget, processor)
+
+
+@lru_cache(maxsize=1)
+def _processor_here(spec: Model) -> ProcessorMixin | None:
+    try:
+        return load_processor(spec, None)
+    except (OSError, ValueError, ImportError):
+        return None
+
+
 @lru_cache(maxsize=4)  # edits of a recipe are planned one after another
 def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
     processor = load_processor(spec, data.max_image_tokens, config_of(spec))
@@ -120,6 +142,6 @@ def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
 def _batch(rows: Sequence[Any], collator: Collator, config: PretrainedConfig, facts: Survey) -> Batch:
     inputs = collator(rows)
     ids_BS = inputs["input_ids"]
-    image_tokens_B = (ids_BS == config.image_token_id).sum(dim=1)
+    image_tokens_B = (ids_BS == placeholder_of(config)).sum(dim=1)
     source = f"the worst of the training data ({facts})"
     return Batch(inputs, ids_BS.shape[1], int(image_tokens_B.max()), source, facts.tasks)

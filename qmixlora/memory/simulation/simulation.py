@@ -25,7 +25,7 @@ from qmixlora.backbone.levers.host_memory import host_like
 from .account import Account
 
 VALUED = 2**25  # elements up to which tensors of integers keep their values
-VALUED_FLOATS = 2**14  # and those of floating-point numbers: sizes are computed from them, activations are not
+VALUED_FLOATS = 2**20  # and those of floating-point numbers: sizes are computed from them, activations are not
 VALUE = "planned_value"  # the attribute of a tensor on meta that holds it
 aten = torch.ops.aten
 ASSUMED = {aten.ne.Scalar: True, aten.eq.Scalar: False}  # an unknown number is not the one it is compared with

@@ -11,7 +11,7 @@ def make(tokens) -> Made:
         vision_config=vision("siglip_vision_model", vision_use_head=False), image_token_id=tokens.image_token_id,
         alignment_intermediate_size=128,
     )  # fmt: skip
-    images = Cohere2VisionImageProcessor(size={"height": 28, "width": 28}, patch_size=7)
+    images = Cohere2VisionImageProcessor(size={"height": 28, "width": 28}, patch_size=2)
     return config, Cohere2VisionProcessor(images, tokens)
 
 
