@@ -167,6 +167,13 @@ def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch
 
 
 def _check_template(processor: ProcessorMixin, where: str) -> None:
+    if getattr(processor, "chat_template", None) is None and (Path(where) / "chat_template.jinja").is_file():
+        raise UserError(
+            f"{type(processor).__name__}, the class of the model's processor, reads no chat template, though there is "
+            "one.",
+            where=f"model.id: {where}",
+            fix="Use a model whose processor has a chat template, such as llava-hf/llava-1.5-7b-hf.",
+        )
     if getattr(processor, "chat_template", None) is None:
         raise UserError(
             "The model's processor has no chat template.",

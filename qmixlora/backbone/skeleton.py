@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
@@ -46,7 +46,8 @@ def shares_of(model: PreTrainedModel, anatomy: Anatomy) -> Shares:
     if (head := model.get_output_embeddings()) is not None:
         apart |= {id(parameter) for parameter in head.parameters()}
     targets = {f"{path}.{kind}" for path in anatomy.targets for kind in ("weight", "bias")}
-    adapted, neither, names = 0, 0, {}
+    adapted, neither = 0, 0
+    names: dict[str, int] = {}
     for name, parameter in decoder.named_parameters(prefix=anatomy.language):
         if id(parameter) in apart:
             continue
@@ -84,6 +85,64 @@ def make_skeleton(
     if spec.quantization == "nf4":
         _check_shares(model, anatomy, spec)
     return model, anatomy
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was found in a model: its parts by their paths, its attention, and the shares of its decoder's weights."""
+
+    kind: str
+    language: str
+    layers: int
+    targets: int
+    projectors: tuple[str, ...]
+    vision: tuple[str, ...]
+    others: tuple[str, ...]
+    attention: str
+    shares: Shares
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(what, found) for people."""
+        whole = self.shares.adapted + self.shares.neither
+        nf4 = self.shares.adapted / max(1, whole)
+        of_which = f": {', '.join(self.shares.names[:3])}" if self.shares.of_neither > NEITHER else ""
+        return [
+            ("model", self.kind),
+            ("language model", f"{self.language} ({self.layers} layers, {self.targets} linear layers)"),
+            ("projector (trained)", ", ".join(self.projectors) or "none"),
+            ("image encoder (frozen)", ", ".join(self.vision)),
+            ("others (frozen)", ", ".join(self.others) or "none"),
+            ("attention", self.attention),
+            ("decoder's weights", f"{nf4:.1%} NF4 and adapted, {self.shares.of_neither:.1%} neither{of_which}"),
+        ]
+
+
+def parts_of(spec: Model) -> Parts:
+    """Find the parts of a model from its config alone.
+
+    Raises:
+        UserError: the config cannot be read, or the model cannot be used.
+    """
+    try:
+        config = AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        model, anatomy = make_skeleton(config, spec.model_copy(update={"quantization": "none"}))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"The model cannot be looked at: {error}",
+            where=f"--model {spec.id}",
+            fix="Give a hub id (and be online once) or a local folder of an image-text-to-text model.",
+        ) from error
+    return Parts(
+        type(model).__name__,
+        anatomy.language,
+        len(anatomy.layers),
+        len(anatomy.targets),
+        anatomy.projectors,
+        anatomy.vision,
+        anatomy.others,
+        str(model.config._attn_implementation),
+        shares_of(model, anatomy),
+    )
 
 
 def _on_meta(config: PretrainedConfig, spec: Model, attention: str) -> PreTrainedModel:

@@ -176,13 +176,13 @@ class MixLoraLayer(BaseTunerLayer):
         x = x.flatten(1, -2)
         config = self.mixlora_config[adapter_name]
         mix_NEF = (config.scaling * self.mixing(x, adapter_name)).to(x.dtype)  # E x E is the cheapest place to scale
-        if len(x) > len(mix_NEF) and len(x) % len(mix_NEF) == 0:  # cross-attention: a row for every tile of an image
-            mix_NEF = mix_NEF.repeat_interleave(len(x) // len(mix_NEF), dim=0)
         if config.dropout > 0:
             x = functional.dropout(x, config.dropout, self.training)
         h_BSE = functional.linear(x, self.mixlora_A[adapter_name].to(x.dtype))
         segments = self.mixlora_context.current.segments_for(config.route_on)
         if segments is None:
+            if len(x) > len(mix_NEF) and len(x) % len(mix_NEF) == 0:  # cross-attention: a row for every tile of an image
+                mix_NEF = mix_NEF.repeat_interleave(len(x) // len(mix_NEF), dim=0)
             mixed_BSF = h_BSE @ mix_NEF
         else:
             _check_layout(x, segments.of_BSK.shape[:2], "segments need", "'all'")

@@ -158,7 +158,10 @@ class MixLoraModel(BaseTuner):
         layers (L x N x E x F, fp32, without a graph). `task_mix` does not show: every instance has its own selection.
         """
         cache, name = self.mixlora_routing.current.cache, self.active_adapters[0]
-        matrices = {**cache.selected, **cache.mixing_matrices}  # a layer that reads images is skipped where there is none
+        matrices = {
+            **cache.selected,
+            **cache.mixing_matrices,
+        }  # a layer that reads images is skipped where there is none
         return torch.stack([matrices[layer, name].detach() for layer in self.mixlora_layers])
 
     def last_labels(self, tasks: Tasks) -> list[str]:

@@ -71,7 +71,13 @@ class FeatureStore:
                     tensors.setdefault(name, []).append(file.get_tensor(name))
         pooled = tensors.pop(POOLED)
         deep = [tensors[f"{DEEP}.{index}"] for index in range(len(tensors))]
-        return {POOLED: torch.stack(pooled) if stacked else pooled, **({DEEP: deep} if deep else {})}
+        if stacked:  # an image is one entry, or one for each of its tiles
+            return {POOLED: torch.cat([own if own.dim() > 2 else own[None] for own in pooled]), **_if_any(deep)}
+        return {POOLED: pooled, **_if_any(deep)}
+
+
+def _if_any(deep: list[list[Tensor]]) -> dict[str, Any]:
+    return {DEEP: deep} if deep else {}
 
 
 @dataclass
@@ -98,8 +104,7 @@ def with_cached_features(
     They lie in the run's `folder`; features that lie there already are not computed again.
 
     Raises:
-        UserError: the model gives no features of images, or other than one entry per image; or the disk is too
-            small.
+        UserError: the model gives no features of images, or others than can be kept; or the disk is too small.
     """
     backbone, collator = session.backbone, session.collator
     assert isinstance(collator, Collator), "a run has a processor"
@@ -121,14 +126,24 @@ def with_cached_features(
 
 
 def compute(session: TunedSession, store: FeatureStore, images: Sequence[ImageFile]) -> None:
-    """Write the features of some images, made by the processor and the model as ever.
+    """Write the features of some images, made by the processor and the model as ever; one by one, where the model
+    gives an entry for each tile of an image.
 
-    Raises UserError if the model gives other than one entry per image.
+    Raises UserError if the model gives none, or others than it is known to read.
     """
     questions = [question_about([image], "?") for image in images]
     pooled, deep = image_features(session.backbone, session.on_device(session.collator.prompts(questions)))
-    if pooled is None or {len(images)} != {len(part) for part in (pooled, *deep)}:
-        raise _unfit(session.recipe, "The model gives other than one entry of features per image.")
+    together = isinstance(pooled, Tensor) and pooled.dim() == 2  # of all images, one after the other
+    if pooled is None or together or (deep and {len(images)} != {len(part) for part in (pooled, *deep)}):
+        raise _unfit(session.recipe, "The model gives other features of an image than can be kept.")
+    if len(pooled) != len(images) and len(images) > 1:
+        for image in images:
+            compute(session, store, [image])
+        return
+    if len(pooled) != len(images):
+        tiles = pooled if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+        store.write(images[0], {POOLED: tiles}, stacked=isinstance(pooled, Tensor))
+        return
     for index, image in enumerate(images):
         layers = {f"{DEEP}.{number}": part[index] for number, part in enumerate(deep)}
         store.write(image, {POOLED: pooled[index], **layers}, stacked=isinstance(pooled, Tensor))

@@ -30,5 +30,5 @@ def outcomes(variant: Variant, verbose: bool = False) -> dict[str, str]:
                 if verbose:
                     traceback.print_exc()
             if name == "load" and found[name] != WORKS:
-                return {stage: found[name] for stage in STAGES}
+                return dict.fromkeys(STAGES, found[name])
     return found

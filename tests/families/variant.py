@@ -39,6 +39,10 @@ class Variant:
     adapter: Mapping[str, Any] = field(default_factory=dict)  # of recipes, where the default does not fit
     model: Mapping[str, Any] = field(default_factory=dict)
 
+    def refusal_of(self, stage: str) -> str | None:
+        """Words of the refusal that is right for a stage, if one is; a model that is not loaded is refused in all."""
+        return self.refused.get("load") or self.refused.get(stage)
+
     def build(self) -> Made:
         """The config and the processor, with its chat template."""
         config, processor = self.make(tokenizer(self))
@@ -85,8 +89,8 @@ def text(kind: str = "", **more: Any) -> dict[str, Any]:
     """A small decoder."""
     facts = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 32, "vocab_size": VOCABULARY, "rope_parameters": ROPE, "pad_token_id": 256,
-        "max_position_embeddings": 4096, "eos_token_id": 258, "bos_token_id": 257, **more,
+        "num_key_value_heads": 1, "head_dim": 32, "vocab_size": VOCABULARY, "rope_parameters": ROPE,
+        "max_position_embeddings": 4096, "pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258, **more,
     }  # fmt: skip
     return {"model_type": kind, **facts} if kind else facts
 

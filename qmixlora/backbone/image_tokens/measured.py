@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from PIL import Image
@@ -12,11 +14,20 @@ from transformers import PretrainedConfig, ProcessorMixin
 
 from .family import Family, ImageInput
 
-EDGES, RATIOS = (2048, 896, 448, 224, 56), (1.0, 0.5, 2.0, 0.25, 4.0)
-SIZES = [(int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in EDGES for ratio in RATIOS]  # width, height
+RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0)
+SIZES = [(int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448) for ratio in RATIOS]  # width, height
+Change = Callable[[Any, PretrainedConfig], None]  # of an image processor, and of a config that has to agree
 KINDS = ("mm_token_type_ids", "token_type_ids")
 SWITCHES = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # cut an image into tiles
-NUMBERS = ("max_patches", "max_tiles", "max_crops", "max_image_tokens", "max_soft_tokens", "max_num_patches", "max_pixels")
+NUMBERS = (
+    "max_patches",
+    "max_tiles",
+    "max_crops",
+    "max_image_tokens",
+    "max_soft_tokens",
+    "max_num_patches",
+    "max_pixels",
+)
 STEPS = 16  # of a setting, from its own value down
 
 
@@ -35,67 +46,99 @@ class Measured(Family):
         self.processor = processor
 
     def smallest(self, config: PretrainedConfig) -> int:
-        trials = (self._most(trial, config) for trial in _smallest_settings(self.processor, config))
-        return min([count for count in trials if count is not None], default=self._all(self.processor, config))
+        most = _Counter(self.processor, config)
+        counts = [most()]
+        for whole in (False, True):
+            for name, values in _numbers(self.processor.image_processor, config).items():
+                least = (most.after(_change(whole, name, value)) for value in reversed(values))
+                counts.append(next((count for count in least if count is not None), counts[0]))
+            counts.append(most.after(_change(whole, None, None)) or counts[0])
+        return min(counts)
 
     def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
         processor, own = self.processor, config
         if budget is not None:
             processor, own = copy.deepcopy(processor), copy.deepcopy(config)
-            Measured(processor).limit(processor, own, budget)
-        counts = {size: count for size in SIZES if (count := self._count(processor, config, size)) is not None}
-        inputs = _asked(processor, max(counts, key=lambda size: counts[size]))
+            self.limit(processor, own, budget)
+        inputs = _asked(processor, _Counter(processor, config).largest_size())
         ids_S = inputs.pop("input_ids")[0]
         image = (ids_S == placeholder_of(config)).nonzero()[:, 0]
         self.kinds = next((name for name in KINDS if name in inputs), None)
-        # the frame around an image is a few tokens more; they count as text here
-        ids_L = ids_S[int(image.min()) : int(image.max()) + 1].tolist()
+        ids_L = ids_S[int(image.min()) : int(image.max()) + 1].tolist()  # the frame around it is a few tokens more
         given = {name: value for name, value in inputs.items() if name not in (*KINDS, "attention_mask")}
         return ImageInput(ids_L, {name: value for name, value in given.items() if isinstance(value, Tensor)})
 
     def limit(self, processor: ProcessorMixin | None, config: PretrainedConfig, budget: int) -> None:
-        if processor is None or self._all(processor, config) <= budget:
+        if processor is None or (most := _Counter(processor, config))() <= budget:
             return
-        best: tuple[int, Callable[[Any, PretrainedConfig], None]] | None = None
-        for change in _settings(processor, config):
-            count = self._tried(processor, config, change)
-            if count is not None and count <= budget and (best is None or count > best[0]):
-                best = count, change
-        assert best is not None, "no budget is under the smallest"
-        best[1](processor.image_processor, config)
+        fitting: dict[int, Change] = {}
+        for whole in (False, True):
+            for name, values in _numbers(processor.image_processor, config).items():
+                changes = [_change(whole, name, value) for value in values]
+                # images get no larger from one value to the next
+                index = bisect_left(changes, True, key=lambda change: _fits(most.after(change), budget))
+                if index < len(changes) and (count := most.after(changes[index])) is not None:
+                    fitting.setdefault(count, changes[index])
+            change = _change(whole, None, None)
+            if (count := most.after(change)) is not None and count <= budget:
+                fitting.setdefault(count, change)
+        assert fitting, "no budget is under the smallest"
+        fitting[max(fitting)](processor.image_processor, config)
 
-    def _tried(self, processor: ProcessorMixin, config: PretrainedConfig, change: Callable[..., None]) -> int | None:
-        trial, own = copy.deepcopy(processor), copy.deepcopy(config)
-        change(trial.image_processor, own)
-        return self._most(trial, own)
 
-    def _most(self, processor: ProcessorMixin, config: PretrainedConfig) -> int | None:
-        """The most image tokens of an image; None for settings that do not work."""
+def _fits(count: int | None, budget: int) -> bool:
+    return count is None or count <= budget
+
+
+class _Counter:
+    """Counts the image tokens that a processor gives; by its own account (`_get_num_multimodal_tokens`) where that is
+    right, else from blank images.
+    """
+
+    def __init__(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
+        self.processor, self.config = processor, config
+        self.tells = False
+        self.tells = all(self._told(size) == self._counted(size) for size in SIZES[-2:])
+
+    def __call__(self) -> int:
+        """The most of any image."""
+        return max(self.count(size) for size in SIZES)
+
+    def after(self, change: Change) -> int | None:
+        """The most after a change of the processor; None where it does not work so."""
+        other = copy.copy(self)
+        other.processor, other.config = copy.deepcopy(self.processor), copy.deepcopy(self.config)
+        change(other.processor.image_processor, other.config)
         try:
-            return self._all(processor, config)
+            return other()
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError, KeyError):  # each in its own way
             return None
 
-    def _all(self, processor: ProcessorMixin, config: PretrainedConfig) -> int:
-        counts = [self._count(processor, config, size) for size in SIZES]
-        known = [count for count in counts if count is not None]
-        if not known:
-            raise ValueError("The processor takes none of the images that were tried.")
-        return max(known)
+    def largest_size(self) -> tuple[int, int]:
+        return max(SIZES, key=self.count)
 
-    def _count(self, processor: ProcessorMixin, config: PretrainedConfig, size: tuple[int, int]) -> int | None:
-        """Image tokens of an image of (width, height); None where its shape is refused."""
+    def count(self, size: tuple[int, int]) -> int:
+        """Image tokens of an image of (width, height)."""
+        if self.tells and (told := self._told(size)) is not None:
+            return told
+        return self._counted(size)
+
+    def _told(self, size: tuple[int, int]) -> int | None:
         try:
-            return int((_asked(processor, size)["input_ids"] == placeholder_of(config)).sum())
-        except ValueError:
+            told: Any = self.processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])  # type: ignore[attr-defined]
+            return int(told["num_image_tokens"][0])
+        except (AttributeError, TypeError, ValueError, KeyError):
             return None
+
+    def _counted(self, size: tuple[int, int]) -> int:
+        return int((_asked(self.processor, size)["input_ids"] == placeholder_of(self.config)).sum())
 
 
 def _asked(processor: ProcessorMixin, size: tuple[int, int]) -> dict[str, Any]:
     """A question about a blank image of (width, height), as the processor makes it."""
-    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    content: Any = [{"type": "image"}, {"type": "text", "text": "?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    image = Image.new("RGB", size)
+    image = _blank(size)
     for images in ([[image]], [image]):  # by sample, or (where a processor refuses that) one after the other
         try:
             return dict(processor(text=[text], images=images, return_tensors="pt"))
@@ -104,24 +147,9 @@ def _asked(processor: ProcessorMixin, size: tuple[int, int]) -> dict[str, Any]:
     raise refusal
 
 
-def _settings(processor: ProcessorMixin, config: PretrainedConfig) -> Iterator[Callable[[Any, PretrainedConfig], None]]:
-    """Changes of an image processor that make images smaller, each alone or after images are cut into tiles no more."""
-    for whole in (False, True):
-        if whole and not any(getattr(processor.image_processor, name, False) for name in SWITCHES):
-            return
-        for name, values in _numbers(processor.image_processor, config).items():
-            for value in values:
-                yield _change(whole, name, value)
-        yield _change(whole, None, None)
-
-
-def _smallest_settings(processor: ProcessorMixin, config: PretrainedConfig) -> Iterator[ProcessorMixin]:
-    for whole in (False, True):
-        for name, values in {**_numbers(processor.image_processor, config), "": [None]}.items():
-            for value in reversed(values):
-                trial = copy.deepcopy(processor)
-                _change(whole, name or None, value)(trial.image_processor, copy.deepcopy(config))
-                yield trial
+@cache
+def _blank(size: tuple[int, int]) -> Image.Image:
+    return Image.new("RGB", size)
 
 
 def _numbers(images: Any, config: PretrainedConfig) -> dict[str, Sequence[Any]]:
@@ -139,8 +167,8 @@ def _numbers(images: Any, config: PretrainedConfig) -> dict[str, Sequence[Any]]:
     return values
 
 
-def _change(whole: bool, name: str | None, value: Any) -> Callable[[Any, PretrainedConfig], None]:
-    """A change of an image processor, and of the config where the model reads the same there."""
+def _change(whole: bool, name: str | None, value: Any) -> Change:
+    """A setting with another value; `whole`: and images are not cut into tiles."""
 
     def apply(images: Any, config: PretrainedConfig) -> None:
         for switch in SWITCHES if whole else ():
@@ -155,4 +183,3 @@ def _change(whole: bool, name: str | None, value: Any) -> Callable[[Any, Pretrai
                 config.image_grid_pinpoints = value
 
     return apply
-

@@ -1,9 +1,9 @@
 """The vision tower taken out of a model, and image features in place of pixels.
 
-Features are what the model's `get_image_features` gives: `pooler_output`, one entry (L x D) per image, and, where the
-family has them, `deepstack_features`, such a list for every layer that gets features of its own. Batches carry them
-as `image_features`, and the model's forward, which calls `get_image_features` where there are pixels, gets them there.
-(transformers 5.23 also takes them as `mm_encoder_outputs`; 5.17 does not.)
+Features are what the model's `get_image_features` gives: `pooler_output`, one entry (L x D) per image (or per tile of
+one), and, where the family has them, `deepstack_features`, such a list for every layer that gets features of its own.
+Batches carry them as `image_features`, and the model's forward, which calls `get_image_features` where there are
+pixels, gets them there. (transformers 5.23 also takes them as `mm_encoder_outputs`; 5.17 does not.)
 
 Shapes: L tokens of an image, D width of the decoder.
 """

@@ -14,7 +14,7 @@ def make(tokens) -> Made:
     return config, DeepseekVLProcessor(images, tokens, num_image_tokens=16)
 
 
-END = "<｜end▁of▁sentence｜>"
+END = "<|end_of_sentence|>"
 VARIANT = Variant(
     make, template("<image_placeholder>", "User: ", "Assistant: ", END, turn_end="\n\n", bos="<bos>"),
     named={"image_token": "<image_placeholder>"}, eos=END,

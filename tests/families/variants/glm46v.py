@@ -18,6 +18,4 @@ def make(tokens) -> Made:
     return config, Glm46VProcessor(Glm46VImageProcessor(size=size), tokens, Glm46VVideoProcessor())
 
 
-VARIANT = Variant(
-    make, glm4v.VARIANT.template, glm4v.VARIANT.named, glm4v.VARIANT.marks, eos=glm4v.VARIANT.eos
-)
+VARIANT = Variant(make, glm4v.VARIANT.template, glm4v.VARIANT.named, glm4v.VARIANT.marks, eos=glm4v.VARIANT.eos)

@@ -9,13 +9,13 @@ def make(tokens) -> Made:
     config = config_of(
         "got_ocr2", tokens, text_config=text("qwen2"),
         vision_config={
-            "hidden_size": 64, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": 64, "patch_size": 4, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 128,
+            "hidden_size": 64, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 256, "patch_size": 4, "window_size": 4, "global_attn_indexes": [], "mlp_dim": 128,
             "initializer_range": 0.02,
         },
-        image_token_index=tokens.convert_tokens_to_ids("<imgpad>"), image_seq_length=16,
+        image_token_index=tokens.convert_tokens_to_ids("<imgpad>"), image_seq_length=256,
     )  # fmt: skip
-    return config, GotOcr2Processor(GotOcr2ImageProcessor(size={"height": 64, "width": 64}), tokens)
+    return config, GotOcr2Processor(GotOcr2ImageProcessor(size={"height": 256, "width": 256}), tokens)
 
 
 VARIANT = Variant(

@@ -21,5 +21,6 @@ def make(tokens) -> Made:
 END = "<end_of_utterance>\n"
 VARIANT = Variant(
     make, template("<image>", "User:", "Assistant: ", END, turn_end=END, bos="<s>"),
-    named={"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}, marks=("<end_of_utterance>",), bos="<s>", eos="</s>",
+    named={"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}, 
+    marks=("<end_of_utterance>",), bos="<s>", eos="</s>",
 )  # fmt: skip

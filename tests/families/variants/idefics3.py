@@ -19,7 +19,9 @@ def config(tokens, kind: str):
 
 
 def make(tokens) -> Made:
-    return config(tokens, "idefics3"), Idefics3Processor(picked(Idefics3ImageProcessor)(**TILES), tokens, image_seq_len=4)
+    return config(tokens, "idefics3"), Idefics3Processor(
+        picked(Idefics3ImageProcessor)(**TILES), tokens, image_seq_len=4
+    )
 
 
 END = "<end_of_utterance>\n"

@@ -23,7 +23,7 @@ def make(tokens) -> Made:
     return config, JanusProcessor(images, tokens, num_image_tokens=16)
 
 
-END = "<｜end▁of▁sentence｜>"
+END = "<|end_of_sentence|>"
 VARIANT = Variant(
     make, template("<image_placeholder>\n", "<|User|>: ", "<|Assistant|>: ", END, turn_end="\n\n"),
     named={"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"},

@@ -18,7 +18,12 @@ def make(tokens) -> Made:
         image_token_id=tokens.image_token_id, projector_hidden_size=64,
     )  # fmt: skip
     images = Lfm2VlImageProcessor(
-        encoder_patch_size=4, tile_size=32, max_tiles=4, min_image_tokens=4, max_image_tokens=16, max_num_patches=64,
+        encoder_patch_size=4,
+        tile_size=32,
+        max_tiles=4,
+        min_image_tokens=4,
+        max_image_tokens=16,
+        max_num_patches=64,
         min_tiles=2,
     )
     return config, Lfm2VlProcessor(images, tokens)

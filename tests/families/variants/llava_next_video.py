@@ -14,8 +14,12 @@ def make(tokens) -> Made:
         image_grid_pinpoints=llava_next.PINPOINTS,
     )  # fmt: skip
     return config, LlavaNextVideoProcessor(
-        LlavaNextVideoVideoProcessor(), llava_next.images(), tokens, patch_size=7,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        LlavaNextVideoVideoProcessor(),
+        llava_next.images(),
+        tokens,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
 
 

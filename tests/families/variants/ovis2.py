@@ -17,4 +17,10 @@ def make(tokens) -> Made:
     return config, Ovis2Processor(images, tokens, image_seq_length=16)
 
 
-VARIANT = Variant(make, chatml("<image>\n"), marks=(*CHATML, "<image>", "<IMG_ATOM>", *MARKS), eos="<|endoftext|>")
+VARIANT = Variant(
+    make,
+    chatml("<image>\n"),
+    marks=(*CHATML, "<image>", "<IMG_ATOM>", *MARKS),
+    refused={"cached": "other features of an image"},
+    eos="<|endoftext|>",
+)

@@ -17,6 +17,8 @@ def make(tokens) -> Made:
 
 
 VARIANT = Variant(
-    make, template("<image>", "", "", "<eos>", turn_end="\n"), named={"image_token": "<image>"},
+    make,
+    template("<image>", "", "", "<eos>", turn_end="\n"),
+    named={"image_token": "<image>"},
     refused={"load": "PaliGemma"},
 )

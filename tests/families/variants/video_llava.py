@@ -14,7 +14,11 @@ def make(tokens) -> Made:
     )  # fmt: skip
     images = VideoLlavaImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     return config, VideoLlavaProcessor(
-        images, VideoLlavaVideoProcessor(), tokens, patch_size=7, vision_feature_select_strategy="default",
+        images,
+        VideoLlavaVideoProcessor(),
+        tokens,
+        patch_size=7,
+        vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
 

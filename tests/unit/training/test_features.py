@@ -176,7 +176,7 @@ def test_features_of_images_that_looked_otherwise_are_computed_anew(
     assert len(list((tmp_path / "features").iterdir())) == 4
 
 
-def test_a_model_with_other_than_one_entry_per_image_is_refused(
+def test_the_entries_of_an_image_are_kept_where_there_are_several(
     make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
 ) -> None:
     session = open_session(make_recipe(**CACHED), TASKS)
@@ -187,8 +187,9 @@ def test_a_model_with_other_than_one_entry_per_image_is_refused(
         return own(pixel_values=torch.cat([pixel_values, pixel_values]))
 
     base.get_image_features = in_tiles
-    with pytest.raises(UserError, match="one entry of features per image"):
-        with_cached_features(session, [images_of_their_own(data, 2)], tmp_path, QUIET)
+    with_cached_features(session, [images_of_their_own(data, 2)], tmp_path, QUIET)
+    kept = [load_file(path)["pooler_output"].shape for path in (tmp_path / "features").iterdir()]
+    assert len(kept) == 2 and {shape[0] for shape in kept} == {2}
 
 
 def test_a_disk_that_is_too_small_is_noticed_after_the_first_images(
@@ -258,14 +259,6 @@ def test_features_of_images_one_by_one_give_the_logits_of_all_together(
     with torch.no_grad():
         logits = session.model(**inputs, image_features=store.read(IMAGES)).logits
     torch.testing.assert_close(logits, expected)
-
-
-@pytest.mark.parametrize("family", sorted(TOGETHER))
-def test_a_family_whose_features_are_not_by_image_is_refused(
-    family: str, make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="one entry of features per image"):
-        compute(session_of(family, make_recipe(**CACHED)), FeatureStore(tmp_path, "x"), IMAGES[:1])
 
 
 def test_a_model_that_calls_its_vision_tower_itself_is_told_apart(

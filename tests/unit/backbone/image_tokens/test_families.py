@@ -164,7 +164,7 @@ def test_what_a_family_waits_for_is_its_own(
 
 @pytest.mark.parametrize("family", sorted(TOGETHER))
 def test_features_that_are_not_by_image_are_not_cached(recipe_for: Callable[..., Recipe], family: str) -> None:
-    with pytest.raises(UserError, match="other than one entry of features per image"):
+    with pytest.raises(UserError, match="other features of an image than can be kept"):
         train(recipe_for(family, **CACHED), console=Console(quiet=True))
 
 

@@ -1,0 +1,45 @@
+"""Every variant goes through every stage; what is refused is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .outcomes import WORKS, outcomes
+from .stages import STAGES, Case, routing
+from .table import DOCUMENT
+from .variant import Variant, variants
+
+VARIANTS = variants()
+FAST = ("qwen3_vl", "smolvlm")  # of the ways of images: any shape, and tiles
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_stage_works_or_is_refused_by_name(name: str) -> None:
+    variant = VARIANTS[name]
+    told = outcomes(variant)
+    expected = {stage: variant.refusal_of(stage) or WORKS for stage in STAGES}
+    wrong = {stage: outcome for stage, outcome in told.items() if expected[stage] not in outcome}
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_routed_on_are_the_words_of_the_instruction(name: str, tmp_path: Path) -> None:
+    routing(Case(VARIANTS[name], tmp_path))
+
+
+@pytest.mark.parametrize("stage", ["load", "labels", "look-ahead", "loss", "gradients"])
+def test_a_stage_works_in_a_family(stage: str, tmp_path: Path) -> None:
+    STAGES[stage](Case(VARIANTS["qwen3_vl"], tmp_path))
+
+
+def test_every_variant_has_its_row_in_the_document() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert not [name for name in VARIANTS if f"| {name} |" not in text]
+    assert len(VARIANTS) >= 40
+
+
+def test_a_variant_is_one_file_of_facts() -> None:
+    assert all(isinstance(variant, Variant) for variant in VARIANTS.values())
