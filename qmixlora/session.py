@@ -218,7 +218,7 @@ def with_fresh_adapter(recipe: Recipe, backbone: PreTrainedModel, config: PeftCo
 
 
 def _check_adapted(model: PeftModel, targets: set[str], recipe: Recipe) -> None:
-    """Raise UserError unless the layers that were named are adapted, and no other: PEFT rewrites names of some kinds."""
+    """Raise UserError unless the layers that were named are adapted, and no other: PEFT rewrites some names."""
     layers = {n for n, module in backbone_of(model).named_modules() if isinstance(module, BaseTunerLayer)}
     wrong = {name for name in layers if not any(_matches(name, target) for target in targets)}
     missing = {target for target in targets if not any(_matches(name, target) for name in layers)}

@@ -1,12 +1,16 @@
-"""Make docs/families.md by a run over all variants: `python -m tests.families.table` (some minutes; --jobs N)."""
+"""Make docs/families.md by a run over variants: `python -m tests.families.table [NAME]...` (some minutes).
+
+Outcomes are kept in benchmarks/results/families.json, so that a new family need not wait for the others.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -16,7 +20,8 @@ from .outcomes import WORKS, outcomes
 from .stages import STAGES
 from .variant import variants
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT, RESULTS = ROOT / "docs" / "families.md", ROOT / "benchmarks" / "results" / "families.json"
 HEAD = """# Families
 
 Every model that `AutoModelForImageTextToText` loads goes the same way through qmixlora, as far as its parts can be told
@@ -66,12 +71,18 @@ def _outcomes(name: str) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="variants to run (default: those whose outcomes are not kept yet)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    jobs = parser.parse_args().jobs
+    arguments = parser.parse_args()
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     names = list(variants())
-    with ProcessPoolExecutor(jobs, initializer=_prepare) as pool:
-        results = dict(zip(names, pool.map(_outcomes, names), strict=True))
-    DOCUMENT.write_text(page(results), encoding="utf-8")
+    wanted = arguments.names or [name for name in names if name not in kept]
+    with ProcessPoolExecutor(arguments.jobs, initializer=_prepare) as pool:
+        running = {pool.submit(_outcomes, name): name for name in wanted}
+        for done in as_completed(running):
+            kept[running[done]] = done.result()
+            RESULTS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
+    DOCUMENT.write_text(page({name: kept[name] for name in names}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,4 +26,5 @@ VARIANT = Variant(
     named={"image_token": "<image>"},
     bos="<s>",
     eos="</s>",
+    refused={"load": "reads no chat template"},
 )

@@ -32,7 +32,9 @@ END = "<|end_of_text|>\n"
 VARIANT = Variant(
     make,
     template(
-        "<image>", "<|start_of_role|>user<|end_of_role|>", "<|start_of_role|>assistant<|end_of_role|>", END, turn_end=END
+        "<image>", "<|start_of_role|>user<|end_of_role|>", "<|start_of_role|>assistant<|end_of_role|>", END,
+        turn_end=END,
     ),
-    named={"image_token": "<image>"}, marks=("<|start_of_role|>", "<|end_of_role|>"), refused={"cached": "other features of an image"}, eos="<|end_of_text|>",
+    named={"image_token": "<image>"}, marks=("<|start_of_role|>", "<|end_of_role|>"),
+    refused={"cached": "other features of an image"}, eos="<|end_of_text|>",
 )  # fmt: skip
