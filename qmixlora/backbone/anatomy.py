@@ -95,7 +95,10 @@ def _decoder(model: PreTrainedModel) -> PreTrainedModel | None:
     decoder: Any = model.get_decoder()
     if not isinstance(decoder, PreTrainedModel) or decoder is model:
         return None
+    if decoder.get_output_embeddings() is None:
+        return decoder
     inner = decoder.get_decoder()
+    inner = decoder.model if inner is decoder else inner  # where it does not know its own (Llama 4)
     return inner if isinstance(inner, PreTrainedModel) else decoder
 
 
@@ -119,8 +122,7 @@ def _beside(model: nn.Module, language: str, vision: str) -> tuple[str, ...]:
         for name, child in model.get_submodule(parent).named_children():
             path = f"{parent}.{name}" if parent else name
             on_the_way = any(part == path or part.startswith(path + ".") for part in (language, vision))
-            is_head = parent == "" or name == "lm_head"
-            if on_the_way or is_head:
+            if on_the_way or name == "lm_head":
                 continue
             parts = _opened(path, child)
             beside += [own for own, part in parts.items() if any(True for _ in part.parameters())]

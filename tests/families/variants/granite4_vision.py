@@ -8,7 +8,7 @@ PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 
 
 def make(tokens) -> Made:
-    facts = text()
+    facts = text(num_hidden_layers=6)
     facts.pop("head_dim")
     config = config_of(
         "granite4_vision", tokens, text_config=facts,
@@ -18,7 +18,7 @@ def make(tokens) -> Made:
             "num_attention_heads": 2, "encoder_hidden_size": 64, "vocab_size": 32,
         },
         image_token_index=tokens.image_token_id, image_grid_pinpoints=PINPOINTS, vision_feature_select_strategy="full",
-        downsample_rate="2/4", deepstack_layer_map=[[-1, 0], [-2, 1]], spatial_target_layers=[0, 1, 0, 1],
+        downsample_rate="2/4", deepstack_layer_map=[[-1, 0], [-2, 1]], spatial_target_layers=[2, 3, 4, 5],
     )  # fmt: skip
     images = LlavaNextImageProcessor(
         size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=PINPOINTS

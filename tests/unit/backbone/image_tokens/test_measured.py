@@ -1,0 +1,38 @@
+"""Families that only their processors know are measured, and held to a budget by what their processors have."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmixlora.backbone.image_tokens import FAMILIES, largest_images, limit_image_tokens, placeholder_of
+from qmixlora.backbone.image_tokens.measured import Measured, _asked
+from qmixlora.errors import UserError
+from tests.families.variant import variants
+
+VARIANTS = variants()
+TRIED = ("glm4v", "lfm2_vl", "llava_next")  # by area; by tiles or a longest image; by sizes that the config has, too
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_images_keep_to_the_least_budget(name: str) -> None:
+    config, processor = VARIANTS[name].build()
+    assert config.model_type not in FAMILIES
+    least = Measured(processor).smallest(config)
+    limit_image_tokens(processor, config, least)
+    counts = [
+        int((_asked(processor, size)["input_ids"] == placeholder_of(config)).sum()) for size in ((900, 900), (90, 300))
+    ]
+    assert 0 < max(counts) <= least
+
+
+def test_the_largest_image_is_planned_by_its_processor() -> None:
+    config, processor = VARIANTS["vipllava"].build()
+    ids_BS, tensors = largest_images(config, 2, 64, None, processor)
+    assert int((ids_BS[0] == placeholder_of(config)).sum()) == 16
+    assert tensors["pixel_values"].shape == (2, 3, 28, 28)
+
+
+def test_a_family_without_a_processor_is_refused_by_name() -> None:
+    config, _ = VARIANTS["vipllava"].build()
+    with pytest.raises(UserError, match="'vipllava' models take is not known"):
+        largest_images(config, 2, 64, None)

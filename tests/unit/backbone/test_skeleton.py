@@ -1,0 +1,76 @@
+"""What cannot be tuned in NF4 is refused before anything is loaded; what was found in a model is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from qmixlora.backbone import make_skeleton, parts_of
+from qmixlora.errors import UserError
+from qmixlora.recipe import Model
+from tests.families.variant import variants
+
+VARIANTS = variants()
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "llama4"])
+def test_experts_that_stay_in_16_bits_are_refused_by_name(name: str) -> None:
+    config, _ = VARIANTS[name].build()
+    with pytest.raises(UserError, match=r"% of the decoder's weights .* neither NF4 nor adapted: .*experts"):
+        make_skeleton(config, Model(id=name))
+
+
+def test_experts_are_no_hindrance_without_quantisation() -> None:
+    config, _ = VARIANTS["qwen3_vl_moe"].build()
+    assert make_skeleton(config, Model(id="x", quantization="none"))[1].targets
+
+
+def test_a_family_that_shows_answers_is_refused_by_name() -> None:
+    config, _ = VARIANTS["paligemma"].build()
+    with pytest.raises(UserError, match="PaliGemma reads a question in both directions"):
+        make_skeleton(config, Model(id="x"))
+
+
+def test_a_class_without_sdpa_is_computed_eagerly_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    config, _ = VARIANTS["got_ocr2"].build()
+    model, _ = make_skeleton(config, Model(id="x"))
+    assert model.config._attn_implementation == "eager"
+    assert "model.attention: eager is used" in capsys.readouterr().err
+
+
+def test_heads_and_routers_of_a_decoder_are_no_targets() -> None:
+    config, _ = VARIANTS["llama4"].build()
+    model, anatomy = make_skeleton(config, Model(id="x", quantization="none"))
+    assert not [path for path in anatomy.targets if path.endswith(("lm_head", "router"))]
+    routers = [name for name, module in model.named_modules() if name.endswith(".router")]
+    assert routers and set(routers) <= set(anatomy.kept)
+    assert len(anatomy.layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "projectors", "others"),
+    [
+        ("janus", ["model.aligner"], {"model.vqmodel", "model.generation_aligner"}),
+        ("video_llava", ["model.multi_modal_projector"], {"model.video_tower"}),
+    ],
+)
+def test_what_reads_no_image_is_no_projector(name: str, projectors: list[str], others: set[str]) -> None:
+    config, _ = VARIANTS[name].build()
+    anatomy = make_skeleton(config, Model(id="x"))[1]
+    assert list(anatomy.projectors) == projectors and others <= set(anatomy.others) <= set(anatomy.kept)
+
+
+def test_lists_of_projectors_are_opened() -> None:
+    config, _ = VARIANTS["granite4_vision"].build()
+    model, anatomy = make_skeleton(config, Model(id="x"))
+    assert len(anatomy.projectors) > 1
+    assert not [path for path in anatomy.projectors if isinstance(model.get_submodule(path), nn.ModuleList)]
+
+
+def test_the_parts_of_a_model_are_told(backbone: Path) -> None:
+    told = dict(parts_of(Model(id=str(backbone))).lines())
+    assert told["projector (trained)"] == "model.multi_modal_projector"
+    assert told["language model"].startswith("model.language_model (2 layers, 14 linear layers)")
+    assert "% NF4 and adapted" in told["decoder's weights"]
