@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -79,7 +80,7 @@ def make_skeleton(
     except ValueError as error:
         if NO_SDPA not in str(error):
             raise
-        print(f"{config.model_type}: no sdpa in this class; model.attention: eager is used.", file=sys.stderr)
+        _say_eager(type(config).__name__)
         model = _on_meta(config, spec, "eager")
     anatomy = find_anatomy(model)
     if spec.quantization == "nf4":
@@ -143,6 +144,11 @@ def parts_of(spec: Model) -> Parts:
         str(model.config._attn_implementation),
         shares_of(model, anatomy),
     )
+
+
+@cache
+def _say_eager(kind: str) -> None:
+    print(f"{kind}: no sdpa in this class; model.attention: eager is used.", file=sys.stderr)
 
 
 def _on_meta(config: PretrainedConfig, spec: Model, attention: str) -> PreTrainedModel:

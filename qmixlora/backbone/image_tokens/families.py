@@ -21,6 +21,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": QwenVL(),
     "qwen2_5_vl": QwenVL(),
     "qwen3_vl": QwenVL(),
+    "qwen3_5": QwenVL(),
+    "exaone4_5": QwenVL(),
     "gemma3": Gemma3(),
     "internvl": InternVL(),
     "idefics3": Idefics3(),

@@ -77,8 +77,10 @@ class Measured(Family):
                 changes = [_change(whole, name, value) for value in values]
                 # images get no larger from one value to the next
                 index = bisect_left(changes, True, key=lambda change: _fits(most.after(change), budget))
-                if index < len(changes) and (count := most.after(changes[index])) is not None:
-                    fitting.setdefault(count, changes[index])
+                for change in changes[index:]:  # some values are none that the processor takes
+                    if (count := most.after(change)) is not None:
+                        fitting.setdefault(count, change)
+                        break
             change = _change(whole, None, None)
             if (count := most.after(change)) is not None and count <= budget:
                 fitting.setdefault(count, change)
@@ -110,6 +112,7 @@ class _Counter:
         other.processor, other.config = copy.deepcopy(self.processor), copy.deepcopy(self.config)
         change(other.processor.image_processor, other.config)
         try:
+            other._counted(SIZES[-1])  # what is told need not be what is taken
             return other()
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError, KeyError):  # each in its own way
             return None
@@ -157,7 +160,8 @@ def _numbers(images: Any, config: PretrainedConfig) -> dict[str, Sequence[Any]]:
     values: dict[str, Sequence[Any]] = {}
     for name in NUMBERS:
         if isinstance(own := getattr(images, name, None), int) and not isinstance(own, bool) and own > 1:
-            values[name] = sorted({max(1, round(own * 0.7**step)) for step in range(STEPS)}, reverse=True)
+            tried = {round(own * factor**step) for step in range(STEPS) for factor in (0.7, 0.5)}
+            values[name] = sorted({max(1, value) for value in tried}, reverse=True)
     size = getattr(images, "size", None)
     if size is not None and (edge := dict(size).get("longest_edge")):
         values["longest_edge"] = [round(edge * 0.7**step) for step in range(STEPS)]

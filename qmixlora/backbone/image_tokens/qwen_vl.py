@@ -1,4 +1,4 @@
-"""Image tokens of Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
+"""Image tokens of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and those that share their processors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from transformers import PretrainedConfig, ProcessorMixin
 
-from .family import Family, ImageInput
+from .family import TEXT, Family, ImageInput
 
 
 class QwenVL(Family):
@@ -31,7 +31,7 @@ class QwenVL(Family):
         values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         image = [config.image_token_id] * (height * width)
         return ImageInput(
-            [config.vision_start_token_id, *image, config.vision_end_token_id],
+            [getattr(config, "vision_start_token_id", TEXT), *image, getattr(config, "vision_end_token_id", TEXT)],
             {"pixel_values": torch.empty(int(grid_13.prod()), values), "image_grid_thw": grid_13},
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from qmixlora.backbone import make_skeleton, parts_of
+from qmixlora.backbone import make_skeleton, parts_of, skeleton
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 from tests.families.variant import variants
@@ -35,6 +35,7 @@ def test_a_family_that_shows_answers_is_refused_by_name() -> None:
 
 def test_a_class_without_sdpa_is_computed_eagerly_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     config, _ = VARIANTS["got_ocr2"].build()
+    skeleton._say_eager.cache_clear()
     model, _ = make_skeleton(config, Model(id="x"))
     assert model.config._attn_implementation == "eager"
     assert "model.attention: eager is used" in capsys.readouterr().err
