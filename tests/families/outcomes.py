@@ -8,7 +8,8 @@ from pathlib import Path
 
 from qmixlora.errors import UserError
 
-from .stages import STAGES, Case
+from .case import Case
+from .stages import STAGES
 from .variant import Variant
 
 WORKS = "works"

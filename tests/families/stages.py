@@ -8,112 +8,31 @@ Shapes: B batch, S sequence, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
-from rich.console import Console
-from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from qmixlora.backbone import make_skeleton, shares_of
 from qmixlora.backbone.image_tokens import placeholder_of
 from qmixlora.backbone.image_tokens.families import family_of
-from qmixlora.data import IGNORED, load_conversations
+from qmixlora.data import IGNORED
 from qmixlora.data.formats import IMAGE
 from qmixlora.evaluation import answer_rows
-from qmixlora.export import Request, export
 from qmixlora.export.static import lora_session, read
 from qmixlora.files import read_log
-from qmixlora.loss import supervised_logits, supervised_loss
+from qmixlora.loss import supervised_loss
 from qmixlora.memory import plan
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.simulation.batch import batches_of
-from qmixlora.mixlora import is_adapter_parameter
-from qmixlora.recipe import Recipe, validate
-from qmixlora.session import Session, TunedSession, open_model, open_run, open_session
+from qmixlora.session import open_model, open_run, open_session
 from qmixlora.training import train
 from qmixlora.training.probe import probe
 
-from .checkpoint import make_checkpoint, make_data
-from .variant import Variant
-
-QUIET = Console(quiet=True)
-TASKS = ("a", "b")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A variant's checkpoint and data in a folder of their own."""
-
-    variant: Variant
-    folder: Path
-
-    @cached_property
-    def model(self) -> Path:
-        (self.folder / "model").mkdir()
-        return make_checkpoint(self.variant, self.folder / "model")
-
-    @cached_property
-    def data(self) -> Path:
-        return make_data(self.folder)
-
-    def recipe(self, run: str = "run", **sections: dict[str, Any]) -> Recipe:
-        """A recipe for the checkpoint; keyword arguments are sections with what to change."""
-        values: dict[str, dict[str, Any]] = {
-            "model": {"id": str(self.model), "dtype": "float32", **self.variant.model},
-            "adapter": {"num_factors": 4, "r": 2, "alpha": 4, "dropout": 0.0, **self.variant.adapter},
-            "data": {"train": str(self.data), "max_length": 1500},
-            "train": {
-                "output": str(self.folder / run), "max_steps": 2, "micro_batch_size": 2, "gradient_accumulation": 1,
-                "learning_rate": 2e-2, "log_every": 1, "max_new_tokens": 6, "save_every": None,
-            },
-            "export": {"polish": 0, "samples": 2},
-        }  # fmt: skip
-        for name, section in sections.items():
-            values[name].update(section)
-        return validate(values, "test")
-
-    @cached_property
-    def rows(self) -> list[Any]:
-        return list(load_conversations(str(self.data)))
-
-    @cached_property
-    def session(self) -> TunedSession:
-        """The NF4 backbone with a fresh adapter, none of whose parts is zero; in evaluation mode."""
-        session = open_session(self.recipe(), TASKS)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in session.model.named_parameters():
-                if is_adapter_parameter(name) and not parameter.any():
-                    parameter.normal_(0, 0.1)
-        session.model.eval()
-        return session
-
-    @cached_property
-    def run(self) -> Path:
-        """The folder of a run of two steps."""
-        return train(self.recipe(), console=QUIET)
-
-    @cached_property
-    def lora(self) -> Path:
-        """The run's LoRA of one task."""
-        export(self.run, Request(tasks=("a",), forms=("lora",)), QUIET)
-        return self.run / "exports" / "a-lora"
-
-    @cached_property
-    def merged(self) -> Path:
-        """The same, merged into the NF4 backbone."""
-        assert self.lora.is_dir()
-        export(self.run, Request(tasks=("a",), forms=("merged",)), QUIET)
-        return self.run / "exports" / "a-merged"
+from .case import QUIET, TASKS, Case, another_picture, logits_of, plain_inputs, routed_on, supervised_of, tuned_inputs
 
 
 def load(case: Case) -> None:
@@ -149,7 +68,7 @@ def routing(case: Case) -> None:
     decode = collator.processor.tokenizer.decode
     for row in case.rows:
         batch = collator([row])
-        routed = decode(batch["input_ids"][0][_routed(session, batch)[0]])
+        routed = decode(batch["input_ids"][0][routed_on(session, batch)[0]])
         alone = {**row, "images": [], "turns": [{**t, "text": t["text"].replace(IMAGE, "")} for t in row["turns"]]}
         asked = decode(collator.tokens(alone["turns"][:-1], prompt=True))
         assert routed.split() == asked.split() or "".join(routed.split()) == "".join(asked.split()), (routed, asked)
@@ -158,15 +77,17 @@ def routing(case: Case) -> None:
 def look_ahead(case: Case) -> None:
     """Another last answer token changes no logits before it; another picture does."""
     session = case.session
-    batch = _tuned_inputs(session, case.rows[:1])
+    batch = tuned_inputs(session, case.rows[:1])
     changed = dict(batch)
     end = int(batch["attention_mask"][0].sum()) - 1
     changed["input_ids"] = batch["input_ids"].clone()
     changed["input_ids"][0, end] = (batch["input_ids"][0, end] + 1) % 256
-    first, second = (_logits(session, inputs)[0, :end] for inputs in (batch, changed))
+    first, second = (logits_of(session, inputs)[0, :end] for inputs in (batch, changed))
     torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
-    other = _tuned_inputs(session, [{**case.rows[0], "images": _another_picture(case)}])
-    assert (_logits(session, other)[0, -1] - _logits(session, batch)[0, -1]).abs().max() > 1e-5, "the picture is unseen"
+    other = tuned_inputs(session, [{**case.rows[0], "images": another_picture(case)}])
+    assert (logits_of(session, other)[0, -1] - logits_of(session, batch)[0, -1]).abs().max() > 1e-5, (
+        "the picture is unseen"
+    )
 
 
 def loss(case: Case) -> None:
@@ -198,7 +119,7 @@ def reload(case: Case) -> None:
     (folder / "recipe.yaml").write_text(session.recipe.to_yaml())
     again = open_run(folder)
     batch = session.collator(case.rows)
-    torch.testing.assert_close(_supervised(again, batch), _supervised(session, batch), atol=0, rtol=0)
+    torch.testing.assert_close(supervised_of(again, batch), supervised_of(session, batch), atol=0, rtol=0)
 
 
 def answers(case: Case) -> None:
@@ -223,7 +144,7 @@ def stock_lora(case: Case) -> None:
     """An exported LoRA in stock PEFT on the original base is the base with the update in its weights."""
     folder = case.lora
     session = open_model(case.recipe(model={"quantization": "none"}))
-    batch = _inputs(session, case.rows)
+    batch = plain_inputs(session, case.rows)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected).*key")
         stock = AutoModelForImageTextToText.from_pretrained(case.model, dtype=torch.float32)
@@ -245,10 +166,10 @@ def stock_merged(case: Case) -> None:
     expected = lora_session(open_run(case.run), read(case.lora))
     stock, info = AutoModelForImageTextToText.from_pretrained(case.merged, dtype="auto", output_loading_info=True)
     assert not any(info.values()), info
-    batch = _inputs(expected, case.rows)
+    batch = plain_inputs(expected, case.rows)
     with torch.no_grad():
         computed = stock.eval()(**batch, use_cache=False).logits
-    torch.testing.assert_close(computed, _logits(expected, batch), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(computed, logits_of(expected, batch), atol=2e-3, rtol=2e-3)
 
 
 def bfloat16(case: Case) -> None:
@@ -321,42 +242,3 @@ STAGES: dict[str, Callable[[Case], None]] = {
     "limit": picture_limit,
     "cached": cached,
 }
-
-
-def _tuned_inputs(session: Session, rows: Any) -> dict[str, Any]:
-    return {name: value for name, value in session.collator(list(rows)).items() if name != "labels"}
-
-
-def _inputs(session: Session, rows: Any) -> dict[str, Any]:
-    """As a model without a mixture takes them."""
-    return {name: value for name, value in _tuned_inputs(session, rows).items() if name in _taken(session)}
-
-
-def _taken(session: Session) -> set[str]:
-    return {*inspect.signature(session.backbone.forward).parameters}
-
-
-def _logits(session: Session, inputs: dict[str, Any]) -> Tensor:
-    with torch.no_grad():
-        return session.model(**inputs, use_cache=False).logits
-
-
-def _routed(session: TunedSession, batch: dict[str, Any]) -> Tensor:
-    """The tokens that the batch was routed on (B x S)."""
-    _logits(session, {name: value for name, value in batch.items() if name != "labels"})
-    routed_BS = session.model.base_model.mixlora_routing.current.instruction_BS
-    assert routed_BS is not None
-    return routed_BS
-
-
-def _supervised(session: Session, batch: dict[str, Any]) -> Tensor:
-    with torch.no_grad():
-        return supervised_logits(session.model.eval(), batch)
-
-
-def _another_picture(case: Case) -> Any:
-    from PIL import Image
-
-    path = case.folder / "white.png"
-    Image.new("RGB", (40, 40), "white").save(path)
-    return [{"path": str(path), "bytes": None}]

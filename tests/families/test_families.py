@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from .case import Case
 from .outcomes import WORKS, outcomes
-from .stages import STAGES, Case, routing
+from .stages import STAGES, routing
 from .table import DOCUMENT
 from .variant import Variant, variants
 
