@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
+from qmixlora.errors import UserError
+
 from .family import Family, ImageInput
 
 RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0)
@@ -66,7 +68,14 @@ class Measured(Family):
         self.kinds = next((name for name in KINDS if name in inputs), None)
         ids_L = ids_S[int(image.min()) : int(image.max()) + 1].tolist()  # the frame around it is a few tokens more
         given = {name: value for name, value in inputs.items() if name not in (*KINDS, "attention_mask")}
-        return ImageInput(ids_L, {name: value for name, value in given.items() if isinstance(value, Tensor)})
+        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        if by_token := [name for name, value in tensors.items() if value.shape[1:2] == ids_S.shape]:
+            raise UserError(
+                f"Samples of a length are not planned for this family: its {by_token[0]} depends on every token.",
+                where="--tokens",
+                fix="Plan on data at hand.",
+            )
+        return ImageInput(ids_L, tensors)
 
     def limit(self, processor: ProcessorMixin | None, config: PretrainedConfig, budget: int) -> None:
         if processor is None or (most := _Counter(processor, config))() <= budget:

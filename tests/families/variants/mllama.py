@@ -32,5 +32,6 @@ VARIANT = Variant(
         "<|image|>", header("user"), header("assistant"), "<|eot_id|>", turn_end="<|eot_id|>", bos="<|begin_of_text|>"
     ),
     named={"image_token": "<|image|>"}, marks=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    bos="<|begin_of_text|>", refused={"cached": "gives no features of images"},
+    bos="<|begin_of_text|>", 
+    refused={"cached": "gives no features of images", "plan tokens": "depends on every token"},
 )  # fmt: skip
