@@ -181,7 +181,9 @@ class MixLoraLayer(BaseTunerLayer):
         h_BSE = functional.linear(x, self.mixlora_A[adapter_name].to(x.dtype))
         segments = self.mixlora_context.current.segments_for(config.route_on)
         if segments is None:
-            if len(x) > len(mix_NEF) and len(x) % len(mix_NEF) == 0:  # cross-attention: a row for every tile of an image
+            if (
+                len(x) > len(mix_NEF) and len(x) % len(mix_NEF) == 0
+            ):  # cross-attention: a row for every tile of an image
                 mix_NEF = mix_NEF.repeat_interleave(len(x) // len(mix_NEF), dim=0)
             mixed_BSF = h_BSE @ mix_NEF
         else:

@@ -16,8 +16,10 @@ from qmixlora.errors import UserError
 
 from .family import Family, ImageInput
 
-RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0)
-SIZES = [(int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448) for ratio in RATIOS]  # width, height
+RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0, 1 / 3, 3.0)
+SIZES = [
+    (int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448, 48) for ratio in RATIOS
+]  # width, height
 Change = Callable[[Any, PretrainedConfig], None]  # of an image processor, and of a config that has to agree
 KINDS = ("mm_token_type_ids", "token_type_ids")
 SWITCHES = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # cut an image into tiles
@@ -109,7 +111,7 @@ class _Counter:
     def __init__(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         self.processor, self.config = processor, config
         self.tells = False
-        self.tells = all(self._told(size) == self._counted(size) for size in SIZES[-2:])
+        self.tells = all(self._told(size) == self._counted(size) for size in SIZES[7:9])
 
     def __call__(self) -> int:
         """The most of any image."""
@@ -121,7 +123,7 @@ class _Counter:
         other.processor, other.config = copy.deepcopy(self.processor), copy.deepcopy(self.config)
         change(other.processor.image_processor, other.config)
         try:
-            other._counted(SIZES[-1])  # what is told need not be what is taken
+            other._counted(SIZES[7])  # what is told need not be what is taken
             return other()
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError, KeyError):  # each in its own way
             return None

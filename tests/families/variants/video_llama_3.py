@@ -19,5 +19,5 @@ def make(tokens) -> Made:
 
 VARIANT = Variant(
     make, chatml("<image>\n"), named={"image_token": "<image>", "video_token": "<video>"}, marks=CHATML,
-    eos="<|endoftext|>",
+    eos="<|endoftext|>", refused={"plan tokens": "do not hold an image"},
 )  # fmt: skip
