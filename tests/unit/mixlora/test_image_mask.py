@@ -26,5 +26,5 @@ def test_breaks_between_image_tokens_belong_to_the_image(ids: list[int], expecte
 def test_a_prompt_without_words_is_routed_on_as_a_whole() -> None:
     ids_BS = torch.tensor([[IMAGE, BREAK, IMAGE], [WORD, IMAGE, IMAGE]])
     inputs = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
-    instruction_BS = routing_masks(inputs, None, [IMAGE], [BREAK])[1]
+    instruction_BS = routing_masks(inputs, [IMAGE], image_breaks=[BREAK])[1]
     assert instruction_BS is not None and instruction_BS.tolist() == [[True] * 3, [True, False, False]]
