@@ -10,7 +10,7 @@ from .images.opening import check_body, check_header, image_size, open_images
 from .reading.loading import load_conversations
 from .rendering.answers import one_answer_each
 from .rendering.collate import BatchCollator, Collator
-from .rendering.lengths import Lengths
+from .rendering.lengths import Lengths, lengths_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
 from .splits.loading import load_source, load_split
 from .splits.tasks import indices_by_task, only_tasks
@@ -30,6 +30,7 @@ __all__ = [
     "check_header",
     "image_size",
     "indices_by_task",
+    "lengths_of",
     "load_conversations",
     "load_source",
     "load_split",

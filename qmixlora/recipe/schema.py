@@ -146,7 +146,12 @@ class Data(_Section):
         default="header", description="before the first step: read every image's header, or decode every image"
     )
     split_seed: int = Field(default=0, description="of rows that are cut from the training data")
-    num_workers: int = Field(default=0, ge=0)
+    group_by_length: bool = Field(
+        default=False, description="make batches of samples of about one length: less padding; an epoch holds the same"
+    )
+    num_workers: int | None = Field(
+        default=None, ge=0, description="processes that make batches (null: by the machine's cores and the data's size)"
+    )
     metrics: dict[str, str] = Field(
         default={}, description=f"by task, or '*' for all others: {', '.join(METRICS)}; MODULE:FUNCTION with allow_code"
     )

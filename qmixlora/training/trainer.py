@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from bitsandbytes.optim.optimizer import GlobalOptimManager
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.backbone.levers import enable_checkpointing
+from qmixlora.data import Collator, lengths_of
 from qmixlora.loss import supervised_loss
 from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
@@ -21,21 +23,30 @@ from qmixlora.session import TunedSession
 
 from .callbacks import FirstStepsGuard, MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
+from .sampling import SeededLengthGroupedSampler
+from .workers import ErrorCarrier, loader_workers, unless_error
 
 
 def make_trainer(
     session: TunedSession, rows: Dataset, validation: Dataset | None, folder: Path, display: ProgressDisplay
 ) -> SupervisedTrainer:
     """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks."""
-    enable_checkpointing(session.backbone, session.anatomy, session.recipe.train.checkpointing)
+    recipe = session.recipe
+    enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
+    lengths = None
+    if recipe.data.group_by_length:
+        assert isinstance(session.collator, Collator), "a run has a processor"
+        lengths = lengths_of(rows, session.collator)
+    workers = loader_workers(recipe.data.num_workers, len(rows))
     trainer = SupervisedTrainer(
-        session.recipe.train.loss_chunk,
-        session.recipe.model.dtype == "float16",
+        recipe.train.loss_chunk,
+        recipe.model.dtype == "float16",
+        lengths,
         model=session.model,
-        args=_arguments(session.recipe, folder, validation is not None),
+        args=_arguments(recipe, folder, validation is not None, workers),
         train_dataset=rows,
         eval_dataset=validation,
-        data_collator=session.collator,
+        data_collator=ErrorCarrier(session.collator) if workers else session.collator,
         callbacks=[FirstStepsGuard(session), MetricsLog(folder), display],
     )
     trainer.remove_callback(PrinterCallback)
@@ -44,11 +55,16 @@ def make_trainer(
 
 
 class SupervisedTrainer(Trainer):
-    """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step."""
+    """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step.
 
-    def __init__(self, loss_chunk: int | None, in_float16: bool, **arguments: Any) -> None:
+    With the `lengths` of the training samples, those of about one length come together.
+    """
+
+    def __init__(
+        self, loss_chunk: int | None, in_float16: bool, lengths: Sequence[int] | None = None, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
-        self.loss_chunk = loss_chunk
+        self.loss_chunk, self.lengths = loss_chunk, lengths
         self.gradient_scale = GradientScale(arguments["model"]) if in_float16 else None
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
@@ -75,7 +91,8 @@ class SupervisedTrainer(Trainer):
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None
-        batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        checked = unless_error(epoch_iterator)
+        batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(checked, num_batches, device)
         return batches
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -85,8 +102,16 @@ class SupervisedTrainer(Trainer):
             promise(Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        if self.lengths is None:
+            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return sampler
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return SeededLengthGroupedSampler(step, self.lengths, self.args.seed)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Send a batch to the card as Trainer does, but for its labels: the loss looks up positions on the host."""
+        [inputs] = unless_error([inputs])
         sent = super()._prepare_inputs({name: value for name, value in inputs.items() if name != "labels"})
         return {**sent, "labels": inputs["labels"]}
 
@@ -141,7 +166,7 @@ class _ScaledBackward(torch.autograd.Function):
         return gradients[0] * ctx.scale, None
 
 
-def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArguments:
+def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> TrainingArguments:
     spec = recipe.train
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -163,7 +188,7 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArgumen
         eval_steps=spec.eval_every,
         save_strategy="steps" if spec.save_every else "no",
         save_steps=spec.save_every or 500,
-        dataloader_num_workers=recipe.data.num_workers,
+        dataloader_num_workers=workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         prediction_loss_only=True,
