@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_settings, load_adapter, read_config, read_weights
-from .backbone import Anatomy, load_backbone
+from .backbone import Anatomy, load_backbone, open_processor
 from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import without_levers
 from .data import BatchCollator, Collator, Conversation
@@ -94,6 +94,12 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
     torch.manual_seed(recipe.train.seed)
     model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, tasks))
     return TunedSession(recipe, model, anatomy, collator)
+
+
+def open_collator(recipe: Recipe) -> Collator:
+    """The collator of a recipe's sessions, without the model. Raises UserError as `open_processor`."""
+    processor = open_processor(recipe.model, recipe.data.max_image_tokens)
+    return Collator(processor, recipe.data.max_length, recipe.model.template_arguments)
 
 
 def open_run(folder: Path) -> Session:

@@ -2,7 +2,7 @@
 
 from .anatomy import Anatomy, find_anatomy
 from .checks import check_quantized, keep_cpu_weights_unpacked
-from .loading import load_backbone, load_processor
+from .loading import load_backbone, load_processor, open_processor
 from .nf4 import nf4_linear, quant_state_of
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "load_backbone",
     "load_processor",
     "nf4_linear",
+    "open_processor",
     "quant_state_of",
 ]

@@ -2,7 +2,8 @@
 
 from qmixlora.mixlora import IGNORED
 
-from .checking.taught import taught
+from .checking.facts import DataFacts
+from .checking.taught import Checked, checked, taught
 from .formats import IMAGE, Conversation, ImageFile, Turn, question_about
 from .images.appearance import APPEARANCE_VERSION
 from .images.files import locate
@@ -12,7 +13,7 @@ from .rendering.answers import one_answer_each
 from .rendering.collate import BatchCollator, Collator
 from .rendering.lengths import Lengths, lengths_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
-from .splits.loading import load_source, load_split
+from .splits.loading import load_source, load_split, splits_of
 from .splits.tasks import indices_by_task, only_tasks
 
 __all__ = [
@@ -20,14 +21,17 @@ __all__ = [
     "IGNORED",
     "IMAGE",
     "BatchCollator",
+    "Checked",
     "Collator",
     "Conversation",
+    "DataFacts",
     "ImageFile",
     "Lengths",
     "Rendering",
     "Turn",
     "check_body",
     "check_header",
+    "checked",
     "image_size",
     "indices_by_task",
     "lengths_of",
@@ -41,5 +45,6 @@ __all__ = [
     "question_about",
     "rendering_of",
     "rendering_problem",
+    "splits_of",
     "taught",
 ]

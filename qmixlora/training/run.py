@@ -11,14 +11,14 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from qmixlora.adapter import check_fit_of_files
-from qmixlora.data import Collator, load_split, taught
+from qmixlora.data import DataFacts, splits_of, taught
 from qmixlora.errors import UserError
-from qmixlora.files import clear_disk_errors, replacing
+from qmixlora.files import clear_disk_errors, replacing, write_json
 from qmixlora.manifest import MANIFEST, seal
 from qmixlora.mixlora import is_adapter_parameter
 from qmixlora.mixlora.routing_record import FILE
 from qmixlora.recipe import Recipe
-from qmixlora.session import TunedSession, open_session
+from qmixlora.session import TunedSession, open_collator, open_session
 
 from .callbacks import ProgressDisplay, RoutingLog
 from .checkpoints import STATE, SealedCheckpoints, last_checkpoint
@@ -27,14 +27,15 @@ from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_ste
 from .schedule import schedule_problems
 from .trainer import SupervisedTrainer, make_trainer
 
+SURVEY = "survey.json"
 FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
     """Train once, in the folder `recipe.train.output`, which is returned.
 
-    The folder gets `recipe.yaml`, `checkpoints/`, `metrics.jsonl` and, at the end, `adapter/`. With `resume` the run
-    goes on from its last complete checkpoint, as if it had never stopped.
+    The folder gets `recipe.yaml`, `survey.json`, `checkpoints/`, `metrics.jsonl` and, at the end, `adapter/`. With
+    `resume` the run goes on from its last complete checkpoint, as if it had never stopped.
 
     Raises:
         UserError: anything wrong with recipe, data, model or folder; a full disk; or what the first-steps guard finds.
@@ -69,23 +70,20 @@ def starting_point(recipe: Recipe, resume: bool) -> Path | None:
 def train_from(checkpoint: Path | None, recipe: Recipe, console: Console) -> Path:
     """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
     folder = Path(recipe.train.output)
-    rows = load_split(recipe.data, "train")
-    validation = load_split(recipe.data, "validation") if recipe.data.validation else None
+    learned, facts = _looked_at(recipe)
+    rows, validation = learned["train"], learned.get("validation")
     tasks = sorted(set(rows["task"]))
     _check_tasks(recipe, tasks)
     session = unless_out_of_memory(lambda: open_session(recipe, tasks))
     if session is None:
         raise OutOfMemoryError(Moment("loading", checkpoint), folder)
-    assert isinstance(session.collator, Collator), "a run has a processor"
-    rows = taught(rows, session.collator, recipe.data, ", ".join(recipe.data.sources))
-    if validation is not None:
-        validation = taught(validation, session.collator, recipe.data, f"data.validation: {recipe.data.validation}")
-    for problem in schedule_problems(recipe, len(rows)):
-        console.print(f"[yellow]{problem}[/yellow]", highlight=False, soft_wrap=True)
+    for problem in [*facts.warnings, *schedule_problems(recipe, len(rows))]:
+        console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     with clear_disk_errors(folder, FULL_DISK):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was finished, whose files change from now on
         (folder / "recipe.yaml").write_text(recipe.with_absolute_paths().to_yaml(), encoding="utf-8")
+        write_json(folder / SURVEY, facts.to_dict())
         if recipe.train.cache_features:
             session = _without_vision(session, [rows, *([validation] if validation else [])], checkpoint, console)
         _fit(session, rows, validation, tasks, checkpoint, console)
@@ -99,6 +97,16 @@ def _finished_files(folder: Path) -> list[str]:
     """What a run consists of when it is over: its adapter, its recipe and what an export takes its routing from."""
     adapter = [path.relative_to(folder).as_posix() for path in sorted((folder / "adapter").glob("adapter_*"))]
     return [name for name in (*adapter, "recipe.yaml", FILE) if (folder / name).is_file()]
+
+
+def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts]:
+    """The rows of the splits that a run uses, every one looked at, and what there is to tell of them.
+
+    That is done before the model is loaded, which may take minutes.
+    """
+    splits = [split for split in splits_of(recipe.data) if split != "test"]
+    found = taught(recipe.data, open_collator(recipe), splits)
+    return found.rows, found.facts(recipe.train.micro_batch_size)
 
 
 def _without_vision(

@@ -43,7 +43,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "loss",
         "memory",
     },
-    "inspection": {"errors", "recipe", "mixlora", "backbone", "data", "session", "loss"},
+    "inspection": {"errors", "files", "recipe", "mixlora", "data", "session", "loss"},
     "export": {
         "errors",
         "files",

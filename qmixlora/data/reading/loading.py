@@ -29,10 +29,17 @@ LONGEST = 4096  # characters of an image's name; what is longer holds the image 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The conversations of a source, and the samples that were left out of it."""
+    """The conversations of one source or several, and the samples that were left out."""
 
     rows: datasets.Dataset
     refused: Refusals
+
+    def usable(self, source: str, on_bad_sample: Literal["stop", "skip"]) -> datasets.Dataset:
+        """The rows; with `skip` it is said on stderr what was left out. Raises UserError if any was, with `stop`."""
+        if self.refused.count and on_bad_sample == "stop":
+            raise self.refused.error(source)
+        self.refused.say(source, len(self.rows) + self.refused.count)
+        return self.rows
 
 
 def load_conversations(
@@ -49,30 +56,20 @@ def load_conversations(
     """All conversations of a source (docs/data.md); what was left out is said on stderr.
 
     Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` and `references` (all right
-    answers where the data has several). Other arguments and errors as `load`.
+    answers where the data has several). Other arguments as `load`. Raises UserError as `load` and `Loaded.usable`.
     """
-    loaded = load(source, split, image_root, Reading(task_field, columns, template), on_bad_sample, max_pixels)
-    loaded.refused.say(source, len(loaded.rows) + loaded.refused.count)
-    return loaded.rows
+    loaded = load(source, split, image_root, Reading(task_field, columns, template), max_pixels)
+    return loaded.usable(source, on_bad_sample)
 
 
-def load(
-    source: str,
-    split: str,
-    image_root: str | None,
-    reading: Reading,
-    on_bad_sample: Literal["stop", "skip"],
-    max_pixels: int = MAX_PIXELS,
-) -> Loaded:
+def load(source: str, split: str, image_root: str | None, reading: Reading, max_pixels: int = MAX_PIXELS) -> Loaded:
     """Read a source, or take what an earlier start has kept of it.
 
     Image paths are taken from `image_root`, or from the file's own folder. Every image's header is read now, so that
-    a run does not stop hours later over a missing file, or one of over `max_pixels` pixels. With `stop` a sample that
-    cannot be read is an error; `skip` leaves such samples out.
+    a run does not stop hours later over a missing file, or one of over `max_pixels` pixels.
 
     Raises:
-        UserError: the source is missing, broken (with its line) or empty; or samples are refused: all are counted, and
-            the first ten named.
+        UserError: the source is missing, broken (with its line) or empty, or not one of its samples can be read.
     """
     opened = Source.find(source, split)
     root = Path(image_root) if image_root else opened.folder
@@ -84,11 +81,9 @@ def load(
         place = store.place((opened.name, split, str(root.resolve()), reading, max_pixels), opened.state)
         kept = store.stored(place)
         loaded = Loaded(*kept) if kept else Loaded(store.keep(place, _accepted(results, refusals), refusals), refusals)
-    if loaded.refused.count and (on_bad_sample == "stop" or not len(loaded.rows)):
-        raise loaded.refused.error(source)
-    if not len(loaded.rows):
-        raise UserError("The data set is empty.", where=source)
-    return loaded
+    if len(loaded.rows):
+        return loaded
+    raise loaded.refused.error(source) if loaded.refused.count else UserError("The data set is empty.", where=source)
 
 
 def read_conversations(

@@ -17,8 +17,8 @@ from transformers import PretrainedConfig
 
 from qmixlora.backbone import load_processor
 from qmixlora.backbone.image_tokens import largest_images
-from qmixlora.data import IGNORED, Collator, load_split, taught
-from qmixlora.data.checking.survey import Survey, survey
+from qmixlora.data import IGNORED, Collator, taught
+from qmixlora.data.checking.survey import Survey
 from qmixlora.recipe import Data, Model, Recipe
 
 from ..architectures import config_of
@@ -112,8 +112,10 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
 def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
     processor = load_processor(spec, data.max_image_tokens, config_of(spec))
     collator = Collator(processor, data.max_length, spec.template_arguments)
-    rows = taught(load_split(data, "train"), collator, data, ", ".join(data.sources))
-    return rows, collator, survey(rows, collator)
+    found = taught(data, collator, ["train"])
+    facts = found.verdicts["train"].survey
+    assert facts is not None, "rows are left"
+    return found.rows["train"], collator, facts
 
 
 def _batch(rows: Sequence[Any], collator: Collator, config: PretrainedConfig, facts: Survey) -> Batch:

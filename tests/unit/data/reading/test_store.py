@@ -50,7 +50,9 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def start(source: Path, policy: Any = "stop", **reading: Any) -> Loaded:
-    return load(str(source), "train", None, Reading(**reading), policy)
+    loaded = load(str(source), "train", None, Reading(**reading))
+    loaded.usable(str(source), policy)
+    return loaded
 
 
 def test_the_second_start_reads_what_the_first_has_kept(source: Path, read_anew: list[int]) -> None:
