@@ -111,6 +111,7 @@ class Part(_Section):
     template: str | None = None
     image_root: str | None = None
     task_field: str | None = None
+    subset: str | None = None
 
 
 Amount = Annotated[float, Field(gt=0, strict=True)]  # below 1 a share, else so many
@@ -135,6 +136,9 @@ class Data(_Section):
     )
     image_root: str | None = Field(default=None, description="folder that image paths start from (default: the file's)")
     task_field: str | None = Field(default=None, description="field with the task's name (default: task or task_name)")
+    subset: str | None = Field(
+        default=None, description="configuration of a data set that has several (`name` in datasets.load_dataset)"
+    )
     max_length: int = Field(default=2048, ge=8, description="longest sample in tokens, images included; never cut")
     max_image_tokens: int | None = Field(
         default=None, ge=1, description="scale images down (or take fewer tiles), so that none takes more tokens"

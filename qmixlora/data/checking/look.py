@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
@@ -16,13 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn
 from qmixlora.data.images.keys import image_key
 from qmixlora.data.images.opening import check_body
 from qmixlora.data.images.shapes import shape_problem
+from qmixlora.data.progress import progress
 from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.collate import Collator, check_length
 from qmixlora.data.rendering.lengths import Lengths, by_path
@@ -30,7 +27,6 @@ from qmixlora.errors import UserError
 from qmixlora.parallel import in_chunks
 from qmixlora.recipe import Data
 
-MANY = 2000  # rows that take long enough to show how far it is, and to be remembered
 CHUNK = 500  # rows that a process looks at before it is given others
 
 
@@ -88,14 +84,6 @@ def look_at(rows: Dataset, collator: Collator, data: Data, source: str) -> Look:
         image_tokens_R=np.array([one.image_tokens for one in seen], np.int32),
         characters_R=np.array([one.characters for one in seen], np.int32),
     )
-
-
-@contextmanager
-def progress(what: str, count: int) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar on a terminal's stderr with the time that is left, where so many rows take long."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=count < MANY or not console.is_terminal) as bar:
-        yield bar, bar.add_task(what, total=count)
 
 
 def _seen(judge: _Judge, rows: Dataset, source: str, chunk: range) -> list[_Seen]:

@@ -18,9 +18,10 @@ from qmixlora.data.rendering.collate import Collator
 from qmixlora.files import cache_folder, write_json
 from qmixlora.recipe import Data
 
-from .look import MANY, look_at
+from .look import look_at
 from .survey import Survey, survey
 
+MANY = 2000  # rows that take long enough to be remembered
 VERSION = 2  # raise it with every change of what is refused, or kept
 
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 
-from qmixlora.data.formats import Conversation, FormatError, ImageFile
-from qmixlora.data.images.files import locate
-from qmixlora.data.images.opening import check_header
+from qmixlora.data.formats import Conversation, FormatError
 from qmixlora.data.refusals import PictureError, Refusals
 from qmixlora.errors import UserError
 from qmixlora.recipe import MAX_PIXELS, Columns
 
 from . import store
 from .json_files import Row
-from .rows import Reading, to_sample
+from .looks import ImageLooks, size_of
+from .rows import Reading, Sample, to_sample
 from .sources import Source
 
-REMEMBERED = 4096  # images whose check is remembered: data often asks several questions about one
-
-LONGEST = 4096  # characters of an image's name; what is longer holds the image itself
+ROWS, BYTES = 10_000, 16 << 20  # whose images are looked at together, whichever comes first
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def load(source: str, split: str, image_root: str | None, reading: Reading, max_
     Raises:
         UserError: the source is missing, broken (with its line) or empty, or not one of its samples can be read.
     """
-    opened = Source.find(source, split)
+    opened = Source.find(source, split, reading.subset)
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
     results = read_conversations(opened.rows(), root, reading, max_pixels)
@@ -90,12 +86,45 @@ def read_conversations(
     rows: Iterable[Row | UserError], root: Path, reading: Reading, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Conversation | UserError]:
     """Each row as a conversation, or why it is refused, with its place."""
-    locate_here = _remembering(root, max_pixels)
-    for row in rows:
-        try:
-            yield row if isinstance(row, UserError) else _checked(row, reading, locate_here)
-        except UserError as refusal:
-            yield refusal.with_traceback(None)
+    images = ImageLooks(root, max_pixels)
+    for batch in _batches(_sample(row, reading) for row in rows):
+        images.look_ahead(image for _, sample in batch if isinstance(sample, Sample) for image in sample.images)
+        for where, sample in batch:
+            yield sample if isinstance(sample, UserError) else _conversation(sample, where, images)
+
+
+def _sample(row: Row | UserError, reading: Reading) -> tuple[str, Sample | UserError]:
+    """(the place of a row, the row as a sample or why it is refused)."""
+    if isinstance(row, UserError):
+        return row.where, row
+    if not isinstance(row.value, Mapping):
+        return row.where, UserError("A sample is a JSON object.", where=row.where)
+    try:
+        return row.where, to_sample(row.value, reading)
+    except FormatError as error:
+        return row.where, UserError(f"The sample {error}.", where=row.where)
+
+
+def _conversation(sample: Sample, where: str, images: ImageLooks) -> Conversation | UserError:
+    try:
+        files = [images.located(image, where) for image in sample.images]
+    except UserError as error:
+        return PictureError(error.what, where=error.where, fix=error.fix)
+    return {"turns": sample.turns, "images": files, "task": sample.task, "references": sample.references}
+
+
+def _batches(samples: Iterable[tuple[str, Sample | UserError]]) -> Iterator[list[tuple[str, Sample | UserError]]]:
+    """Samples, as many at a time as hold few enough bytes of images."""
+    batch: list[tuple[str, Sample | UserError]] = []
+    size = 0
+    for one in samples:
+        batch.append(one)
+        size += sum(map(size_of, one[1].images)) if isinstance(one[1], Sample) else 0
+        if len(batch) >= ROWS or size >= BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _accepted(results: Iterable[Conversation | UserError], refusals: Refusals) -> Iterator[Conversation]:
@@ -105,45 +134,3 @@ def _accepted(results: Iterable[Conversation | UserError], refusals: Refusals) -
             refusals.add(result)
         else:
             yield result
-
-
-Locate = Callable[[Any, str], ImageFile]
-
-
-def _checked(row: Row, reading: Reading, located: Locate) -> Conversation:
-    if not isinstance(row.value, Mapping):
-        raise UserError("A sample is a JSON object.", where=row.where)
-    try:
-        turns, images, task, references = to_sample(row.value, reading)
-    except FormatError as error:
-        raise UserError(f"The sample {error}.", where=row.where) from None
-    try:
-        files = [located(image, row.where) for image in images]
-    except UserError as error:
-        raise PictureError(error.what, where=error.where, fix=error.fix) from None
-    return {"turns": turns, "images": files, "task": task, "references": references}
-
-
-def _remembering(root: Path, max_pixels: int) -> Locate:
-    """`_located` under a root, which looks at a path once while it is remembered."""
-
-    @lru_cache(REMEMBERED)
-    def at(path: str) -> ImageFile:
-        return _located(path, root, "", max_pixels)
-
-    def located(image: Any, origin: str) -> ImageFile:
-        if not isinstance(image, str) or len(image) > LONGEST:
-            return _located(image, root, origin, max_pixels)
-        try:
-            return at(image)
-        except UserError:
-            return _located(image, root, origin, max_pixels)  # which names the row
-
-    return located
-
-
-def _located(image: Any, root: Path, origin: str, max_pixels: int) -> ImageFile:
-    """An image as `{"path", "bytes"}`, known to have a readable header and not too many pixels."""
-    file = locate(image, root, origin)
-    check_header(file, max_pixels, named_by="" if file["bytes"] else origin)
-    return file

@@ -25,11 +25,12 @@ NO_TASK = "all"  # the task of data that names none
 
 @dataclass(frozen=True)
 class Reading:
-    """How a recipe wants rows to be read: the keys of `data` with the same names."""
+    """How a recipe wants a source to be read: the keys of `data` with the same names."""
 
     task_field: str | None = None
     columns: Columns | None = None
     template: str = ""
+    subset: str | None = None
 
 
 class Sample(NamedTuple):

@@ -17,7 +17,13 @@ from qmixlora.recipe import Data, Part
 from .cutting import cut
 
 SPLITS = ("train", "validation", "test")
-OWN = ("columns", "template", "image_root", "task_field")  # of a part of a mixture, in place of those of all data
+OWN = (
+    "columns",
+    "template",
+    "image_root",
+    "task_field",
+    "subset",
+)  # of a part of a mixture, in place of those of all data
 
 
 def load_split(data: Data, split: str) -> Dataset:
@@ -111,5 +117,5 @@ def _parted(data: Data, rows: Dataset) -> dict[str, Dataset]:
 
 
 def _read(data: Data, source: str, split: str) -> Loaded:
-    reading = Reading(data.task_field, data.columns, data.question_template())
+    reading = Reading(data.task_field, data.columns, data.question_template(), data.subset)
     return load(source, split, data.image_root, reading, data.max_pixels)
