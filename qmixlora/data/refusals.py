@@ -71,11 +71,11 @@ class Refusals:
                 print(f"  {count} x {reason}", file=sys.stderr)
         print(self.listed(), file=sys.stderr)
 
-    def error(self, source: str) -> UserError:
-        """The refused samples as a mistake of the user."""
-        leave = "or leave such samples out with data.on_bad_sample: skip."
+    def error(self, source: str, *, any_left: bool = True) -> UserError:
+        """The refused samples as a mistake of the user; `any_left` is whether others could be used without them."""
+        leave = ", or leave such samples out with data.on_bad_sample: skip." if any_left else "; there are no others."
         if self.count == 1:
             [(where, what)] = self.first
-            return UserError(what, where=where, fix=f"Correct it, {leave}")
+            return UserError(what, where=where, fix=f"Correct it{leave}")
         what = f"{self.count} samples cannot be used:\n{self.listed()}"
-        return UserError(what, where=source, fix=f"Correct them, {leave}")
+        return UserError(what, where=source, fix=f"Correct them{leave}")

@@ -75,7 +75,10 @@ def taught(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
         UserError: as `checked`; or rows do not fit: all of them are counted, and the first ten named.
     """
     found = checked(data, collator, splits)
-    if found.refused.count and (data.on_bad_sample == "stop" or not all(map(len, found.rows.values()))):
+    empty = next((split for split, rows in found.rows.items() if not len(rows)), None)
+    if empty is not None:
+        raise found.verdicts[empty].refusals.error(source_of(data, empty), any_left=False)
+    if found.refused.count and data.on_bad_sample == "stop":
         raise found.refused.error("data")
     for split, one in found.loaded.items():
         found.verdicts[split].refusals.say(source_of(data, split), len(one.rows) + one.refused.count)

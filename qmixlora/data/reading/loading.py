@@ -79,7 +79,8 @@ def load(source: str, split: str, image_root: str | None, reading: Reading, max_
         loaded = Loaded(*kept) if kept else Loaded(store.keep(place, _accepted(results, refusals), refusals), refusals)
     if len(loaded.rows):
         return loaded
-    raise loaded.refused.error(source) if loaded.refused.count else UserError("The data set is empty.", where=source)
+    empty = UserError("The data set is empty.", where=source)
+    raise loaded.refused.error(source, any_left=False) if loaded.refused.count else empty
 
 
 def read_conversations(

@@ -89,9 +89,11 @@ def _is_image(value: Any) -> bool:
 
 
 def _image(image: Any) -> Any:
-    """An image as a text (path, address) or a mapping that has one or bytes."""
+    """An image as a text (path, address) or a mapping that has one, or a file's bytes."""
     if isinstance(image, str):
         return written(image, "an image")
+    if isinstance(image, bytes):  # a column of files
+        image = {"bytes": image, "path": None}
     if isinstance(image, Mapping):
         if isinstance(image.get("bytes"), bytes) and image["bytes"]:
             return image

@@ -85,13 +85,19 @@ def _training_rows(data: Data) -> Loaded:
 
 
 def _rows_of(part: Part, data: Data) -> Loaded:
-    """The rows of a part of a mixture, as often as it says."""
+    """The rows of a part of a mixture, as often as it says. Raises UserError if that is never."""
     own = {name: value for name in OWN if (value := getattr(part, name)) is not None}
     loaded = _read(data.model_copy(update=own), part.path, part.split)
     rows = loaded.rows
     if part.task is not None:
         rows = rows.remove_columns("task").add_column("task", [part.task] * len(rows))
     count = part.samples or round((part.weight or 1) * len(rows))
+    if not count:
+        raise UserError(
+            f"A weight of {part.weight:g} leaves none of its {len(rows)} rows.",
+            where=f"data.train: {part.path}",
+            fix="Raise the weight, say how many with samples, or remove the source.",
+        )
     whole, rest = divmod(count, len(rows))
     drawn = sorted(random.Random(data.split_seed).sample(range(len(rows)), rest))
     chosen = [*range(len(rows))] * whole + drawn

@@ -129,6 +129,12 @@ def test_what_cannot_be_read_and_what_does_not_fit_is_one_list(
     assert "over data.max_length" in str(refused.value)
 
 
+def test_nothing_that_fits_is_an_error_all_the_same(recipe: Recipe, teach: Callable[[Recipe], Any]) -> None:
+    with pytest.raises(UserError, match="20 samples cannot be used") as refused:
+        teach(edited(recipe, ["data.on_bad_sample=skip", "data.max_length=8"]))
+    assert "there are no others" in refused.value.fix
+
+
 def test_all_splits_are_one_list(recipe: Recipe, processor: Any, tmp_path: Path) -> None:
     both = edited(recipe, [f"data.validation={tmp_path / 'data.json'}"])
     with pytest.raises(UserError, match="6 samples cannot be used"):

@@ -131,6 +131,12 @@ def test_a_source_comes_as_often_as_its_weight_says(
     assert len(own) == count and len(set(own)) == min(count, 10) and own == asked(both)[:count]
 
 
+def test_a_weight_that_leaves_nothing_is_refused(recipe: Recipe, two: list[dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match="leaves none of its 10 rows") as refused:
+        asked(mixed(recipe, [{**two[0], "weight": 0.001}, two[1]]))
+    assert "spoken.json" in refused.value.where
+
+
 def test_a_mixture_is_cut_like_any_data(recipe: Recipe, two: list[dict[str, Any]]) -> None:
     cut = edited(mixed(recipe, two), ["data.validation=6"])
     assert len(questions(cut, "validation")) == 6 and not questions(cut, "validation") & questions(cut, "train")
