@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from . import template
 
@@ -111,7 +111,7 @@ class Part(_Section):
     template: str | None = None
     image_root: str | None = None
     task_field: str | None = None
-    subset: str | None = None
+    subset: str | None = Field(default=None, validation_alias=AliasChoices("subset", "name"))
 
 
 Amount = Annotated[float, Field(gt=0, strict=True)]  # below 1 a share, else so many

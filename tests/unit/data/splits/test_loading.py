@@ -177,7 +177,8 @@ QUESTIONS = {"question": "q", "answer": "a"}
 
 def test_a_configuration_of_a_data_set_is_a_subset(recipe: Recipe, configured: Path) -> None:
     columns: dict[str, Any] = {"columns": QUESTIONS}
-    both = mixed(recipe, [{"path": str(configured), "subset": name, **columns} for name in ("one", "two")])
+    parts = [{"subset": "one"}, {"name": "two"}]  # the words of the hub, and of `datasets`
+    both = mixed(recipe, [{"path": str(configured), **columns, **part} for part in parts])
     answers = [row["turns"][1]["text"] for row in load_split(both.data, "train")]
     assert answers == ["red"] * 3 + ["blue"] * 4
     of_all = Data(train=str(configured), validation=str(configured), subset="two", columns=Columns(**QUESTIONS))
