@@ -3,9 +3,10 @@
     python benchmarks/data.py [--rows 200000] [--pictures 2000] [--form json|jsonl|parquet] [--kilobytes 0]
 
 Makes LLaVA rows about small pictures in a temporary folder and reads them in processes of their own, with a cache of
-their own: six rows, all rows at the first start, and all rows again. `--kilobytes` puts pictures of that size into the
-rows (Parquet alone). Prints JSON, and keeps it: CPU seconds, the largest resident set (mapped files included) and
-what is held in anonymous memory at the end. Linux alone.
+their own: six rows, all rows at the first start, and all rows again; then the same for all that a run does before its
+model is loaded (`checked`: every row looked at for the embedded model, and what there is to tell). `--kilobytes` puts pictures of that size into the
+rows (Parquet alone). Prints JSON, and keeps it: CPU seconds (forked processes included), seconds on the clock, the largest resident set of
+one process (mapped files included) and what is held in anonymous memory at the end. Linux alone.
 """
 
 from __future__ import annotations
@@ -25,17 +26,24 @@ RESULTS = Path(__file__).parent / "results" / "data"
 QUESTION = "<image>\nWhat is to be seen in picture {0}, and what colour has the thing in its middle, number {0}?"
 ANSWER = "A thing of the kind {0}, which is red, and behind it a wall without windows, seen from below."
 MEASURED = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 import qmixlora.data, PIL.Image, torch
-before = time.process_time()
+used = lambda: sum(os.times()[:4])
+before, started = used(), time.time()
 {work}
-used = Path("/proc/self/status").read_text()
-kib = {{line.split(":")[0]: int(line.split()[1]) for line in used.splitlines() if line.endswith("kB")}}
+seconds, clock = used() - before, time.time() - started
+status = Path("/proc/self/status").read_text()
+kib = {{line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.endswith("kB")}}
 mib = {{"peak_mib": kib["VmHWM"] / 1024, "anonymous_mib": kib["RssAnon"] / 1024}}
-print(json.dumps({{"seconds": time.process_time() - before, **mib}}))
+print(json.dumps({{"seconds": seconds, "clock": clock, **mib}}))
 """
 LOAD = "rows = qmixlora.data.load_conversations(sys.argv[1])\nassert rows[len(rows) - 1]['turns']"
+CHECK = """from qmixlora.demo.backbone import make_processor
+from qmixlora.recipe import Data
+collator = qmixlora.data.Collator(make_processor(), 2048)
+before, started = used(), time.time()
+qmixlora.data.taught(Data(train=sys.argv[1]), collator, ["train"]).facts(8)"""
 PLAIN = "rows = json.loads(Path(sys.argv[1]).read_text())"
 
 
@@ -52,6 +60,8 @@ def main() -> None:
         many = make(folder, arguments.rows, arguments)
         results = {"six": measured(LOAD, few, folder), "first": measured(LOAD, many, folder)}
         results["second"] = measured(LOAD, many, folder)
+        for start in ("first", "second"):
+            results[f"{start} checked"] = measured(CHECK, many, folder)
         if arguments.form == "json":
             plain = measured(PLAIN, many, folder)["seconds"]
             results["ratio"] = {key: results[key]["seconds"] / plain for key in ("first", "second")}

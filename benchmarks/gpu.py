@@ -34,8 +34,8 @@ import speed
 import torch
 from cases import GPU
 from gpu_page import write_page
-
 from qmixlora.cli.quiet import quiet
+
 from qmixlora.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "gpu"

@@ -40,8 +40,8 @@ import tables
 import torch
 import transformers
 from cases import CPU, GPU, Configuration, recipe_of
-
 from qmixlora.cli.quiet import quiet
+
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
 from qmixlora.files import write_json

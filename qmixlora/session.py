@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_settings, load_adapter, read_config, read_weights
-from .backbone import Anatomy, load_backbone
+from .backbone import Anatomy, load_backbone, open_processor
 from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import without_levers
 from .data import BatchCollator, Collator, Conversation, image_tokens_of
@@ -98,6 +98,11 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
         config.image_tokens, config.image_breaks = image_tokens_of(collator)
     model = with_fresh_adapter(recipe, backbone, config)
     return TunedSession(recipe, model, anatomy, collator)
+
+
+def open_collator(recipe: Recipe) -> Collator:
+    """The collator of a recipe's sessions, without the model. Raises UserError as `open_processor`."""
+    return make_collator(recipe, open_processor(recipe.model, recipe.data.max_image_tokens))
 
 
 def open_run(folder: Path) -> Session:

@@ -22,9 +22,9 @@ import hypothesis
 import pytest
 import torch
 import transformers
+from qmixlora.cli import main
 from transformers import LlavaForConditionalGeneration
 
-from qmixlora.cli import main
 from qmixlora.demo.backbone import make_config, make_processor
 from qmixlora.demo.dataset import make_dataset
 from qmixlora.recipe import Recipe, validate

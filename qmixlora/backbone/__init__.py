@@ -2,7 +2,7 @@
 
 from .anatomy import Anatomy, find_anatomy
 from .checks import check_quantized, keep_cpu_weights_unpacked
-from .loading import load_backbone, load_processor, source_of
+from .loading import load_backbone, load_processor, open_processor, source_of
 from .nf4 import nf4_linear, quant_state_of
 from .skeleton import Parts, Shares, make_skeleton, parts_of, shares_of
 
@@ -17,6 +17,7 @@ __all__ = [
     "load_processor",
     "make_skeleton",
     "nf4_linear",
+    "open_processor",
     "parts_of",
     "quant_state_of",
     "shares_of",

@@ -50,9 +50,7 @@ def load_backbone(
         UserError: the model cannot be found or read, is of another kind, is not quantised as declared, or does not have
             the memory levers that the recipe pulls (`check_levers`).
     """
-    folder = Path(spec.id)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError("This folder holds no model (no config.json).", where=f"model.id: {spec.id}")
+    _check_folder(spec)
     source = source_of(spec)
     device = device or default_device()
     prepare_card()
@@ -70,8 +68,7 @@ def load_backbone(
             use_safetensors=True,
             **source,
         )
-        processor = load_processor(spec, None)
-    _check_template(processor, spec.id)
+    processor = open_processor(spec, None)
     _finish(model, anatomy, spec, device)
     return model, processor, anatomy
 
@@ -87,6 +84,15 @@ def source_of(spec: Model) -> dict[str, Any]:
     if spec.trust_remote_code:
         _say_that_code_runs(spec.id, spec.revision)
     return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
+def open_processor(spec: Model, max_image_tokens: int | None) -> ProcessorMixin:
+    """`load_processor`, for a run: it has a chat template. Raises UserError for whatever is wrong with it."""
+    _check_folder(spec)
+    with _clear_errors(spec.id):
+        processor = load_processor(spec, max_image_tokens)
+    _check_template(processor, spec.id)
+    return processor
 
 
 def load_processor(spec: Model, max_image_tokens: int | None, config: PretrainedConfig | None = None) -> ProcessorMixin:
@@ -164,6 +170,12 @@ def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch
     if spec.quantization == "nf4":
         check_quantized(model, anatomy, vision=spec.quantize_vision == "nf4")
     check_cpu_rows(model, spec.id)
+
+
+def _check_folder(spec: Model) -> None:
+    folder = Path(spec.id)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError("This folder holds no model (no config.json).", where=f"model.id: {spec.id}")
 
 
 def _check_template(processor: ProcessorMixin, where: str) -> None:

@@ -2,7 +2,8 @@
 
 from qmixlora.mixlora import IGNORED
 
-from .checking.taught import taught
+from .checking.facts import DataFacts
+from .checking.taught import Checked, checked, taught
 from .formats import IMAGE, Conversation, ImageFile, Turn, question_about
 from .images.appearance import APPEARANCE_VERSION
 from .images.files import locate
@@ -11,9 +12,9 @@ from .reading.loading import load_conversations
 from .rendering.answers import one_answer_each
 from .rendering.collate import BatchCollator, Collator, PromptRouting
 from .rendering.image_marks import image_tokens_of
-from .rendering.lengths import Lengths
+from .rendering.lengths import Lengths, lengths_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
-from .splits.loading import load_source, load_split
+from .splits.loading import load_source, load_split, splits_of
 from .splits.tasks import indices_by_answer, indices_by_task, only_tasks
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "IGNORED",
     "IMAGE",
     "BatchCollator",
+    "Checked",
     "Collator",
     "Conversation",
+    "DataFacts",
     "ImageFile",
     "Lengths",
     "PromptRouting",
@@ -30,10 +33,12 @@ __all__ = [
     "Turn",
     "check_body",
     "check_header",
+    "checked",
     "image_size",
     "image_tokens_of",
     "indices_by_answer",
     "indices_by_task",
+    "lengths_of",
     "load_conversations",
     "load_source",
     "load_split",
@@ -44,5 +49,6 @@ __all__ = [
     "question_about",
     "rendering_of",
     "rendering_problem",
+    "splits_of",
     "taught",
 ]

@@ -1,13 +1,19 @@
-"""Samples that cannot be read: all of them counted, the first ones kept and listed."""
+"""Samples that cannot be used: all of them counted, by reason too, the first ones kept and listed."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qmixlora.errors import UserError
 
 LISTED = 10
+REASONS = 50  # that are told apart
+OTHER = "other reasons"
+NUMBER = re.compile(r"\d[\d,.]*(?<=\d)")
 
 
 class PictureError(UserError):
@@ -16,11 +22,14 @@ class PictureError(UserError):
 
 @dataclass
 class Refusals:
-    """How many samples were refused, over their `pictures` among them, and the first `LISTED` as (where, what)."""
+    """How many samples were refused, over their `pictures` among them; the first `LISTED` as (where, what); and how
+    many for each reason, which is `what` with its numbers left out.
+    """
 
     count: int = 0
     pictures: int = 0
     first: list[list[str]] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
 
     def add(self, refusal: UserError) -> None:
         """Count one more."""
@@ -28,6 +37,23 @@ class Refusals:
         self.pictures += isinstance(refusal, PictureError)
         if len(self.first) < LISTED:
             self.first.append([refusal.where, refusal.what])
+        self._count_reason(NUMBER.sub("N", refusal.what), 1)
+
+    @classmethod
+    def of_all(cls, parts: Iterable[Refusals]) -> Refusals:
+        """Those of several, in their order."""
+        whole = cls()
+        for part in parts:
+            whole.count += part.count
+            whole.pictures += part.pictures
+            whole.first = [*whole.first, *part.first][:LISTED]
+            for reason, count in part.reasons.items():
+                whole._count_reason(reason, count)
+        return whole
+
+    def _count_reason(self, reason: str, count: int) -> None:
+        told = reason if reason in self.reasons or len(self.reasons) < REASONS else OTHER
+        self.reasons[told] = self.reasons.get(told, 0) + count
 
     def listed(self) -> str:
         """One line for each of the first, and how many more there are."""
@@ -37,15 +63,19 @@ class Refusals:
 
     def say(self, source: str, total: int) -> None:
         """Say on stderr how many of `total` samples were left out, if any were, and why."""
-        if self.count:
-            print(f"{source}: {self.count} of {total} samples left out:", file=sys.stderr)
-            print(self.listed(), file=sys.stderr)
+        if not self.count:
+            return
+        print(f"{source}: {self.count} of {total} samples left out:", file=sys.stderr)
+        if self.count > len(self.first):
+            for reason, count in Counter(self.reasons).most_common():
+                print(f"  {count} x {reason}", file=sys.stderr)
+        print(self.listed(), file=sys.stderr)
 
-    def error(self, source: str) -> UserError:
-        """The refused samples as a mistake of the user."""
-        leave = "or leave such samples out with data.on_bad_sample: skip."
+    def error(self, source: str, *, any_left: bool = True) -> UserError:
+        """The refused samples as a mistake of the user; `any_left` is whether others could be used without them."""
+        leave = ", or leave such samples out with data.on_bad_sample: skip." if any_left else "; there are no others."
         if self.count == 1:
             [(where, what)] = self.first
-            return UserError(what, where=where, fix=f"Correct it, {leave}")
+            return UserError(what, where=where, fix=f"Correct it{leave}")
         what = f"{self.count} samples cannot be used:\n{self.listed()}"
-        return UserError(what, where=source, fix=f"Correct them, {leave}")
+        return UserError(what, where=source, fix=f"Correct them{leave}")

@@ -12,7 +12,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from qmixlora.backbone.levers import has_quantized_parts
-from qmixlora.data import Collator, indices_by_task, load_split, taught
+from qmixlora.data import Collator, indices_by_task, taught
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
 from qmixlora.manifest import seal
@@ -45,7 +45,7 @@ class Job:
 
     def rows(self, split: str) -> Dataset:
         """The rows of a split as the run was taught them."""
-        return taught(load_split(self.recipe.data, split), self.collator, self.recipe.data, f"split {split}")
+        return taught(self.recipe.data, self.collator, [split]).rows[split]
 
     @property
     def polish_steps(self) -> int:

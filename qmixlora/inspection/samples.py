@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from qmixlora.backbone import load_processor
 from qmixlora.data import IGNORED, load_split, one_answer_each, rendering_of
 from qmixlora.recipe import Recipe
-from qmixlora.session import make_collator
+from qmixlora.session import open_collator
 
 
 class DecodedSample(NamedTuple):
@@ -27,8 +26,8 @@ class DecodedSample(NamedTuple):
 
 def decode_samples(recipe: Recipe, split: str, count: int) -> Iterator[DecodedSample]:
     """The first samples of a split as the collator makes them. Raises UserError as loading the data does."""
-    processor = load_processor(recipe.model, recipe.data.max_image_tokens)
-    collator = make_collator(recipe, processor)
+    collator = open_collator(recipe)
+    processor = collator.processor
     rows, rendering = (
         one_answer_each(load_split(recipe.data, split), collator.template),
         rendering_of(collator.template),

@@ -12,11 +12,11 @@ from transformers import PretrainedConfig
 from qmixlora.backbone.levers.table import Facts, Lever, lever_edits, to_the_end
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
+from qmixlora.parallel import apart, side_by_side
 from qmixlora.recipe import Edit, Recipe, edited
 
 from .architectures import config_of
 from .evaluation import EvaluationPlan, plan_evaluation
-from .parallel import apart, side_by_side
 from .planner import MARGIN, Plan, plan, room_on
 from .residuals import residual_of
 from .simulation.batch import MADE_UP, Batch, batches_of, is_at_hand, synthetic_batch

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from . import template
 
@@ -112,6 +112,7 @@ class Part(_Section):
     template: str | None = None
     image_root: str | None = None
     task_field: str | None = None
+    subset: str | None = Field(default=None, validation_alias=AliasChoices("subset", "name"))
 
 
 Amount = Annotated[float, Field(gt=0, strict=True)]  # below 1 a share, else so many
@@ -139,6 +140,9 @@ class Data(_Section):
         default=False, description="let the data name images outside of that folder, anywhere on this machine"
     )
     task_field: str | None = Field(default=None, description="field with the task's name (default: task or task_name)")
+    subset: str | None = Field(
+        default=None, description="configuration of a data set that has several (`name` in datasets.load_dataset)"
+    )
     max_length: int = Field(default=2048, ge=8, description="longest sample in tokens, images included; never cut")
     max_image_tokens: int | None = Field(
         default=None, ge=1, description="scale images down (or take fewer tiles), so that none takes more tokens"
@@ -150,7 +154,12 @@ class Data(_Section):
         default="header", description="before the first step: read every image's header, or decode every image"
     )
     split_seed: int = Field(default=0, description="of rows that are cut from the training data")
-    num_workers: int = Field(default=0, ge=0)
+    group_by_length: bool = Field(
+        default=False, description="make batches of samples of about one length: less padding; an epoch holds the same"
+    )
+    num_workers: int | None = Field(
+        default=None, ge=0, description="processes that make batches (null: by the machine's cores and the data's size)"
+    )
     metrics: dict[str, str] = Field(
         default={}, description=f"by task, or '*' for all others: {', '.join(METRICS)}; MODULE:FUNCTION with allow_code"
     )

@@ -24,6 +24,8 @@ SYNONYMS = {
     "data.train": ("dataset", "datasets", "data_path", "train_file", "train_dataset"),
     "data.validation": ("val_set_size", "val_dataset", "eval_dataset", "split_dataset_ratio", "val_size", "eval"),
     "data.image_root": ("image_folder", "image_dir", "media_dir", "images"),
+    "data.subset": ("config_name", "dataset_config_name"),
+    "data.group_by_length": ("train_sampling_strategy", "group_by_modality_length", "length_grouped"),
     "data.max_length": (
         "cutoff_len",
         "sequence_len",

@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -26,7 +26,7 @@ def validate(values: dict[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        errors = error.errors()
+        errors = _of_the_meant_kind(error.errors())
         problems += [_explain(item, values) for item in errors]
         # look at the rest as well: with the bad entries out of the way, values that do not go together show too
         rest = json.loads(json.dumps(values, default=str))
@@ -155,7 +155,11 @@ def _column_conflicts(data: Data) -> list[str]:
 
 def _explain(item: Any, values: dict[str, Any]) -> str:
     """Say one pydantic error in the user's words."""
-    loc = [part for part in item["loc"] if not (isinstance(part, str) and ("[" in part or part == "str"))]
+    loc = [
+        part
+        for part in item["loc"]
+        if not (isinstance(part, str) and ("[" in part or part in {"str", "constrained-float"}))
+    ]
     path = ".".join(str(part) for part in loc)
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown key.{_meant(str(loc[-1]), loc[:-1])}"
@@ -175,14 +179,28 @@ def _meant(word: str, loc: Sequence[Any]) -> str:
     return f" Did you mean {found}?" if found else did_you_mean(word, _keys_at(loc))
 
 
+def _of_the_meant_kind(errors: Sequence[Any]) -> list[Any]:
+    """The errors without those of a kind that a value was not meant to be: a list is no misspelt text."""
+    return [item for item in errors if not (item["loc"][-1] == "str" and isinstance(item.get("input"), list))]
+
+
 def _keys_at(loc: Sequence[Any]) -> list[str]:
     section: Any = Recipe
     for part in loc:
+        if isinstance(part, int):  # of a list, whose kind of items is known already
+            continue
         field = section.model_fields.get(part)
-        if field is None or not hasattr(field.annotation, "model_fields"):
+        section = field and _section_in(field.annotation)
+        if section is None:
             return []
-        section = field.annotation
     return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section that a key of this annotation holds: itself, or one of its kinds, or items of a list; or None."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next((found for one in get_args(annotation) if (found := _section_in(one)) is not None), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

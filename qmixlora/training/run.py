@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from qmixlora.adapter import ADAPTER_WEIGHTS, check_fit_of_files, load_adapter, read_weights
-from qmixlora.data import Collator, indices_by_answer, load_split, taught
+from qmixlora.data import DataFacts, indices_by_answer, splits_of, taught
 from qmixlora.errors import UserError
-from qmixlora.files import clear_disk_errors, replacing
+from qmixlora.files import clear_disk_errors, replacing, write_json
 from qmixlora.manifest import MANIFEST, seal
 from qmixlora.mixlora import is_adapter_parameter
 from qmixlora.mixlora.routing_record import FILE
 from qmixlora.recipe import Recipe
-from qmixlora.session import TunedSession, open_session
+from qmixlora.session import TunedSession, open_collator, open_session
 
 from .callbacks import ProgressDisplay, RoutingLog
 from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
@@ -38,6 +38,7 @@ from .trainer import SupervisedTrainer, make_trainer
 
 TASK_MEANS = "mixlora_task_"  # of the buffers of a MixLoRA layer that have a row for every task
 MORE_STEPS = ("train.epochs", "train.max_steps")
+SURVEY = "survey.json"
 FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."
 
 
@@ -59,8 +60,8 @@ def train(
 ) -> Path:
     """Train once, in the folder `recipe.train.output`, which is returned.
 
-    The folder gets `recipe.yaml`, `history.jsonl`, `checkpoints/`, `metrics.jsonl` and, at the end, `adapter/`. With
-    `resume` the run goes on from its last complete checkpoint, as if it had never stopped; one that is finished stays
+    The folder gets `recipe.yaml`, `history.jsonl`, `survey.json`, `checkpoints/`, `metrics.jsonl` and, at the end,
+    `adapter/`. With `resume` the run goes on from its last complete checkpoint, as if it had never stopped; one that is finished stays
     as it is. `init_from` is the folder of a run whose adapter the new one begins with.
 
     Raises:
@@ -131,26 +132,23 @@ def is_finished(folder: Path, last: Path | None, changes: Sequence[Change]) -> b
 def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
     folder = Path(recipe.train.output)
-    rows = load_split(recipe.data, "train")
-    validation = load_split(recipe.data, "validation") if recipe.data.validation else None
+    learned, facts = _looked_at(recipe)
+    rows, validation = learned["train"], learned.get("validation")
     tasks = list(indices_by_answer(rows))
     _check_tasks(recipe, tasks)
     check_has_images(recipe, rows)
     session = unless_out_of_memory(lambda: opened(recipe, tasks, start.init_from))
     if session is None:
         raise OutOfMemoryError(Moment("loading", start.checkpoint), folder)
-    assert isinstance(session.collator, Collator), "a run has a processor"
-    rows = taught(rows, session.collator, recipe.data, ", ".join(recipe.data.sources))
-    if validation is not None:
-        validation = taught(validation, session.collator, recipe.data, f"data.validation: {recipe.data.validation}")
-    for problem in schedule_problems(recipe, len(rows)):
-        console.print(f"[yellow]{problem}[/yellow]", highlight=False, soft_wrap=True)
+    for problem in [*facts.warnings, *schedule_problems(recipe, len(rows))]:
+        console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     history, digest, step = History(folder), fingerprint(rows), Moment("loading", start.checkpoint).step
     history.check_data(digest)
     origin = {"init_from": str(start.init_from.resolve())} if start.init_from else {}
     with clear_disk_errors(folder, FULL_DISK):
         (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was finished, whose files change from now on
         history.add(start.event, step, recipe, start.changed, data=digest, **origin)
+        write_json(folder / SURVEY, facts.to_dict())
         if recipe.train.cache_features:
             session = _without_vision(session, [rows, *([validation] if validation else [])], start.checkpoint, console)
         unless_out_of_memory(lambda: check_look_ahead(session, rows[0]))  # if it runs out, so will the first step
@@ -177,6 +175,16 @@ def opened(recipe: Recipe, tasks: list[str], init_from: Path | None) -> TunedSes
     session = open_session(recipe, tasks)
     load_adapter(session.model, read_weights(init_from / "adapter"), where=str(init_from / "adapter"))
     return session
+
+
+def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts]:
+    """The rows of the splits that a run uses, every one looked at, and what there is to tell of them.
+
+    That is done before the model is loaded, which may take minutes.
+    """
+    splits = [split for split in splits_of(recipe.data) if split != "test"]
+    found = taught(recipe.data, open_collator(recipe), splits)
+    return found.rows, found.facts(recipe.train.micro_batch_size)
 
 
 def _without_vision(

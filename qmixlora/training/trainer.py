@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from bitsandbytes.optim.optimizer import GlobalOptimManager
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.backbone.levers import enable_checkpointing
+from qmixlora.data import Collator, lengths_of
 from qmixlora.loss import supervised_loss
 from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
@@ -23,6 +25,8 @@ from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .guard import FirstStepsGuard
+from .sampling import SeededLengthGroupedSampler
+from .workers import ErrorCarrier, loader_workers, unless_error
 
 
 def make_trainer(
@@ -38,17 +42,25 @@ def make_trainer(
 
     `judged`: the rows are real ones, which are named where numbers are not finite (see `FiniteSteps`).
     """
-    enable_checkpointing(session.backbone, session.anatomy, session.recipe.train.checkpointing)
-    steps = FiniteSteps(session.recipe, folder, display.say)
+    recipe = session.recipe
+    enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
+    lengths = None
+    if recipe.data.group_by_length:
+        assert isinstance(session.collator, Collator), "a run has a processor"
+        lengths = lengths_of(rows, session.collator)
+    workers = loader_workers(recipe.data.num_workers, len(rows))
+    steps = FiniteSteps(recipe, folder, display.say)
+    collator = NamingCollator(session.collator) if judged else session.collator
     trainer = SupervisedTrainer(
-        session.recipe.train.loss_chunk,
-        session.recipe.model.dtype == "float16",
+        recipe.train.loss_chunk,
+        recipe.model.dtype == "float16",
         steps,
+        lengths,
         model=session.model,
-        args=_arguments(session.recipe, folder, validation is not None),
+        args=_arguments(recipe, folder, validation is not None, workers),
         train_dataset=NumberedRows(rows),
         eval_dataset=validation,
-        data_collator=NamingCollator(session.collator) if judged else session.collator,
+        data_collator=ErrorCarrier(collator) if workers else collator,
         callbacks=[FirstStepsGuard(session, steps), MetricsLog(folder), display],
     )
     trainer.judged = judged
@@ -60,11 +72,21 @@ def make_trainer(
 
 
 class SupervisedTrainer(Trainer):
-    """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step."""
+    """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step.
 
-    def __init__(self, loss_chunk: int | None, in_float16: bool, steps: FiniteSteps, **arguments: Any) -> None:
+    With the `lengths` of the training samples, those of about one length come together.
+    """
+
+    def __init__(
+        self,
+        loss_chunk: int | None,
+        in_float16: bool,
+        steps: FiniteSteps,
+        lengths: Sequence[int] | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
-        self.loss_chunk = loss_chunk
+        self.loss_chunk, self.lengths = loss_chunk, lengths
         self.steps, self.judged = steps, True
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
@@ -96,7 +118,8 @@ class SupervisedTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             return [], None
         self.stop_if_asked()
-        batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        checked = unless_error(epoch_iterator)
+        batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(checked, num_batches, device)
         self.announce(task for batch in batches[0] for task in batch.get("tasks", ()))
         return batches
 
@@ -107,10 +130,18 @@ class SupervisedTrainer(Trainer):
             promise(Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        if self.lengths is None:
+            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return sampler
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return SeededLengthGroupedSampler(step, self.lengths, self.args.seed)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Send a batch to the card as Trainer does, but for what is looked up on the host: the positions of labels, and
         where segments lie.
         """
+        [inputs] = unless_error([inputs])
         kept: dict[str, Any] = {name: inputs[name] for name in ("labels", "segments") if name in inputs}
         return {**super()._prepare_inputs({k: v for k, v in inputs.items() if k not in kept and k != SAMPLES}), **kept}
 
@@ -188,7 +219,7 @@ class _ScaledBackward(torch.autograd.Function):
         return gradients[0] * ctx.scale, None
 
 
-def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArguments:
+def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> TrainingArguments:
     spec = recipe.train
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -210,7 +241,7 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool) -> TrainingArgumen
         eval_steps=spec.eval_every,
         save_strategy="steps" if spec.save_every else "no",
         save_steps=spec.save_every or 500,
-        dataloader_num_workers=recipe.data.num_workers,
+        dataloader_num_workers=workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         prediction_loss_only=True,

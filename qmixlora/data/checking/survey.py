@@ -1,6 +1,6 @@
-"""A survey of a data set: the lengths of its samples and the tokens of its images, without a model.
+"""The lengths of a data set's samples and the tokens of its images, without a model.
 
-Image sizes are read from the files' headers; samples that are long by their characters and images are tokenised.
+Samples that are long by their characters and images are tokenised. Shapes: R rows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import random
 from dataclasses import dataclass
 from statistics import quantiles
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.lengths import Lengths
@@ -23,13 +25,14 @@ CHARACTERS = 4  # in a token, for that estimate
 @dataclass(frozen=True)
 class Survey:
     """The indices of a data set's longest samples and of those with the largest images, each from the most to the
-    least (at most `CANDIDATES`); and its sizes in tokens.
+    least (at most `CANDIDATES`); and its sizes in tokens, with the lengths of some samples (at most `SAMPLED`).
     """
 
     longest: list[int]
     largest_images: list[int]
     samples: int
     tasks: int
+    lengths: list[int]
     median: float
     p99: float
     most_tokens: int
@@ -41,32 +44,41 @@ class Survey:
             f"{self.most_tokens}; image tokens: largest {self.most_image_tokens}"
         )
 
+    def in_tokens(self) -> dict[str, float]:
+        """The lengths, by name."""
+        return {
+            "median": self.median,
+            "p99": self.p99,
+            "largest": self.most_tokens,
+            "largest_of_images": self.most_image_tokens,
+        }
 
-def survey(rows: Dataset, collator: Collator) -> Survey:
-    """Survey rows as the collator will tokenise them (its processor's image limits included)."""
+
+def survey(
+    rows: Dataset, collator: Collator, image_tokens_R: NDArray[np.int32], characters_R: NDArray[np.int32]
+) -> Survey:
+    """Survey rows of which the tokens of their images, and the characters of their turns are known."""
     length_of = Lengths(collator)
-    image_tokens = [length_of.of_images(row) for row in rows]
-    characters = [sum(len(turn["text"]) for turn in row["turns"]) for row in rows]
-
-    def estimate(index: int) -> int:
-        return image_tokens[index] + characters[index] // CHARACTERS
+    estimate_R = image_tokens_R + characters_R // CHARACTERS
 
     def length(index: int) -> int:
-        return length_of(rows[index], image_tokens[index])
+        return length_of(rows[index], int(image_tokens_R[index]))
 
-    everything = range(len(rows))
-    candidates = {index: length(index) for index in sorted(everything, key=estimate, reverse=True)[:CANDIDATES]}
+    candidates = {index: length(index) for index in np.argsort(-estimate_R, kind="stable")[:CANDIDATES].tolist()}
     # drawn, since every so-manieth row may be of one task
-    lengths = [length(index) for index in random.Random(0).sample(everything, min(SAMPLED, len(rows)))]
+    lengths = [length(index) for index in random.Random(0).sample(range(len(rows)), min(SAMPLED, len(rows)))]
     cuts = quantiles(lengths, n=100, method="inclusive") if len(lengths) > 1 else lengths * 99
-    largest = sorted(everything, key=lambda index: (image_tokens[index], candidates.get(index, 0)), reverse=True)
+    largest = sorted(
+        range(len(rows)), key=lambda index: (image_tokens_R[index], candidates.get(index, 0)), reverse=True
+    )
     return Survey(
         longest=sorted(candidates, key=lambda index: candidates[index], reverse=True),
         largest_images=largest[:CANDIDATES],
         samples=len(rows),
         tasks=len(indices_by_answer(rows)),
+        lengths=lengths,
         median=cuts[49],
         p99=cuts[98],
         most_tokens=max(candidates.values()),
-        most_image_tokens=max(image_tokens),
+        most_image_tokens=int(image_tokens_R.max()),
     )

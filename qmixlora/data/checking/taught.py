@@ -2,122 +2,84 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from datasets import Dataset
-from rich.console import Console
-from rich.progress import track
 
-from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn, question_about
-from qmixlora.data.images.opening import check_body
-from qmixlora.data.images.shapes import shape_problem
+from qmixlora.data.reading.loading import Loaded
 from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.answers import one_answer_each
-from qmixlora.data.rendering.collate import Collator, check_length
-from qmixlora.data.rendering.lengths import Lengths, by_path
-from qmixlora.errors import UserError
+from qmixlora.data.rendering.collate import Collator
+from qmixlora.data.splits.loading import read_splits, source_of
 from qmixlora.recipe import Data
 
-from . import verdicts
+from .facts import DataFacts, answers_by_task, facts_of, warnings_of
+from .verdicts import Verdict, verdict_on
 
-MANY = 2000  # rows that take long enough to show how far it is
+
+@dataclass(frozen=True)
+class Checked:
+    """Some splits of a recipe's data, every row of which has been looked at."""
+
+    data: Data
+    loaded: Mapping[str, Loaded]
+    verdicts: Mapping[str, Verdict]  # on what was loaded, and what was refused before
+
+    @cached_property
+    def rows(self) -> dict[str, Dataset]:
+        """The rows that fit, of every split."""
+        return {
+            split: one.rows
+            if len(self.verdicts[split].kept) == len(one.rows)
+            else one.rows.select(self.verdicts[split].kept)
+            for split, one in self.loaded.items()
+        }
+
+    @property
+    def refused(self) -> Refusals:
+        """What does not fit, of all splits."""
+        return Refusals.of_all(verdict.refusals for verdict in self.verdicts.values())
+
+    def facts(self, batch_size: int) -> DataFacts:
+        """What the splits hold; `batch_size` is the samples that are padded to one length."""
+        answers = {split: answers_by_task(rows) for split, rows in self.rows.items()}
+        splits = [
+            facts_of(split, self.loaded[split], self.verdicts[split], answers[split], batch_size)
+            for split in self.loaded
+        ]
+        return DataFacts(splits, warnings_of(self.data, self.rows, answers))
 
 
-def taught(rows: Dataset, collator: Collator, data: Data, source: str) -> Dataset:
-    """What some rows teach a model whose batches the collator makes: one answer each where its chat template asks for
-    that (see `one_answer_each`), and no row that does not fit.
+def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
+    """Look at every row of some splits as a model is taught them whose batches the collator makes.
 
-    Refused are rows longer than `data.max_length`, rows that the template cannot render, images of a shape that the
-    processor refuses, and with `data.check_images: full` images that cannot be decoded. With `data.on_bad_sample: skip`
-    they are left out, which is said on stderr.
+    That is one answer each where its chat template asks for that (`one_answer_each`). Raises UserError as
+    `read_splits`.
+    """
+    loaded, verdicts = dict[str, Loaded](), dict[str, Verdict]()
+    for split, one in read_splits(data, splits).items():
+        rows = one_answer_each(one.rows, collator.template)
+        verdict = verdict_on(rows, collator, data, source_of(data, split))
+        refused = Refusals.of_all([one.refused, verdict.refusals])
+        loaded[split], verdicts[split] = Loaded(rows, one.refused), replace(verdict, refusals=refused)
+    return Checked(data, loaded, verdicts)
+
+
+def taught(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
+    """`checked`, of which nothing is left out unless the recipe says so: with `data.on_bad_sample: skip` it is said on
+    stderr what does not fit.
 
     Raises:
-        UserError: rows are refused: all are counted, and the first ten named.
+        UserError: as `checked`; or rows do not fit: all of them are counted, and the first ten named.
     """
-    rows = one_answer_each(rows, collator.template)
-    kept, refusals = looked_at(rows, collator, data, source)
-    if not refusals.count:
-        return rows
-    if data.on_bad_sample == "stop" or not kept:
-        raise refusals.error(source)
-    refusals.say(source, len(rows))
-    return rows.select(kept)
-
-
-def looked_at(rows: Dataset, collator: Collator, data: Data, source: str) -> tuple[list[int], Refusals]:
-    """(the rows that fit, those that do not). Of many rows it is remembered, unless all images are to be decoded."""
-    place = None
-    if len(rows) >= MANY and data.check_images == "header":
-        place = verdicts.place_of(rows, collator, data)
-        if (found := verdicts.kept(place, len(rows))) is not None:
-            return found
-    kept, refusals = _looked_at(rows, collator, data, source)
-    if place is not None:
-        verdicts.keep(place, kept, len(rows), refusals)
-    return kept, refusals
-
-
-def _looked_at(rows: Dataset, collator: Collator, data: Data, source: str) -> tuple[list[int], Refusals]:
-    judge, refusals, kept = _Judge(collator, data), Refusals(), []
-    console = Console(stderr=True)
-    shown = track(
-        rows, "looking at samples", console=console, disable=len(rows) < MANY or not console.is_terminal, transient=True
-    )
-    for index, row in enumerate(shown):
-        try:
-            judge.look_at(row)
-            kept.append(index)
-        except UserError as refusal:
-            refusals.add(UserError(refusal.what, where=_place(refusal.where, source, index, row)))
-    return kept, refusals
-
-
-def _place(file: str, source: str, index: int, row: Conversation) -> str:
-    asked = row["turns"][0]["text"].replace(IMAGE, "").strip()[:60]
-    sample = f"{source}, sample {index} (task {row['task']}: {asked!r})"
-    return f"{file} of {sample}" if file else sample
-
-
-class _Judge:
-    """Looks at rows one by one. What is asked again and again is remembered."""
-
-    def __init__(self, collator: Collator, data: Data) -> None:
-        self.collator, self.data = collator, data
-        self.length = Lengths(collator)
-        self.frame = cache(self._frame)
-        self.alone = cache(self._alone)
-        self.problem = cache(lambda size: shape_problem(collator.processor, size, data.max_pixels))
-        self.body = by_path(lambda image: check_body(image, data.max_pixels))
-
-    def look_at(self, row: Conversation) -> None:
-        """Raises UserError where the row cannot be taught."""
-        if not row["images"] and (why := self.alone()):
-            raise UserError(why, where="")
-        image_tokens = sum(self._tokens_of(image) for image in row["images"])
-        # a token stands for one byte at least, so that most rows need not be tokenized
-        texts = sum(len(turn["text"].encode(errors="replace")) + 2 for turn in row["turns"])
-        longest = self.data.max_length
-        if self.frame(tuple(turn["role"] for turn in row["turns"])) + texts + image_tokens <= longest:
-            return
-        check_length(self.length(row, image_tokens), longest)
-
-    def _tokens_of(self, image: ImageFile) -> int:
-        if self.data.check_images == "full":
-            self.body(image)
-        size = self.length.size(image)
-        if problem := self.problem(size):
-            raise UserError(problem, where="")
-        return self.length.of_image(size)
-
-    def _alone(self) -> str | None:
-        """Why the processor takes no sample without an image, if it takes none."""
-        try:
-            self.collator.prompts([question_about([], "a")])
-        except (ValueError, TypeError, AttributeError) as error:  # as processors refuse it, each in its own words
-            return f"The model's processor takes no sample without an image: {error}"
-        return None
-
-    def _frame(self, roles: tuple[str, ...]) -> int:
-        """The tokens that the template writes around texts."""
-        turns: list[Turn] = [{"role": role, "text": "a"} for role in roles]
-        return self.length({"turns": turns, "images": [], "task": ""}, 0)
+    found = checked(data, collator, splits)
+    empty = next((split for split, rows in found.rows.items() if not len(rows)), None)
+    if empty is not None:
+        raise found.verdicts[empty].refusals.error(source_of(data, empty), any_left=False)
+    if found.refused.count and data.on_bad_sample == "stop":
+        raise found.refused.error("data")
+    for split, one in found.loaded.items():
+        found.verdicts[split].refusals.say(source_of(data, split), len(one.rows) + one.refused.count)
+    return found

@@ -4,48 +4,97 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
 from datasets import Dataset
 
 from qmixlora.data.images.appearance import APPEARANCE_VERSION
+from qmixlora.data.images.keys import images_state
 from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.collate import Collator
 from qmixlora.files import cache_folder, write_json
 from qmixlora.recipe import Data
 
-VERSION = 1  # raise it with every change of what is refused
+from .look import look_at
+from .survey import Survey, survey
+
+MANY = 2000  # rows that take long enough to be remembered
+VERSION = 2  # raise it with every change of what is refused, or kept
 
 
-def place_of(rows: Dataset, collator: Collator, data: Data) -> Path:
-    """The file for some rows (a mapped table of `store`, which is another one when anything in it changes), told apart
-    by all that a verdict depends on.
+@dataclass(frozen=True)
+class Verdict:
+    """The rows that fit, by number; what was refused; the survey of those that fit (None where none does); how many
+    rows have how many images; and how many occur again.
+    """
+
+    kept: list[int]
+    refusals: Refusals
+    survey: Survey | None
+    images: dict[int, int]
+    duplicates: int
+
+
+def verdict_on(rows: Dataset, collator: Collator, data: Data, source: str) -> Verdict:
+    """What a look at all rows finds. Of many rows it is remembered."""
+    if len(rows) < MANY:
+        return _found(rows, collator, data, source)
+    place = _place_of(rows, collator, data)
+    known = _known(place, len(rows))
+    if known is None:
+        known = _found(rows, collator, data, source)
+        _keep(place, known, len(rows))
+    return known
+
+
+def _found(rows: Dataset, collator: Collator, data: Data, source: str) -> Verdict:
+    look = look_at(rows, collator, data, source)
+    fit, facts = rows, None
+    if look.kept:
+        fit = rows if not look.refusals.count else rows.select(look.kept)
+        facts = survey(fit, collator, look.image_tokens_R[look.kept], look.characters_R[look.kept])
+    return Verdict(look.kept, look.refusals, facts, look.images, look.duplicates)
+
+
+def _place_of(rows: Dataset, collator: Collator, data: Data) -> Path:
+    """The file for some rows (a table of `store`, which is another one when anything in it changes) and the images that
+    they name, told apart by all that a verdict depends on.
     """
     tokenizer: Any = collator.processor.tokenizer
-    settings = (data.max_length, data.max_pixels, data.max_image_tokens, collator.template_arguments)
+    settings = (
+        data.max_length, data.max_pixels, data.max_image_tokens, data.check_images, collator.template_arguments
+    )  # fmt: skip
     reader = (
         collator.processor.to_json_string(),
         collator.processor.chat_template,
         tokenizer.backend_tokenizer.to_str(),
     )
-    told = repr((VERSION, APPEARANCE_VERSION, rows._fingerprint, settings, reader))
+    versions = (VERSION, APPEARANCE_VERSION, PIL.__version__)
+    told = repr((versions, rows._fingerprint, images_state(rows), settings, reader))
     return cache_folder() / "verdicts" / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
 
 
-def kept(place: Path, count: int) -> tuple[list[int], Refusals] | None:
-    """(the rows that fit, those that do not) of `count`, as they were kept; None where nothing was."""
+def _known(place: Path, count: int) -> Verdict | None:
+    """What was kept of so many rows; None where nothing was."""
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
         refused = set(found["refused"])
-        return [index for index in range(count) if index not in refused], Refusals(**found["refusals"])
+        return Verdict(
+            kept=[index for index in range(count) if index not in refused],
+            refusals=Refusals(**found["refusals"]),
+            survey=None if found["survey"] is None else Survey(**found["survey"]),
+            images={int(number): rows for number, rows in found["images"].items()},
+            duplicates=found["duplicates"],
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def keep(place: Path, fit: list[int], count: int, refusals: Refusals) -> None:
-    """Keep a verdict."""
-    refused = sorted(set(range(count)) - set(fit))
+def _keep(place: Path, verdict: Verdict, count: int) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, {"refused": refused, "refusals": asdict(refusals)})
+    told = asdict(verdict)
+    told["refused"] = sorted(set(range(count)) - set(told.pop("kept")))
+    write_json(place, told)

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 
-from qmixlora.data.formats import Conversation, FormatError, ImageFile
-from qmixlora.data.images.files import locate
-from qmixlora.data.images.opening import check_header
+from qmixlora.data.formats import Conversation, FormatError
 from qmixlora.data.refusals import PictureError, Refusals
 from qmixlora.errors import UserError
 from qmixlora.recipe import MAX_PIXELS, Columns
 
 from . import store
 from .json_files import Row
-from .rows import Reading, to_sample
+from .looks import ImageLooks, size_of
+from .rows import Reading, Sample, to_sample
 from .sources import Source
 
-REMEMBERED = 4096  # images whose check is remembered: data often asks several questions about one
-
-LONGEST = 4096  # characters of an image's name; what is longer holds the image itself
+ROWS, BYTES = 10_000, 16 << 20  # whose images are looked at together, whichever comes first
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The conversations of a source, and the samples that were left out of it."""
+    """The conversations of one source or several, and the samples that were left out."""
 
     rows: datasets.Dataset
     refused: Refusals
+
+    def usable(self, source: str, on_bad_sample: Literal["stop", "skip"]) -> datasets.Dataset:
+        """The rows; with `skip` it is said on stderr what was left out. Raises UserError if any was, with `stop`."""
+        if self.refused.count and on_bad_sample == "stop":
+            raise self.refused.error(source)
+        self.refused.say(source, len(self.rows) + self.refused.count)
+        return self.rows
 
 
 def load_conversations(
@@ -51,13 +54,10 @@ def load_conversations(
 
     Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` (of the last answer), `tasks`
     (of all answers, where they differ) and `references` (all right answers where the data has several). Other
-    arguments and errors as `load`.
+    arguments as `load`. Raises UserError as `load` and `Loaded.usable`.
     """
-    loaded = load(
-        source, split, image_root, Reading(task_field, columns, template), on_bad_sample, max_pixels, allow_outside
-    )
-    loaded.refused.say(source, len(loaded.rows) + loaded.refused.count)
-    return loaded.rows
+    loaded = load(source, split, image_root, Reading(task_field, columns, template), max_pixels, allow_outside)
+    return loaded.usable(source, on_bad_sample)
 
 
 def load(
@@ -65,7 +65,6 @@ def load(
     split: str,
     image_root: str | None,
     reading: Reading,
-    on_bad_sample: Literal["stop", "skip"],
     max_pixels: int = MAX_PIXELS,
     allow_outside: bool = False,
 ) -> Loaded:
@@ -73,14 +72,12 @@ def load(
 
     Image paths are taken from `image_root`, or from the file's own folder. Every image's header is read now, so that
     a run does not stop hours later over a missing file, or one of over `max_pixels` pixels. Images lie below that
-    folder, unless the data is trusted to name any file (`allow_outside`). With `stop` a sample that
-    cannot be read is an error; `skip` leaves such samples out.
+    folder, unless the data is trusted to name any file (`allow_outside`).
 
     Raises:
-        UserError: the source is missing, broken (with its line) or empty; or samples are refused: all are counted, and
-            the first ten named.
+        UserError: the source is missing, broken (with its line) or empty, or not one of its samples can be read.
     """
-    opened = Source.find(source, split)
+    opened = Source.find(source, split, reading.subset)
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
     inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
@@ -91,11 +88,10 @@ def load(
         place = store.place((opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside), opened.state)
         kept = store.stored(place)
         loaded = Loaded(*kept) if kept else Loaded(store.keep(place, _accepted(results, refusals), refusals), refusals)
-    if loaded.refused.count and (on_bad_sample == "stop" or not len(loaded.rows)):
-        raise loaded.refused.error(source)
-    if not len(loaded.rows):
-        raise UserError("The data set is empty.", where=source)
-    return loaded
+    if len(loaded.rows):
+        return loaded
+    empty = UserError("The data set is empty.", where=source)
+    raise loaded.refused.error(source, any_left=False) if loaded.refused.count else empty
 
 
 def read_conversations(
@@ -106,37 +102,30 @@ def read_conversations(
     inside: Sequence[Path] | None = None,
 ) -> Iterator[Conversation | UserError]:
     """Each row as a conversation, or why it is refused, with its place."""
-    locate_here = _remembering(root, max_pixels, inside)
-    for row in rows:
-        try:
-            yield row if isinstance(row, UserError) else _checked(row, reading, locate_here)
-        except UserError as refusal:
-            yield refusal.with_traceback(None)
+    images = ImageLooks(root, max_pixels, inside)
+    for batch in _batches(_sample(row, reading) for row in rows):
+        images.look_ahead(image for _, sample in batch if isinstance(sample, Sample) for image in sample.images)
+        for where, sample in batch:
+            yield sample if isinstance(sample, UserError) else _conversation(sample, where, images)
 
 
-def _accepted(results: Iterable[Conversation | UserError], refusals: Refusals) -> Iterator[Conversation]:
-    """The conversations; refused samples are counted."""
-    for result in results:
-        if isinstance(result, UserError):
-            refusals.add(result)
-        else:
-            yield result
-
-
-Locate = Callable[[Any, str], ImageFile]
-
-
-def _checked(row: Row, reading: Reading, located: Locate) -> Conversation:
+def _sample(row: Row | UserError, reading: Reading) -> tuple[str, Sample | UserError]:
+    """(the place of a row, the row as a sample or why it is refused)."""
+    if isinstance(row, UserError):
+        return row.where, row
     if not isinstance(row.value, Mapping):
-        raise UserError("A sample is a JSON object.", where=row.where)
+        return row.where, UserError("A sample is a JSON object.", where=row.where)
     try:
-        sample = to_sample(row.value, reading)
+        return row.where, to_sample(row.value, reading)
     except FormatError as error:
-        raise UserError(f"The sample {error}.", where=row.where) from None
+        return row.where, UserError(f"The sample {error}.", where=row.where)
+
+
+def _conversation(sample: Sample, where: str, images: ImageLooks) -> Conversation | UserError:
     try:
-        files = [located(image, row.where) for image in sample.images]
+        files = [images.located(image, where) for image in sample.images]
     except UserError as error:
-        raise PictureError(error.what, where=error.where, fix=error.fix) from None
+        return PictureError(error.what, where=error.where, fix=error.fix)
     return {
         "turns": sample.turns,
         "images": files,
@@ -146,26 +135,24 @@ def _checked(row: Row, reading: Reading, located: Locate) -> Conversation:
     }
 
 
-def _remembering(root: Path, max_pixels: int, inside: Sequence[Path] | None) -> Locate:
-    """`_located` under a root, which looks at a path once while it is remembered."""
-
-    @lru_cache(REMEMBERED)
-    def at(path: str) -> ImageFile:
-        return _located(path, root, "", max_pixels, inside)
-
-    def located(image: Any, origin: str) -> ImageFile:
-        if not isinstance(image, str) or len(image) > LONGEST:
-            return _located(image, root, origin, max_pixels, inside)
-        try:
-            return at(image)
-        except UserError:
-            return _located(image, root, origin, max_pixels, inside)  # which names the row
-
-    return located
+def _batches(samples: Iterable[tuple[str, Sample | UserError]]) -> Iterator[list[tuple[str, Sample | UserError]]]:
+    """Samples, as many at a time as hold few enough bytes of images."""
+    batch: list[tuple[str, Sample | UserError]] = []
+    size = 0
+    for one in samples:
+        batch.append(one)
+        size += sum(map(size_of, one[1].images)) if isinstance(one[1], Sample) else 0
+        if len(batch) >= ROWS or size >= BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-def _located(image: Any, root: Path, origin: str, max_pixels: int, inside: Sequence[Path] | None) -> ImageFile:
-    """An image as `{"path", "bytes"}`, known to have a readable header and not too many pixels."""
-    file = locate(image, root, origin, inside)
-    check_header(file, max_pixels, named_by="" if file["bytes"] else origin)
-    return file
+def _accepted(results: Iterable[Conversation | UserError], refusals: Refusals) -> Iterator[Conversation]:
+    """The conversations; refused samples are counted."""
+    for result in results:
+        if isinstance(result, UserError):
+            refusals.add(result)
+        else:
+            yield result

@@ -25,11 +25,12 @@ NO_TASK = "all"  # the task of data that names none
 
 @dataclass(frozen=True)
 class Reading:
-    """How a recipe wants rows to be read: the keys of `data` with the same names."""
+    """How a recipe wants a source to be read: the keys of `data` with the same names."""
 
     task_field: str | None = None
     columns: Columns | None = None
     template: str = ""
+    subset: str | None = None
 
 
 class Sample(NamedTuple):
@@ -93,9 +94,11 @@ def _is_image(value: Any) -> bool:
 
 
 def _image(image: Any) -> Any:
-    """An image as a text (path, address) or a mapping that has one or bytes."""
+    """An image as a text (path, address) or a mapping that has one, or a file's bytes."""
     if isinstance(image, str):
         return written(image, "an image")
+    if isinstance(image, bytes):  # a column of files
+        image = {"bytes": image, "path": None}
     if isinstance(image, Mapping):
         if isinstance(image.get("bytes"), bytes) and image["bytes"]:
             return image

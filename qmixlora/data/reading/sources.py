@@ -6,6 +6,7 @@ import csv
 import gzip
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ import pyarrow
 from huggingface_hub.constants import HF_HUB_CACHE
 from pyarrow import parquet
 
+from qmixlora.data.progress import reading, tracked
 from qmixlora.errors import UserError
 
 from .json_files import Row, Rows, read_json, read_json_lines, read_lines
@@ -38,13 +40,14 @@ class Source:
     image_folders: tuple[Path, ...] = ()
 
     @classmethod
-    def find(cls, source: str, split: str) -> Source:
-        """The source of a file, a folder or a data set on the hub; the kinds are in docs/data.md.
+    def find(cls, source: str, split: str, subset: str | None = None) -> Source:
+        """The source of a file, a folder or a data set on the hub; the kinds are in docs/data.md. `subset` is one of
+        the configurations of a data set.
 
         `rows` yields what is wrong with one row in its place, and raises UserError for what is wrong with the whole.
 
         Raises:
-            UserError: it is missing, cannot be loaded, or has no such split.
+            UserError: it is missing, cannot be loaded, or has no such subset or split.
         """
         path = Path(source)
         if _form(path) not in READERS:
@@ -53,13 +56,14 @@ class Source:
                 raise UserError(
                     f"Data files end in {known}, or in one of these and .gz.", where=source, fix="Rename or convert it."
                 )
-            data = _data_set(source, split)
+            data = _data_set(source, split, subset)
             folder = path if path.is_dir() else Path()
             name = str(path.resolve()) if path.is_dir() else source
             rows = lambda: _of_data_set(data, source)  # noqa: E731  # as for files
             return cls(name, folder, data.data.nbytes, data._fingerprint, rows, (folder, *_caches()))
         if not path.is_file():
             raise UserError("There is no such data file.", where=source, fix="Check data.train and its siblings.")
+        _refuse(subset, source)
         stat = path.stat()
         state = stat.st_size, stat.st_mtime_ns
         return cls(str(path.resolve()), path.parent, stat.st_size, state, lambda: _file_rows(path))
@@ -72,7 +76,8 @@ def _form(path: Path) -> str:
 
 def _file_rows(path: Path) -> Rows:
     def rows() -> Rows:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        unpacked = gzip.open if path.suffix.lower() == ".gz" else nullcontext
+        with path.open("rb") as raw, reading(raw, path.stat().st_size) as shown, unpacked(shown) as file:
             yield from READERS[_form(path)](file, str(path))
 
     return _until_broken(rows(), str(path))
@@ -124,25 +129,39 @@ def _texts(file: BinaryIO, name: str) -> Iterator[str]:
 def _read_parquet(_: BinaryIO, name: str) -> Rows:
     # buffered: a piece of a page at a time; a page may hold a thousand pictures
     with parquet.ParquetFile(name, pre_buffer=False, buffer_size=PIECE) as table:
-        yield from _rows_of(table.iter_batches(BATCH), name)
+        yield from _rows_of(table.iter_batches(BATCH), name, table.metadata.num_rows)
 
 
-def _rows_of(batches: Iterable[Any], name: str) -> Rows:
-    values = (value for batch in batches for value in batch.to_pylist())
+def _rows_of(batches: Iterable[Any], name: str, count: int) -> Rows:
+    values = tracked((value for batch in batches for value in batch.to_pylist()), "reading data", count)
     return (Row(f"{name}, row {index} (from 0)", value) for index, value in enumerate(values))
 
 
-def _data_set(source: str, split: str) -> datasets.Dataset:
+def _refuse(subset: str | None, source: str) -> None:
+    if subset is not None:
+        raise UserError(
+            f"Only data sets with configurations have subsets such as {subset!r}.",
+            where=source,
+            fix="Remove it, or give it to the part of data.train that has it.",
+        )
+
+
+def _data_set(source: str, split: str, subset: str | None) -> datasets.Dataset:
     folder = Path(source)
+    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    if saved:
+        _refuse(subset, source)
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        if saved:
             data = datasets.load_from_disk(source)
         elif folder.is_dir():
-            data = datasets.load_dataset(source)
+            data = datasets.load_dataset(source, subset)
         else:
-            data = datasets.load_dataset(source, split=split)
+            data = datasets.load_dataset(source, subset, split=split)
     except Exception as error:  # many kinds, from many libraries
         have = f"Check data.{split}: a data file, a folder, or a data set on the hub."
+        if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
+            have = "Name one of them with subset, beside data.train or in a part of it."
         raise UserError(f"Cannot load the data set: {error}", where=source, fix=have) from None
     if isinstance(data, datasets.Dataset):
         return data
@@ -161,11 +180,16 @@ def _caches() -> tuple[Path, ...]:
 
 def _of_data_set(data: datasets.Dataset, source: str) -> Rows:
     """The rows of a data set, of which nothing is decoded: pictures stay files."""
-    return _rows_of(data.with_format("arrow").iter(BATCH), source)
+    return _rows_of(data.with_format("arrow").iter(BATCH), source, len(data))
 
 
 def _names_a_split(folder: Path) -> bool:
-    """Whether the files of a folder are for training by their names; otherwise `datasets` has made the word up."""
+    """Whether the files of a folder are for training by their names, or by its card; otherwise `datasets` has made the
+    word up.
+    """
+    card = folder / "README.md"
+    if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):
+        return True
     return any("train" in str(path.relative_to(folder)).lower() for path in folder.rglob("*"))
 
 

@@ -1,7 +1,7 @@
 """Conversations as Arrow tables: on the disk, mapped into memory, and there again at the next start.
 
 A large source is kept in the cache folder under what it was read from and how; one that has changed is read anew. What
-is kept stays valid while the pictures that it names are there.
+is kept stays valid while the pictures that it names are there, and the same by size and time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import datasets
 import pyarrow
-import pyarrow.compute
 
 from qmixlora.data.formats import Conversation
+from qmixlora.data.images.keys import images_state
 from qmixlora.data.refusals import Refusals
 from qmixlora.errors import UserError
 from qmixlora.files import cache_folder, clear_disk_errors, replacing, write_json
@@ -46,16 +46,16 @@ def place(settings: Any, content: Any) -> Path:
 
 
 def stored(folder: Path) -> tuple[datasets.Dataset, Refusals] | None:
-    """What is kept in a folder; None if it is not whole, or if pictures may have changed: one is no longer there, or
-    samples were refused over theirs.
+    """What is kept in a folder; None if it is not whole, or if pictures may have changed: one is no longer there or
+    another one, or samples were refused over theirs.
     """
     try:
-        refusals = Refusals(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        refusals, state = Refusals(**about["refusals"]), about["images"]
         rows = datasets.Dataset.from_file(str(folder / TABLE))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    valid = not refusals.pictures and all(Path(path).is_file() for path in _pictures(rows))
-    return (rows, refusals) if valid else None
+    return (rows, refusals) if not refusals.pictures and images_state(rows) == state else None
 
 
 def keep(folder: Path, conversations: Iterable[Conversation], refusals: Refusals) -> datasets.Dataset:
@@ -69,7 +69,8 @@ def keep(folder: Path, conversations: Iterable[Conversation], refusals: Refusals
                 temporary.mkdir()
                 with pyarrow.OSFile(str(temporary / TABLE), "wb") as sink:
                     _write(sink, conversations)
-                write_json(temporary / ABOUT, asdict(refusals))
+                state = images_state(datasets.Dataset.from_file(str(temporary / TABLE)))
+                write_json(temporary / ABOUT, {"refusals": asdict(refusals), "images": state})
         except PermissionError as error:
             fix = "Set XDG_CACHE_HOME to a folder that can be written."
             raise UserError(f"The cache cannot be written: {error}", where=str(folder), fix=fix) from None
@@ -104,11 +105,3 @@ def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversatio
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _pictures(rows: datasets.Dataset) -> Iterator[str]:
-    """Every path of a picture without bytes, once."""
-    for chunk in rows.data.column("images").chunks:
-        files = chunk.flatten()
-        paths = files.field("path").filter(pyarrow.compute.is_null(files.field("bytes")))
-        yield from paths.unique().to_pylist()

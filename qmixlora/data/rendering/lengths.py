@@ -6,13 +6,17 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import TypeVar
 
+from datasets import Dataset
+
 from qmixlora.data.formats import Conversation, ImageFile, question_about, to_messages
 from qmixlora.data.images.opening import blank_image, image_size
+from qmixlora.parallel import in_chunks
 
 from .collate import Collator
 
 SQUARE = (224, 224)
 REMEMBERED = 65536  # files that are looked at once: data often asks several questions about one
+CHUNK = 1000  # rows that a process looks at before it is given others
 T = TypeVar("T")
 
 
@@ -20,6 +24,13 @@ def by_path(look: Callable[[ImageFile], T]) -> Callable[[ImageFile], T]:
     """The function, which looks once at an image that is a file of its own."""
     remembered = lru_cache(REMEMBERED)(lambda path: look({"path": path, "bytes": None}))
     return lambda image: look(image) if image["bytes"] else remembered(image["path"])
+
+
+def lengths_of(rows: Dataset, collator: Collator) -> list[int]:
+    """The length of every row in tokens, worked out on all cores. Raises UserError as `Lengths`."""
+    length = Lengths(collator)
+    parts = in_chunks(lambda chunk: [length(rows[index]) for index in chunk], len(rows), CHUNK)
+    return [one for part in parts for one in part]
 
 
 class Lengths:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
 
+from qmixlora.data.images.keys import image_keys
 from qmixlora.errors import UserError
 
 
@@ -56,16 +56,6 @@ def cut(rows: Dataset, amount: int, seed: int, where: str) -> Cut:
     return Cut(sorted(chosen), [index for index in range(len(rows)) if index not in chosen])
 
 
-def image_keys(rows: Dataset) -> Iterable[list[str]]:
-    """What tells the images of each row apart: a file's path, or a digest of its bytes."""
-    for images in rows.select_columns(["images"]):
-        yield [_key(image["path"], image["bytes"]) for image in images["images"]]
-
-
-def _key(path: str | None, content: bytes | None) -> str:
-    return hashlib.sha256(content).hexdigest() if content else str(path)
-
-
 def _sharing_images(rows: Dataset) -> list[list[int]]:
     """The rows in groups: those that share an image, directly or by way of others."""
     leader = list(range(len(rows)))
@@ -76,8 +66,8 @@ def _sharing_images(rows: Dataset) -> list[list[int]]:
             index = leader[index]
         return index
 
-    first: dict[str, int] = {}
-    for index, keys in enumerate(image_keys(rows)):
+    first: dict[int, int] = {}
+    for index, keys in enumerate(image_keys(rows).rows()):
         for key in keys:
             leader[top(index)] = top(first.setdefault(key, index))
     groups: dict[int, list[int]] = {}

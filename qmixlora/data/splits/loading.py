@@ -3,51 +3,107 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from datasets import Dataset, concatenate_datasets
 
-from qmixlora.data.reading.loading import load_conversations
+from qmixlora.data.reading.loading import Loaded, load
+from qmixlora.data.reading.rows import Reading
 from qmixlora.data.reading.store import FEATURES
+from qmixlora.data.refusals import Refusals
 from qmixlora.errors import UserError
 from qmixlora.recipe import Data, Part
 
 from .cutting import cut
 
 SPLITS = ("train", "validation", "test")
-OWN = ("columns", "template", "image_root", "task_field")  # of a part of a mixture, in place of those of all data
+OWN = (
+    "columns",
+    "template",
+    "image_root",
+    "task_field",
+    "subset",
+)  # of a part of a mixture, in place of those of all data
 
 
 def load_split(data: Data, split: str) -> Dataset:
-    """The conversations of one split of a recipe. Raises UserError if the recipe has no such split, or as `cut`."""
-    source = getattr(data, split, None) if split in SPLITS else None
-    if source is None:
-        have = [name for name in SPLITS if getattr(data, name)]
-        raise UserError(f"The recipe has no split {split!r}.", where="data", fix=f"It has: {', '.join(have)}.")
-    if isinstance(source, float) or (split == "train" and _amounts(data)):
-        return _parted(data)[split]
-    return _training_rows(data) if split == "train" else load_source(data, source, split)
+    """The conversations of one split of a recipe. Raises UserError as `read_splits`, and as `Loaded.usable`."""
+    return read_splits(data, [split])[split].usable(source_of(data, split), data.on_bad_sample)
 
 
-def _training_rows(data: Data) -> Dataset:
+def load_source(data: Data, source: str, split: str) -> Dataset:
+    """The conversations of any source, read as a recipe reads its own. Raises UserError as `load_conversations`."""
+    return _read(data, source, split).usable(source, data.on_bad_sample)
+
+
+def splits_of(data: Data) -> list[str]:
+    """The splits that a recipe has."""
+    return [split for split in SPLITS if getattr(data, split)]
+
+
+def source_of(data: Data, split: str) -> str:
+    """What a split is called in messages: where it comes from."""
+    source = getattr(data, split)
+    return source if isinstance(source, str) else ", ".join(data.sources) if split == "train" else f"data.{split}"
+
+
+def is_cut(data: Data, split: str) -> bool:
+    """Whether a split is cut from the training data."""
+    return split in _amounts(data)
+
+
+def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
+    """Some splits of a recipe, each source read once.
+
+    What is refused in the training data is told of the split `train`, and where that is not asked for, of the first
+    that is cut from it.
+
+    Raises:
+        UserError: the recipe has no such split; a source as `load`; or as `cut`.
+    """
+    for split in splits:
+        if split not in splits_of(data):
+            have = ", ".join(splits_of(data))
+            raise UserError(f"The recipe has no split {split!r}.", where="data", fix=f"It has: {have}.")
+    amounts = _amounts(data)
+    own = {split: _read(data, getattr(data, split), split) for split in splits if split not in {"train", *amounts}}
+    cut_or_train = [split for split in splits if split not in own]
+    if cut_or_train:
+        whole = _training_rows(data)
+        parts = _parted(data, whole.rows) if amounts else {"train": whole.rows}
+        teller = "train" if "train" in cut_or_train else cut_or_train[0]
+        own |= {split: Loaded(parts[split], whole.refused if split == teller else Refusals()) for split in cut_or_train}
+    return {split: own[split] for split in splits}
+
+
+def _training_rows(data: Data) -> Loaded:
     """The rows of all sources, one source after the other."""
     if isinstance(data.train, str):
-        return load_source(data, data.train, "train")
-    return concatenate_datasets([_rows_of(part, data) for part in data.train])
+        return _read(data, data.train, "train")
+    parts = [_rows_of(part, data) for part in data.train]
+    return Loaded(concatenate_datasets([part.rows for part in parts]), Refusals.of_all(part.refused for part in parts))
 
 
-def _rows_of(part: Part, data: Data) -> Dataset:
-    """The rows of a part of a mixture, as often as it says."""
+def _rows_of(part: Part, data: Data) -> Loaded:
+    """The rows of a part of a mixture, as often as it says. Raises UserError if that is never."""
     own = {name: value for name in OWN if (value := getattr(part, name)) is not None}
-    rows = load_source(data.model_copy(update=own), part.path, part.split)
+    loaded = _read(data.model_copy(update=own), part.path, part.split)
+    rows = loaded.rows
     if part.task is not None:
         rows = rows.remove_columns(["task", "tasks"]).add_column("task", [part.task] * len(rows))
         rows = rows.add_column("tasks", [[]] * len(rows), feature=FEATURES["tasks"])
     count = part.samples or round((part.weight or 1) * len(rows))
+    if not count:
+        raise UserError(
+            f"A weight of {part.weight:g} leaves none of its {len(rows)} rows.",
+            where=f"data.train: {part.path}",
+            fix="Raise the weight, say how many with samples, or remove the source.",
+        )
     whole, rest = divmod(count, len(rows))
     drawn = sorted(random.Random(data.split_seed).sample(range(len(rows)), rest))
     chosen = [*range(len(rows))] * whole + drawn
     rows = rows if chosen == [*range(len(rows))] else rows.select(chosen)
-    return rows.select_columns(list(FEATURES)).cast(FEATURES)
+    return Loaded(rows.select_columns(list(FEATURES)).cast(FEATURES), loaded.refused)
 
 
 def _amounts(data: Data) -> dict[str, float]:
@@ -56,9 +112,8 @@ def _amounts(data: Data) -> dict[str, float]:
     return {split: amount for split, amount in amounts.items() if isinstance(amount, float)}
 
 
-def _parted(data: Data) -> dict[str, Dataset]:
+def _parted(data: Data, rows: Dataset) -> dict[str, Dataset]:
     """The training data and the splits that are cut from it."""
-    rows = _training_rows(data)
     count, parts = len(rows), dict[str, Dataset]()
     for split, amount in _amounts(data).items():
         wanted = round(amount * count) if amount < 1 else int(amount)
@@ -68,16 +123,6 @@ def _parted(data: Data) -> dict[str, Dataset]:
     return {**parts, "train": rows}
 
 
-def load_source(data: Data, source: str, split: str) -> Dataset:
-    """The conversations of any source, read as a recipe reads its own. Raises UserError as `load_conversations`."""
-    return load_conversations(
-        source,
-        split=split,
-        image_root=data.image_root,
-        task_field=data.task_field,
-        columns=data.columns,
-        template=data.question_template(),
-        on_bad_sample=data.on_bad_sample,
-        max_pixels=data.max_pixels,
-        allow_outside=data.allow_outside,
-    )
+def _read(data: Data, source: str, split: str) -> Loaded:
+    reading = Reading(data.task_field, data.columns, data.question_template(), data.subset)
+    return load(source, split, data.image_root, reading, data.max_pixels, data.allow_outside)

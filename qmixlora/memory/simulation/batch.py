@@ -17,8 +17,8 @@ from transformers import PretrainedConfig, ProcessorMixin
 
 from qmixlora.backbone import load_processor
 from qmixlora.backbone.image_tokens import largest_images, placeholder_of
-from qmixlora.data import IGNORED, Collator, load_split, taught
-from qmixlora.data.checking.survey import Survey, survey
+from qmixlora.data import IGNORED, Collator, taught
+from qmixlora.data.checking.survey import Survey
 from qmixlora.errors import UserError
 from qmixlora.recipe import Data, Model, Recipe
 from qmixlora.session import make_collator
@@ -135,8 +135,10 @@ def _processor_here(spec: Model) -> ProcessorMixin | None:
 def _surveyed(spec: Model, data: Data) -> tuple[Dataset, Collator, Survey]:
     processor = load_processor(spec, data.max_image_tokens, config_of(spec))
     collator = make_collator(Recipe(model=spec, data=data), processor)
-    rows = taught(load_split(data, "train"), collator, data, ", ".join(data.sources))
-    return rows, collator, survey(rows, collator)
+    found = taught(data, collator, ["train"])
+    facts = found.verdicts["train"].survey
+    assert facts is not None, "rows are left"
+    return found.rows["train"], collator, facts
 
 
 def _batch(rows: Sequence[Any], collator: Collator, config: PretrainedConfig, facts: Survey) -> Batch:

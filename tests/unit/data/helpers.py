@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from qmixlora.data import IGNORED, Collator
+from qmixlora.data.checking.survey import Survey
+from qmixlora.data.checking.verdicts import verdict_on
+from qmixlora.recipe import Data
 
 Write = Callable[[str, Any], Path]
 HUMAN = {"from": "human", "value": "<image>\nwhat digit is written ?"}
@@ -18,3 +23,10 @@ def decoded(collator: Collator, batch: dict[str, Any], index: int, key: str) -> 
     ids, mask = batch["input_ids"][index], batch[key][index]
     chosen = ids[mask != IGNORED] if key == "labels" else ids[mask]
     return str(collator.processor.tokenizer.decode(chosen))
+
+
+def surveyed(rows: Dataset, collator: Collator) -> Survey:
+    """The survey of rows that all fit."""
+    verdict = verdict_on(rows, collator, Data(train="here", max_length=collator.max_length), "here")
+    assert verdict.survey is not None and not verdict.refusals.count
+    return verdict.survey

@@ -78,7 +78,8 @@ import warnings
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 _setup_privateuseone_for_python_backend("npy")  # autograd starts a thread for it, as for a GPU
-from qmixlora.memory import parallel, plan_with_advice
+from qmixlora import parallel
+from qmixlora.memory import plan_with_advice
 from qmixlora.training import adapt
 from tests.unit.memory.test_on_a_gpu import FEW_EDITS
 forked, refused = parallel._forked, []

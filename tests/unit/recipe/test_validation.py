@@ -59,6 +59,18 @@ def test_values_that_do_not_go_together_are_refused(section: str, values: dict[s
     assert message in mistakes_in({**MINIMAL, section: values})
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": [{"path": "a", "wieght": 2}]}, "data.train.0.wieght: unknown key. Did you mean 'weight'?"),
+        ({"train": "a", "columns": {"question": "q", "answer": "a", "image": [1]}}, "data.columns.image.0: input"),
+    ],
+)
+def test_a_mistake_in_a_list_is_one_mistake(data: dict[str, Any], message: str) -> None:
+    told = mistakes_in({**MINIMAL, "data": data})
+    assert "1 mistake:" in told and message in told
+
+
 @pytest.mark.parametrize("checkpointing", [{"enabled": False}, {"every_n_layers": 2}])
 def test_streamed_layers_need_checkpointing_of_every_layer(checkpointing: dict[str, Any]) -> None:
     values = {**MINIMAL, "model": {"id": "x", "stream_layers": 4}, "train": {"checkpointing": checkpointing}}

@@ -15,7 +15,6 @@ from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qmixlora.data import Conversation, load_conversations
-from qmixlora.data.checking.survey import survey
 from qmixlora.errors import UserError
 from qmixlora.files import read_log
 from qmixlora.inspection import decode_samples
@@ -24,6 +23,7 @@ from qmixlora.mixlora import is_adapter_parameter
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_model, open_session
 from qmixlora.training import train
+from tests.unit.data.helpers import surveyed
 from tests.unit.training.waits import waits_of
 
 from .families import MAKERS, TOGETHER, draw, image_tokens, marked
@@ -133,10 +133,10 @@ def test_a_survey_counts_the_tokens_that_samples_get(
     recipe_for: Callable[..., Recipe], data_file: Path, family: str
 ) -> None:
     session, samples = open_session(recipe_for(family), []), load_conversations(str(data_file))
-    surveyed = survey(samples, session.collator)
+    found = surveyed(samples, session.collator)
     lengths = [session.collator([row])["input_ids"].shape[1] for row in samples]
-    assert surveyed.most_tokens == max(lengths)
-    assert lengths[surveyed.longest[0]] == max(lengths)
+    assert found.most_tokens == max(lengths)
+    assert lengths[found.longest[0]] == max(lengths)
 
 
 @pytest.mark.parametrize("family", MAKERS)

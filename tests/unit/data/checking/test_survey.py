@@ -15,9 +15,10 @@ from transformers import LlavaProcessor
 
 from qmixlora.data import Collator, load_conversations
 from qmixlora.data.checking import survey as module
-from qmixlora.data.checking.survey import Survey, survey
+from qmixlora.data.checking.survey import Survey
 
 from ..helpers import GPT, Write
+from ..helpers import surveyed as survey
 
 WORDS = (1, 9, 3, 5)  # in the question of each sample
 IMAGES = (1, 0, 2, 1)  # of each sample, of four tokens each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from qmixlora.data import Collator, load_split, taught
+from qmixlora.data.checking import look, verdicts
 from qmixlora.data.reading import store
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe, edited
 
-taught_module: Any = importlib.import_module("qmixlora.data.checking.taught")  # not the function
 LONG = 300  # words, of which max_length holds fewer
 
 
@@ -34,8 +34,7 @@ def recipe(make_recipe: Callable[..., Recipe], write_json: Callable[[str, Any], 
 @pytest.fixture
 def teach(processor: Any) -> Callable[[Recipe], Any]:
     def call(recipe: Recipe) -> Any:
-        data = recipe.data
-        return taught(load_split(data, "train"), Collator(processor, data.max_length), data, "data.json")
+        return taught(recipe.data, Collator(processor, recipe.data.max_length), ["train"]).rows["train"]
 
     return call
 
@@ -81,22 +80,72 @@ def test_broken_bodies_are_found_where_that_is_asked_for(
     (tmp_path / "3.png").write_bytes(whole[: len(whole) * 7 // 10])
     fits = edited(recipe, ["data.max_length=1000", "data.max_pixels=300000000"])
     assert len(teach(fits)) == 20
-    with pytest.raises(UserError, match=r"3\.png of data.json, sample 3"):
+    with pytest.raises(UserError, match=r"3\.png of .*data.json, sample 3"):
         teach(edited(fits, ["data.check_images=full"]))
 
 
-def test_what_was_found_in_many_rows_is_remembered_until_something_changes(
-    recipe: Recipe, teach: Callable[[Recipe], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """One entry for every look at rows, of which ten are many."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(taught_module, "MANY", 10)
-    monkeypatch.setattr(store, "SMALL", 0)
+    monkeypatch.setattr(verdicts, "MANY", 10)
     looks: list[int] = []
-    looked_at = taught_module._looked_at
-    monkeypatch.setattr(taught_module, "_looked_at", lambda *given: looks.append(1) or looked_at(*given))
-    skips = edited(recipe, ["data.on_bad_sample=skip"])
+    look_at = verdicts.look_at
+    monkeypatch.setattr(verdicts, "look_at", lambda *given: looks.append(1) or look_at(*given))
+    return looks
+
+
+@pytest.mark.parametrize("small", [0, store.SMALL])
+@pytest.mark.parametrize("check", ["header", "full"])
+def test_what_was_found_in_many_rows_is_remembered_until_something_changes(
+    recipe: Recipe,
+    teach: Callable[[Recipe], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    looks: list[int],
+    small: int,
+    check: str,
+) -> None:
+    monkeypatch.setattr(store, "SMALL", small)
+    skips = edited(recipe, ["data.on_bad_sample=skip", f"data.check_images={check}"])
     assert [len(teach(skips)) for _ in range(3)] == [17] * 3 and len(looks) == 1
     assert len(teach(edited(skips, ["data.max_length=1000"]))) == 19 and len(looks) == 2
     lines = (tmp_path / "data.json").read_text(encoding="utf-8").replace(" 5", " 6")
     (tmp_path / "data.json").write_text(lines + " ", encoding="utf-8")
     assert len(teach(skips)) == 17 and len(looks) == 3
+    Image.new("RGB", (1, 100_000)).save(tmp_path / "0.png")  # another image under the same name
+    assert len(teach(skips)) == 16 and len(looks) == 4
+
+
+def test_what_cannot_be_read_and_what_does_not_fit_is_one_list(
+    recipe: Recipe, teach: Callable[[Recipe], Any], tmp_path: Path
+) -> None:
+    rows = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
+    rows[2]["image"], rows[6]["conversations"][1]["value"] = "gone.png", None
+    (tmp_path / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(UserError, match="5 samples cannot be used") as refused:
+        teach(recipe)
+    assert "gone.png" in str(refused.value) and "null as an answer" in str(refused.value)
+    assert "over data.max_length" in str(refused.value)
+
+
+def test_nothing_that_fits_is_an_error_all_the_same(recipe: Recipe, teach: Callable[[Recipe], Any]) -> None:
+    with pytest.raises(UserError, match="20 samples cannot be used") as refused:
+        teach(edited(recipe, ["data.on_bad_sample=skip", "data.max_length=8"]))
+    assert "there are no others" in refused.value.fix
+
+
+def test_all_splits_are_one_list(recipe: Recipe, processor: Any, tmp_path: Path) -> None:
+    both = edited(recipe, [f"data.validation={tmp_path / 'data.json'}"])
+    with pytest.raises(UserError, match="6 samples cannot be used"):
+        taught(both.data, Collator(processor, 128), ["train", "validation"])
+
+
+def test_rows_are_looked_at_alike_in_one_process_and_in_several(
+    recipe: Recipe, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for chunk in (3, 100):
+        monkeypatch.setattr(look, "CHUNK", chunk)
+        found.append(verdicts.verdict_on(load_split(recipe.data, "train"), Collator(processor, 128), recipe.data, "x"))
+    assert found[0] == found[1] and found[0].refusals.count == 3

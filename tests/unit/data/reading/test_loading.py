@@ -137,13 +137,23 @@ def test_bad_samples_are_left_out_and_said(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_caller_learns_how_many_samples_were_left_out(tmp_path: Path) -> None:
-    loaded = load(lines_of(tmp_path, GOOD, BAD, GOOD), "train", None, Reading(), "skip")
+    loaded = load(lines_of(tmp_path, GOOD, BAD, GOOD), "train", None, Reading())
     assert len(loaded.rows) == 2 and loaded.refused.count == 1
 
 
 def test_nothing_but_bad_samples_is_an_error_all_the_same(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="2 samples cannot be used"):
+    with pytest.raises(UserError, match="2 samples cannot be used") as caught:
         load_conversations(lines_of(tmp_path, BAD, BAD), on_bad_sample="skip")
+    assert "there are no others" in caught.value.fix and "skip" not in caught.value.fix
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_columns_of_files_are_images(tmp_path: Path, image: str, several: bool) -> None:
+    content = (tmp_path / image).read_bytes()
+    row = {"images": [content, content]} if several else {"image": content}
+    datasets.Dataset.from_list([{**row, **GOOD}]).to_parquet(str(tmp_path / "d.parquet"))
+    [read] = load_conversations(str(tmp_path / "d.parquet"))
+    assert [file["bytes"] for file in read["images"]] == [content] * (1 + several)
 
 
 def test_images_beside_messages_in_parquet_are_read(tmp_path: Path, image: str) -> None:

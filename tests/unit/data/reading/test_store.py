@@ -30,13 +30,13 @@ def source(tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read_anew(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every row that is read from a source from now on."""
     rows: list[int] = []
-    original = loading._checked
+    original = loading._sample
 
     def counted(*arguments: Any) -> Any:
         rows.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(loading, "_checked", counted)
+    monkeypatch.setattr(loading, "_sample", counted)
     return rows
 
 
@@ -50,7 +50,9 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def start(source: Path, policy: Any = "stop", **reading: Any) -> Loaded:
-    return load(str(source), "train", None, Reading(**reading), policy)
+    loaded = load(str(source), "train", None, Reading(**reading))
+    loaded.usable(str(source), policy)
+    return loaded
 
 
 def test_the_second_start_reads_what_the_first_has_kept(source: Path, read_anew: list[int]) -> None:

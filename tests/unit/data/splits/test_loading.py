@@ -131,6 +131,12 @@ def test_a_source_comes_as_often_as_its_weight_says(
     assert len(own) == count and len(set(own)) == min(count, 10) and own == asked(both)[:count]
 
 
+def test_a_weight_that_leaves_nothing_is_refused(recipe: Recipe, two: list[dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match="leaves none of its 10 rows") as refused:
+        asked(mixed(recipe, [{**two[0], "weight": 0.001}, two[1]]))
+    assert "spoken.json" in refused.value.where
+
+
 def test_a_mixture_is_cut_like_any_data(recipe: Recipe, two: list[dict[str, Any]]) -> None:
     cut = edited(mixed(recipe, two), ["data.validation=6"])
     assert len(questions(cut, "validation")) == 6 and not questions(cut, "validation") & questions(cut, "train")
@@ -157,3 +163,51 @@ def test_a_part_of_one_task_has_no_tasks_of_answers(write_json: Callable[[str, A
     path = str(write_json("two.json", [{"conversations": turns, "task": ["x", "y"]}]))
     rows = load_split(Data.model_validate({"train": [{"path": path}, {"path": path, "task": "z"}]}), "train")
     assert rows["task"][:] == ["y", "z"] and rows["tasks"][:] == [["x", "y"], []]
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Path:
+    """A folder whose card declares two configurations, of which one has a split for validation."""
+    for name, answer, rows in (("a", "red", 3), ("b", "blue", 4), ("held", "green", 2)):
+        lines = [json.dumps({"q": f"{name} {index} ?", "a": answer}) for index in range(rows)]
+        (tmp_path / "set" / f"{name}.jsonl").parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "set" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  data_files: a.jsonl\n- config_name: two\n  data_files:\n"
+        "  - {split: train, path: b.jsonl}\n  - {split: validation, path: held.jsonl}\n---\n"
+    )
+    return tmp_path / "set"
+
+
+QUESTIONS = {"question": "q", "answer": "a"}
+
+
+def test_a_configuration_of_a_data_set_is_a_subset(recipe: Recipe, configured: Path) -> None:
+    columns: dict[str, Any] = {"columns": QUESTIONS}
+    parts = [{"subset": "one"}, {"name": "two"}]  # the words of the hub, and of `datasets`
+    both = mixed(recipe, [{"path": str(configured), **columns, **part} for part in parts])
+    answers = [row["turns"][1]["text"] for row in load_split(both.data, "train")]
+    assert answers == ["red"] * 3 + ["blue"] * 4
+    of_all = Data(train=str(configured), validation=str(configured), subset="two", columns=Columns(**QUESTIONS))
+    assert [row["turns"][1]["text"] for row in load_split(of_all, "validation")] == ["green"] * 2
+
+
+@pytest.mark.parametrize(("subset", "words"), [(None, "one.*two"), ("three", "one.*two")])
+def test_a_subset_that_is_not_there_is_named_with_those_that_are(
+    configured: Path, subset: str | None, words: str
+) -> None:
+    data = Data(train=str(configured), subset=subset, columns=Columns(**QUESTIONS))
+    with pytest.raises(UserError, match=f"(?s){words}") as refused:
+        load_split(data, "train")
+    assert "subset" in refused.value.fix
+
+
+def test_a_split_that_a_configuration_lacks_is_refused(configured: Path) -> None:
+    data = Data(train=str(configured), validation=str(configured), subset="one", columns=Columns(**QUESTIONS))
+    with pytest.raises(UserError, match="no split 'validation'"):
+        load_split(data, "validation")
+
+
+def test_a_file_has_no_subsets(source: Data) -> None:
+    with pytest.raises(UserError, match="subsets"):
+        load_split(source.model_copy(update={"subset": "one"}), "train")

@@ -1,4 +1,4 @@
-"""Plans side by side: they compute in Python alone, on one core each."""
+"""Work side by side, in forked processes: plans and looks at data compute in Python alone, on one core each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -26,7 +27,7 @@ def side_by_side(
 
     Exceptions are raised here.
     """
-    processes = min(len(work), os.cpu_count() or 1)
+    processes = min(len(work), usable_cores())
     if processes > 1 and can_fork():
         with contextlib.suppress(ForkRefusedError):
             return _forked(work, processes, on_progress)
@@ -43,8 +44,29 @@ def apart(function: Callable[[], T]) -> T:
     return function()
 
 
+def in_chunks(
+    function: Callable[[range], T],
+    count: int,
+    size: int,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[T]:
+    """The results of a function for the numbers below `count`, `size` of them at a time, as `side_by_side`; progress is
+    told in numbers.
+    """
+    chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    return side_by_side(
+        [partial(function, chunk) for chunk in chunks], lambda done, of: on_progress(min(done * size, count), count)
+    )
+
+
 def can_fork() -> bool:
-    return "fork" in multiprocessing.get_all_start_methods()
+    """Whether this process may fork others: not on every system, and not one that was forked as a helper itself."""
+    return "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ForkRefusedError(Exception):

@@ -1,0 +1,157 @@
+"""A look at every row, on all cores: whether a run can learn it, and how large it is.
+
+Shapes: R rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn, question_about
+from qmixlora.data.images.keys import image_key
+from qmixlora.data.images.opening import check_body
+from qmixlora.data.images.shapes import shape_problem
+from qmixlora.data.progress import progress
+from qmixlora.data.refusals import Refusals
+from qmixlora.data.rendering.collate import Collator, check_length
+from qmixlora.data.rendering.lengths import Lengths, by_path
+from qmixlora.errors import UserError
+from qmixlora.parallel import in_chunks
+from qmixlora.recipe import Data
+
+CHUNK = 500  # rows that a process looks at before it is given others
+
+
+@dataclass(frozen=True)
+class Look:
+    """The rows that fit, and what was refused; how many rows have how many images, and how many occur again; and of all
+    rows their images' tokens (-1 where they do not fit) and their characters.
+    """
+
+    kept: list[int]
+    refusals: Refusals
+    images: dict[int, int]
+    duplicates: int
+    image_tokens_R: NDArray[np.int32]
+    characters_R: NDArray[np.int32]
+
+
+class _Seen(NamedTuple):
+    """One row: why it is refused, if it is, as (where, what); the tokens of its images, and its characters; their
+    number; and what makes it the same as another.
+    """
+
+    refused: tuple[str, str] | None
+    image_tokens: int
+    characters: int
+    images: int
+    identity: int
+
+
+def look_at(rows: Dataset, collator: Collator, data: Data, source: str) -> Look:
+    """Look at all rows; `source` is what they are called in messages.
+
+    Refused are rows longer than `data.max_length`, rows that the template cannot render, images of a shape that the
+    processor refuses, and with `data.check_images: full` images that cannot be decoded.
+    """
+    judge, refusals, kept = _Judge(collator, data), Refusals(), []
+    with progress("looking at samples", len(rows)) as (bar, shown):
+        parts = in_chunks(
+            partial(_seen, judge, rows, source),
+            len(rows),
+            CHUNK,
+            lambda done, of: bar.update(shown, completed=done, total=of),
+        )
+    seen = [one for part in parts for one in part]
+    for index, one in enumerate(seen):
+        if one.refused is None:
+            kept.append(index)
+        else:
+            refusals.add(UserError(one.refused[1], where=one.refused[0]))
+    return Look(
+        kept,
+        refusals,
+        images=dict(sorted(Counter(one.images for one in seen).items())),
+        duplicates=len(seen) - len({one.identity for one in seen}),
+        image_tokens_R=np.array([one.image_tokens for one in seen], np.int32),
+        characters_R=np.array([one.characters for one in seen], np.int32),
+    )
+
+
+def _seen(judge: _Judge, rows: Dataset, source: str, chunk: range) -> list[_Seen]:
+    return [
+        judge.seen(row, f"{source}, sample {index} (task {row['task']}: {_asked(row)!r})")
+        for index, row in zip(chunk, rows.select(chunk), strict=True)
+    ]
+
+
+def _asked(row: Conversation) -> str:
+    return row["turns"][0]["text"].replace(IMAGE, "").strip()[:60]
+
+
+class _Judge:
+    """Looks at rows one by one. What is asked again and again is remembered."""
+
+    def __init__(self, collator: Collator, data: Data) -> None:
+        self.collator, self.data = collator, data
+        self.length = Lengths(collator)
+        self.frame = cache(self._frame)
+        self.alone = cache(self._alone)
+        self.problem = cache(lambda size: shape_problem(collator.processor, size, data.max_pixels))
+        self.body = by_path(lambda image: check_body(image, data.max_pixels))
+
+    def seen(self, row: Conversation, name: str) -> _Seen:
+        """A row that is called `name` in messages."""
+        characters = sum(len(turn["text"]) for turn in row["turns"])
+        images = [image_key(image["path"], image["bytes"]) for image in row["images"]]
+        identity = _hash([[turn["role"], turn["text"]] for turn in row["turns"]], images)
+        try:
+            image_tokens, refused = self._image_tokens(row), None
+        except UserError as error:
+            image_tokens, refused = -1, (f"{error.where} of {name}" if error.where else name, error.what)
+        return _Seen(refused, image_tokens, characters, len(images), identity)
+
+    def _image_tokens(self, row: Conversation) -> int:
+        """The tokens of a row's images. Raises UserError where the row cannot be taught."""
+        if not row["images"] and (why := self.alone()):
+            raise UserError(why, where="")
+        image_tokens = sum(self._tokens_of(image) for image in row["images"])
+        # a token stands for one byte at least, so that most rows need not be tokenized
+        texts = sum(len(turn["text"].encode(errors="replace")) + 2 for turn in row["turns"])
+        longest = self.data.max_length
+        if self.frame(tuple(turn["role"] for turn in row["turns"])) + texts + image_tokens > longest:
+            check_length(self.length(row, image_tokens), longest)
+        return image_tokens
+
+    def _tokens_of(self, image: ImageFile) -> int:
+        if self.data.check_images == "full":
+            self.body(image)
+        size = self.length.size(image)
+        if problem := self.problem(size):
+            raise UserError(problem, where="")
+        return self.length.of_image(size)
+
+    def _alone(self) -> str | None:
+        """Why the processor takes no sample without an image, if it takes none."""
+        try:
+            self.collator.prompts([question_about([], "a")])
+        except (ValueError, TypeError, AttributeError) as error:  # as processors refuse it, each in its own words
+            return f"The model's processor takes no sample without an image: {error}"
+        return None
+
+    def _frame(self, roles: tuple[str, ...]) -> int:
+        """The tokens that the template writes around texts."""
+        turns: list[Turn] = [{"role": role, "text": "a"} for role in roles]
+        return self.length({"turns": turns, "images": [], "task": ""}, 0)
+
+
+def _hash(*told: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(told).encode(errors="surrogateescape"), digest_size=8).digest())

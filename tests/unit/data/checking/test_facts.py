@@ -1,0 +1,76 @@
+"""What splits hold, and what in held-out ones contradicts the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qmixlora.data import Collator, DataFacts, checked
+from qmixlora.data.checking.padding import padding_of
+from qmixlora.recipe import Data
+
+Facts = Callable[..., DataFacts]
+
+
+def asked(answer: str, index: int, task: str = "t", image: str | None = None) -> dict[str, Any]:
+    turns = [{"from": "human", "value": f"what ? {index}"}, {"from": "gpt", "value": answer}]
+    return {"task": task, "conversations": turns, **({"image": image} if image else {})}
+
+
+@pytest.fixture
+def facts(write_json: Callable[[str, Any], Path], processor: Any) -> Facts:
+    """The facts of training and validation rows."""
+
+    def of(train: list[Any], validation: list[Any] | float) -> DataFacts:
+        held_out = str(write_json("v.json", validation)) if isinstance(validation, list) else validation
+        data = Data(train=str(write_json("t.json", train)), validation=held_out)
+        return checked(data, Collator(processor, 2048), ["train", "validation"]).facts(4)
+
+    return of
+
+
+CLOSED = [asked(("yes", "no")[index % 2], index) for index in range(40)]
+
+
+def test_answers_that_a_closed_task_does_not_have_in_training_are_told(facts: Facts) -> None:
+    [warning] = facts(CLOSED, [asked("Yes", 0), asked("no", 1), asked("Yes", 2)]).warnings
+    assert "2 answers of the task 't' are none of the 2" in warning and "'Yes'" in warning and "alike" in warning
+
+
+def test_new_answers_of_an_open_task_are_expected(facts: Facts) -> None:
+    assert not facts([asked(f"red {index}", index) for index in range(40)], [asked("blue", 0)]).warnings
+
+
+def test_a_task_that_training_does_not_have_is_told(facts: Facts) -> None:
+    [warning] = facts(CLOSED, [asked("yes", 0, task="T")]).warnings
+    assert "'T' is not in the training data" in warning
+
+
+def test_images_of_the_training_data_in_other_splits_are_told(facts: Facts, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    train = [*CLOSED, asked("yes", 99, image="a.png")]
+    [warning] = facts(train, [asked("yes", 0, image="a.png"), asked("no", 1, image="b.png"), asked("no", 2)]).warnings
+    assert warning.startswith("data.validation: 1 of 3 samples show images of the training data") and "0.1" in warning
+
+
+def test_a_split_that_is_cut_warns_of_nothing(facts: Facts) -> None:
+    assert not facts(CLOSED, 0.2).warnings
+
+
+def test_reasons_are_counted_without_their_numbers(facts: Facts) -> None:
+    found = facts([*CLOSED, asked("red " * 3000, 1), asked("red " * 4000, 2)], [asked("yes", 0)])
+    [(reason, count)] = found.splits[0].reasons.items()
+    assert count == found.left_out == 2 and reason.startswith("A sample has N tokens, over data.max_length")
+
+
+def test_padding_is_what_batches_are_filled_with() -> None:
+    assert padding_of([10] * 8, 4).shuffled == 0
+    alone = padding_of([1, 2, 3, 4], 1)
+    assert alone.shuffled == alone.by_length == 0
+    both = padding_of([4, 4, 4, 4, 16, 16, 16, 16] * 8, 4)
+    assert both.by_length < 0.1 < both.shuffled < 0.7
