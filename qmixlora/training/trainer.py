@@ -97,7 +97,10 @@ class SupervisedTrainer(Trainer):
             return [], None
         self.stop_if_asked()
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.announce(task for batch in batches[0] for task in batch.get("tasks", ()))
+        rows = (own for batch in batches[0] for own in batch.get("tasks", ()))
+        self.announce(
+            task for own in rows for task in ([own] if isinstance(own, str) else own)
+        )  # a row may have several
         return batches
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
