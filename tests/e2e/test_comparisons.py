@@ -31,9 +31,7 @@ def comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, real_standin: Re
     )
 
 
-PER_ROW = pytest.mark.xfail(
-    strict=True, reason="random_routing makes a condition a row; the method wants one a segment"
-)
+PER_ROW = pytest.mark.xfail(strict=True, reason="random_routing makes a condition a row, not one a segment")
 
 
 @pytest.mark.parametrize("name", ["mixlora", "lora-r64", pytest.param("random-routing", marks=PER_ROW)])
