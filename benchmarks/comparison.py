@@ -53,7 +53,8 @@ class PreparedCollator(Collator):
             for start in range(0, len(own), 256):
                 chunk = own[start : start + 256]
                 batch = super().__call__([rows[index] for index in chunk])
-                made |= dict(zip(chunk, self._parted(batch), strict=True))
+                named = ({name: rows[index][name] for name in ("turns", "images")} for index in chunk)  # for messages
+                made |= {i: {**n, **own} for i, n, own in zip(chunk, named, self._parted(batch), strict=True)}
         return [made[index] for index in range(len(rows))]
 
     def _parted(self, batch: dict[str, Any]) -> list[dict[str, Any]]:

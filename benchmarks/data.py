@@ -4,9 +4,10 @@
 
 Makes LLaVA rows about small pictures in a temporary folder and reads them in processes of their own, with a cache of
 their own: six rows, all rows at the first start, and all rows again; then the same for all that a run does before its
-model is loaded (`checked`: every row looked at for the embedded model, and what there is to tell). `--kilobytes` puts pictures of that size into the
-rows (Parquet alone). Prints JSON, and keeps it: CPU seconds (forked processes included), seconds on the clock, the largest resident set of
-one process (mapped files included) and what is held in anonymous memory at the end. Linux alone.
+model is loaded (`checked`: every row looked at for the embedded model, and what there is to tell). `--kilobytes` puts
+pictures of that size into the rows (Parquet alone). Prints JSON, and keeps it: CPU seconds (forked processes included),
+seconds on the clock, the largest resident set of one process (mapped files included) and what is held in anonymous
+memory at the end. Linux alone.
 """
 
 from __future__ import annotations

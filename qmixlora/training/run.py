@@ -61,8 +61,8 @@ def train(
     """Train once, in the folder `recipe.train.output`, which is returned.
 
     The folder gets `recipe.yaml`, `history.jsonl`, `survey.json`, `checkpoints/`, `metrics.jsonl` and, at the end,
-    `adapter/`. With `resume` the run goes on from its last complete checkpoint, as if it had never stopped; one that is finished stays
-    as it is. `init_from` is the folder of a run whose adapter the new one begins with.
+    `adapter/`. With `resume` the run goes on from its last complete checkpoint, as if it had never stopped; one that is
+    finished stays as it is. `init_from` is the folder of a run whose adapter the new one begins with.
 
     Raises:
         UserError: anything wrong with recipe, data, model or folder; a full disk; or what the first-steps guard finds.

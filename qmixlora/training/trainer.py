@@ -120,7 +120,8 @@ class SupervisedTrainer(Trainer):
         self.stop_if_asked()
         checked = unless_error(epoch_iterator)
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(checked, num_batches, device)
-        self.announce(task for batch in batches[0] for task in batch.get("tasks", ()))
+        rows = (own for batch in batches[0] for own in batch.get("tasks", ()))  # a row may have several
+        self.announce(task for own in rows for task in ([own] if isinstance(own, str) else own))
         return batches
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

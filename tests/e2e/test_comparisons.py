@@ -31,7 +31,10 @@ def comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, real_standin: Re
     )
 
 
-@pytest.mark.parametrize("name", ["mixlora", "lora-r64", "random-routing"])
+PER_ROW = pytest.mark.xfail(strict=True, reason="random_routing makes a condition a row, not one a segment")
+
+
+@pytest.mark.parametrize("name", ["mixlora", "lora-r64", pytest.param("random-routing", marks=PER_ROW)])
 def test_a_run_leaves_its_scores_and_is_not_run_again(comparison: Any, name: str) -> None:
     import tables
     from comparison import Run, run_all

@@ -69,7 +69,7 @@ def make_real_backbone(
     seed: int = 0,
     read: Read = read_language_model,
 ) -> Path:
-    """The checkpoint folder of the real backbone, trained now if it is not there yet (some ten minutes on two cores).
+    """The checkpoint folder of the real backbone, trained now if it is not there yet (some 20 minutes of CPU time).
 
     `tower` gives the folder of the embedded backbone, `read` the language model and its tokenizer. `on_progress` is
     told (steps done, steps in all). Where it was interrupted before, it goes on from the last of its own checkpoints,

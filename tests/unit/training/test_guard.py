@@ -43,13 +43,16 @@ def test_a_run_whose_first_steps_have_no_picture_is_not_stopped(
     make_recipe: Callable[..., Recipe], chats: Callable[[int, int], Path]
 ) -> None:
     spec = {"micro_batch_size": 1, "max_steps": 8}
-    train(make_recipe(data={"train": str(chats(12, 1))}, train=spec), console=QUIET)
+    train(make_recipe(data={"train": str(chats(12, 1)), "allow_outside": True}, train=spec), console=QUIET)
 
 
 def test_a_resumed_run_counts_its_own_steps(
     make_recipe: Callable[..., Recipe], chats: Callable[[int, int], Path]
 ) -> None:
-    recipe = make_recipe(data={"train": str(chats(12, 2))}, train={"micro_batch_size": 1, "max_steps": 4, "epochs": 9})
+    recipe = make_recipe(
+        data={"train": str(chats(12, 2)), "allow_outside": True},
+        train={"micro_batch_size": 1, "max_steps": 4, "epochs": 9},
+    )
     train(recipe, console=QUIET)
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 7})})
     train(longer, resume=True, console=QUIET)

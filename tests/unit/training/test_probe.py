@@ -85,7 +85,7 @@ def test_a_step_of_conversations_is_planned_too(
     rows = [{"image": image, "conversations": turns * count} for count in (6, 3, 1)]
     recipe = in_fp32(
         recipe_of(str(wide), {"dropout": 0.0, "pairing": pairing}, micro_batch_size=2),
-        f"data.train={write_json('turns.json', rows)}", "data.max_length=1024",
+        f"data.train={write_json('turns.json', rows)}", "data.max_length=1024", "data.allow_outside=true",
     )  # fmt: skip
     batch = worst_batches(recipe, config_of(recipe.model))[0]
     assert batch.inputs["segments"].amax(dim=1).tolist() == [5, 2]
