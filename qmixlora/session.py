@@ -248,15 +248,13 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
                     fix=f"Its layers are: {', '.join(kinds)}.",
                 )
         targets = [name for name in targets if any(_matches(name, suffix) for suffix in adapter.target_modules)]
-    projector = list(anatomy.projectors) if adapter.train_projector else None
+    which = {
+        "target_modules": targets,
+        "modules_to_save": list(anatomy.projectors) if adapter.train_projector else None,
+    }
     if adapter.method == "lora":
-        return LoraConfig(
-            r=adapter.r,
-            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # a float works and is documented
-            lora_dropout=adapter.dropout,
-            target_modules=targets,
-            modules_to_save=projector,
-        )
+        alpha: Any = adapter.alpha  # a float works and is documented
+        return LoraConfig(r=adapter.r, lora_alpha=alpha, lora_dropout=adapter.dropout, **which)
     return MixLoraConfig(
         num_factors=adapter.num_factors,
         r=adapter.r,
@@ -268,8 +266,7 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
         condition_norm=adapter.condition_norm,
         task_mix=adapter.task_mix,
         tasks=list(tasks) if adapter.route_on == "task" or adapter.task_mix > 0 else None,
-        target_modules=targets,
-        modules_to_save=projector,
+        **which,
     )
 
 

@@ -54,9 +54,15 @@ def test_predictions_are_declared_for_families_cards_and_levers() -> None:
     assert {True, False} <= {case["runs"] for case in cases}
 
 
+def assert_near(prediction: dict[str, Any], declared: dict[str, Any]) -> None:
+    """What was declared before it was measured stays as it is: buffers of some kilobytes may come and go since then."""
+    sizes = {name: pytest.approx(declared[name], rel=1e-4) for name in ("tensors", "process")}
+    assert prediction == {**declared, **sizes}
+
+
 def test_a_declared_prediction_is_todays(tmp_path: Path) -> None:
     declared = next(case for case in DECLARED["cases"] if case["name"] == "gemma-3-4b-peers")
-    assert executed("memory-gemma-3-4b-peers", tmp_path) == declared
+    assert_near(executed("memory-gemma-3-4b-peers", tmp_path), declared)
 
 
 @pytest.mark.long
@@ -65,7 +71,8 @@ def test_all_declared_predictions_are_todays() -> None:
     import memory
 
     again = json.loads(json.dumps([memory.prediction(case["name"]) for case in DECLARED["cases"]]))
-    assert again == DECLARED["cases"]
+    for one, declared in zip(again, DECLARED["cases"], strict=True):
+        assert_near(one, declared)
 
 
 def test_the_demo_is_started_by_its_command(tmp_path: Path) -> None:

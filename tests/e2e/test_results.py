@@ -48,7 +48,8 @@ def test_any_file_is_evaluated_and_has_results_of_its_own(
     run = evaluated["lora"]
     images = json.loads((run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])["images"]
     turns = [{"from": "human", "value": "<image>\nwhat digit ?"}, {"from": "gpt", "value": "seven"}]
-    rows = [{"image": images[0], "task": "digit", "conversations": turns}]
+    shutil.copy(images[0], tmp_path / "digit.png")
+    rows = [{"image": "digit.png", "task": "digit", "conversations": turns}]
     (tmp_path / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     before = (run / "evaluation.json").read_bytes()
     assert qmixlora("eval", run, "--data", tmp_path / "test.json").code == 0

@@ -32,7 +32,7 @@ def logits(model: Any, batch: dict[str, Any]) -> Tensor:
 
 
 def bare(batch: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in batch.items() if k not in {"labels", "routing_mask", "tasks"}}
+    return {k: v for k, v in batch.items() if k not in {"labels", "routing_mask", "segments", "tasks"}}
 
 
 def randomize_with_centers(model: PeftModel) -> None:

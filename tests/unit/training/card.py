@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class Card:
         self.models: list[weakref.ref[Any]] = []
         self.alive: list[int] = []
         self.step, self.seen = 0, list[Any]()
+        self.trainer: Callable[[], Any] = lambda: None  # none before the first step, when a run looks at its model
         open_session, fit = run.open_session, SupervisedTrainer.train
 
         def opened(recipe: Recipe, tasks: list[str]) -> TunedSession:
@@ -92,6 +94,8 @@ class Card:
 
     def _note(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         trainer = self.trainer()
+        if trainer is None:
+            return
         step = trainer.state.global_step + 1
         if model.training:
             if step != self.step or trainer.model is not model:
@@ -103,7 +107,10 @@ class Card:
             self.rates[step] = trainer.lr_scheduler.get_last_lr()[0]
 
     def _enter(self, layer: Any, args: Any) -> None:
-        step = self.trainer().state.global_step + layer.training
+        trainer = self.trainer()
+        if trainer is None:
+            return
+        step = trainer.state.global_step + layer.training
         during: During = "training" if layer.training else "evaluation"
         struck = [shortage.strikes(step, len(args[0]), during) for shortage in self.shortages]
         if any(struck):

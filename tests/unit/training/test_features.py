@@ -180,7 +180,7 @@ def test_the_entries_of_an_image_are_kept_where_there_are_several(
     make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
 ) -> None:
     session = open_session(make_recipe(**CACHED), TASKS)
-    base = session.backbone
+    base: Any = session.backbone.base_model
     own = base.get_image_features
 
     def in_tiles(pixel_values: torch.Tensor) -> Any:
@@ -189,7 +189,7 @@ def test_the_entries_of_an_image_are_kept_where_there_are_several(
     base.get_image_features = in_tiles
     with_cached_features(session, [images_of_their_own(data, 2)], tmp_path, QUIET)
     kept = [load_file(path)["pooler_output"].shape for path in (tmp_path / "features").iterdir()]
-    assert len(kept) == 2 and {shape[0] for shape in kept} == {2}
+    assert len(kept) == 2 and {shape[0] for shape in kept} == {2 * 4}  # of four tokens each, one after the other
 
 
 def test_a_disk_that_is_too_small_is_noticed_after_the_first_images(

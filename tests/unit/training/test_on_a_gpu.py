@@ -48,7 +48,7 @@ def test_of_several_gpus_one_is_trained_on(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "TrainingArguments", OnTwoGpus)
-    arguments = trainer._arguments(make_recipe(), tmp_path / "run", False)
+    arguments = trainer._arguments(make_recipe(), tmp_path / "run", False, 0)
     assert arguments.train_batch_size == arguments.per_device_train_batch_size
 
 
