@@ -248,7 +248,7 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
                     fix=f"Its layers are: {', '.join(kinds)}.",
                 )
         targets = [name for name in targets if any(_matches(name, suffix) for suffix in adapter.target_modules)]
-    which = {
+    which: dict[str, Any] = {
         "target_modules": targets,
         "modules_to_save": list(anatomy.projectors) if adapter.train_projector else None,
     }
