@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import BinaryIO, TypeVar
 
 from rich.console import Console
@@ -17,7 +17,8 @@ T = TypeVar("T")
 @contextmanager
 def progress(what: str, count: int) -> Iterator[tuple[Progress, TaskID]]:
     """A bar for so many rows, and its only task."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not _shows(count, MANY)) as bar:
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not _shows(count, MANY))
+    with nullcontext() if bar.disable else bar:  # rich 14.0 ends one that is disabled with an empty line
         yield bar, bar.add_task(what, total=count)
 
 

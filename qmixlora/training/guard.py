@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,12 +45,17 @@ class FirstStepsGuard(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.session.recipe.model.quantization == "nf4":
-            check_quantized(self.session.backbone, self._bare_anatomy())
+            check_quantized(
+                self.session.backbone,
+                self._bare_anatomy(),
+                vision=self.session.recipe.model.quantize_vision == "nf4",
+            )
         self._check_trainable()
         self.waiting = dict(self._trainable())
         self.owners = {name: self._owner(name) for name in self.waiting}
         for module in {*self.owners.values()}:
-            self.hooks.append(module.register_forward_pre_hook(self._note))
+            # of what ran alone: a layer of a failed step must not hold the whole model
+            self.hooks.append(module.register_forward_pre_hook(partial(_note, self.ran)))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.waiting:
@@ -81,10 +87,6 @@ class FirstStepsGuard(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._remove_hooks()
-
-    def _note(self, module: nn.Module, args: Any) -> None:
-        if module.training:
-            self.ran.add(module)
 
     def _remove_hooks(self) -> None:
         while self.hooks:
@@ -132,3 +134,8 @@ def check_has_images(recipe: Recipe, rows: Dataset) -> None:
             where="adapter.train_projector: true",
             fix="Set adapter.train_projector=false, or check the data's images with `qmixlora data`.",
         )
+
+
+def _note(ran: set[nn.Module], module: nn.Module, args: Any) -> None:
+    if module.training:
+        ran.add(module)

@@ -193,10 +193,10 @@ MAKERS: dict[str, Callable[..., tuple[PretrainedConfig, Any]]] = {
 }
 
 
-# some families' features came for all images together, before there was this argument
+# features that came for all images together, before there was this argument
 TOGETHER: set[str] = set()
 if "mm_encoder_outputs" not in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters:
-    TOGETHER = {"qwen3_vl", "idefics3", "smolvlm"}
+    TOGETHER = {"qwen3_vl"}
 
 
 def draw(height: int, width: int) -> Image.Image:
