@@ -1,6 +1,6 @@
 """Evaluation by real generation: answers, metrics, scores per task."""
 
-from .answers import Dialogue, answer_question, answer_rows, generate_answers, stop_ids
+from .answers import Dialogue, answer_rows, generate_answers, stop_ids
 from .results import results_file, write_results
 from .scores import Prediction, Scores, TaskScore, blind_baseline, evaluate, score
 from .wording import normalize
@@ -10,7 +10,6 @@ __all__ = [
     "Prediction",
     "Scores",
     "TaskScore",
-    "answer_question",
     "answer_rows",
     "blind_baseline",
     "evaluate",

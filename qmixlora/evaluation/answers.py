@@ -79,11 +79,6 @@ class Dialogue:
         return answer.strip()
 
 
-def answer_question(session: Session, question: str, image: Path | None, task: str | None) -> str:
-    """One answer to one question about an image. Raises UserError as `Dialogue`."""
-    return Dialogue(session, image, task).ask(question)
-
-
 def answer_rows(
     session: Session,
     rows: Sequence[Conversation],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Scores:
         """The mean over tasks, each counting the same."""
         return sum(task.score for task in self.tasks.values()) / len(self.tasks)
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float] | None:
         """95 % of the bootstrap for the mean over tasks; None without predictions."""
         return interval_of_tasks(self.by_task()) if self.predictions else None

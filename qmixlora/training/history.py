@@ -11,12 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from qmixlora.backbone.levers.table import LEVERS
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log, read_log, replacing
-from qmixlora.recipe import Recipe, load_recipe
+from qmixlora.recipe import Recipe, load_run_recipe
 
 RECIPE, HISTORY = "recipe.yaml", "history.jsonl"  # in a run's folder
 LIBRARIES = ("qmixlora", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -26,6 +27,7 @@ MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the
     *("train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.max_new_tokens"),
     *("train.cache_features", "model.attention", "model.trust_remote_code", "data", "export"),
 )
+ROWS = 1000  # that are told apart at a time
 FREE_IN_A_NEW_RUN = ("adapter.dropout", "adapter.task_mix")
 MAY_NOT_CHANGE = ("data.max_image_tokens",)
 Event = Literal["started", "resumed", "adapted", "finished"]
@@ -45,7 +47,7 @@ class Change:
 
 def own_recipe(folder: Path) -> Recipe | None:
     """The recipe that a run's folder holds, if it holds one."""
-    return load_recipe(str(folder / RECIPE)) if (folder / RECIPE).is_file() else None
+    return load_run_recipe(folder) if (folder / RECIPE).is_file() else None
 
 
 def changes_of(own: Recipe, new: Recipe) -> list[Change]:
@@ -171,9 +173,13 @@ def fingerprint(rows: Dataset) -> str:
     names and the sizes of bytes, so that data can be moved.)
     """
     digest = hashlib.sha256()
-    for row in rows:
-        images = [(PurePath(image["path"] or "").name, len(image["bytes"] or b"")) for image in row["images"]]
-        digest.update(repr((row["turns"], row["task"], images)).encode(errors="replace"))
+    for batch in rows.with_format("arrow").iter(ROWS):  # by column: no image's bytes are taken out
+        images = pc.list_flatten(batch["images"])
+        names = [PurePath(path or "").name for path in pc.struct_field(images, "path").to_pylist()]
+        sizes = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), 0).to_pylist()
+        counts = pc.list_value_length(batch["images"]).to_pylist()
+        told = (batch["turns"].to_pylist(), batch["task"].to_pylist(), counts, names, sizes)
+        digest.update(repr(told).encode(errors="replace"))
     return digest.hexdigest()[:32]
 
 

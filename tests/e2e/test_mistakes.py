@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CommandLine
+from tests.disks import mounted
 
 
 @pytest.mark.parametrize(
@@ -78,13 +79,8 @@ def test_a_process_that_trained_ends_with_0_and_our_own_words_alone(recipe_file:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield small
-    subprocess.run(["umount", small], check=True)
+    with mounted(tmp_path / "small", "size=64k") as small:
+        yield small
 
 
 def test_a_full_disk_leaves_nothing_that_looks_finished(

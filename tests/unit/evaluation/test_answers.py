@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from qmixlora.data import IMAGE, load_split, only_tasks
 from qmixlora.errors import UserError
-from qmixlora.evaluation import Dialogue, answer_question, answer_rows, evaluate, generate_answers, score
+from qmixlora.evaluation import Dialogue, answer_rows, evaluate, generate_answers, score
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 from tests.adapters import randomize
@@ -66,7 +66,8 @@ def test_one_question_is_answered_as_its_row(session: Session, rows: Dataset) ->
     session.model.eval()
     expected = generate_answers(session, [row])[0].strip()
     image = Path(row["images"][0]["path"])
-    assert answer_question(session, row["turns"][0]["text"].replace(IMAGE, "").strip(), image, row["task"]) == expected
+    question = row["turns"][0]["text"].replace(IMAGE, "").strip()
+    assert Dialogue(session, image, row["task"]).ask(question) == expected
 
 
 def test_a_dialogue_goes_on_behind_what_was_said(session: Session, rows: Dataset) -> None:
@@ -82,4 +83,4 @@ def test_a_dialogue_goes_on_behind_what_was_said(session: Session, rows: Dataset
 
 def test_a_question_about_an_image_that_is_not_there_is_refused(session: Session, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image is missing"):
-        answer_question(session, "what is it ?", tmp_path / "none.png", None)
+        Dialogue(session, tmp_path / "none.png", None).ask("what is it ?")

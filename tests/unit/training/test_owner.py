@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from qmixlora.files import replacing
 from qmixlora.recipe import Recipe
 from qmixlora.training import train
 from qmixlora.training.owner import LOCK, is_empty, owned
+from tests.disks import mounted
 
 from .helpers import QUIET
 
@@ -93,13 +95,8 @@ def test_a_file_in_the_folders_place_is_one_message(make_recipe: Callable[..., R
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
     """A file system that cannot be written, with an empty folder."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted(tmp_path / "disk", "ro") as disk:
+        yield disk
 
 
 def test_a_read_only_folder_is_one_message(make_recipe: Callable[..., Recipe], read_only: Path) -> None:
@@ -111,20 +108,8 @@ def test_a_read_only_folder_is_one_message(make_recipe: Callable[..., Recipe], r
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """File systems of so many KiB."""
-    made: list[Path] = []
-
-    def of_size(kib: int) -> Path:
-        disk = tmp_path / f"disk-{kib}"
-        disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(disk)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("needs the right to mount a file system")
-        made.append(disk)
-        return disk
-
-    yield of_size
-    for disk in made:
-        subprocess.run(["umount", "--lazy", disk], check=True)
+    with ExitStack() as disks:
+        yield lambda kib: disks.enter_context(mounted(tmp_path / f"disk-{kib}", f"size={kib}k"))
 
 
 SIZES = [4, 64, 300, pytest.param(0, marks=pytest.mark.long)]  # KiB; 0: many
