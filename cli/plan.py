@@ -45,7 +45,7 @@ def plan(
     from .quiet import quiet
 
     quiet()
-    with _no_search_for_garbage():
+    with _no_search_for_garbage(), _nothing_compiled():
         from qmixlora.demo import resolve
         from qmixlora.device import GIB
         from qmixlora.memory import card_at_hand, card_bytes, card_of
@@ -105,6 +105,21 @@ def _no_search_for_garbage() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """bitsandbytes has four of its functions compiled when it is imported, for which torch imports its compiler: a
+    second or more, for functions that compute the same without.
+    """
+    import torch
+
+    compile = torch.compile
+    torch.compile = lambda function=None, **options: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile
 
 
 def _show(plan: dict[str, Any], console: Console) -> None:

@@ -22,7 +22,7 @@ def side_by_side(
     """The results of some functions, in their order, from forked processes (as torch's data loader forks its own).
 
     One after another where there is one core or no fork, or where a library refuses to work in a forked process:
-    autograd has a thread for every device beside the CPU, so that it does once it has run in this one (see `apart`),
+    autograd has a thread for every device beside the CPU, so that it does once it has run in this one,
     and CUDA does not work in one. `on_progress` is told how many are done, and of how many.
 
     Exceptions are raised here.
@@ -32,16 +32,6 @@ def side_by_side(
         with contextlib.suppress(ForkRefusedError):
             return _forked(work, processes, on_progress)
     return list(_counted((function() for function in work), len(work), on_progress))
-
-
-def apart(function: Callable[[], T]) -> T:
-    """The result of a function that may run autograd; from a forked process where there is a device beside the CPU, so
-    that others can be forked later.
-    """
-    if torch.accelerator.is_available() and can_fork():
-        with contextlib.suppress(ForkRefusedError):
-            return _forked([function], 1, lambda done, of: None)[0]
-    return function()
 
 
 def in_chunks(

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from qmixlora.backbone.levers.table import Facts, Lever, lever_edits, to_the_end
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
-from qmixlora.parallel import apart, side_by_side
+from qmixlora.parallel import side_by_side
 from qmixlora.recipe import Edit, Recipe, edited
 
 from .architectures import config_of
@@ -91,6 +91,13 @@ class _Setting:
         plans = (plan(self.recipe, card=self.card, batch=batch, residual=self.residual) for batch in self.batches)
         return max(plans, key=lambda one: one.peak)
 
+    def worst_and_largest(self) -> tuple[Plan, Largest | None]:
+        """The worst plan; with a card, how far it goes, for which that plan is a beginning."""
+        worst = self.worst()
+        if self.card is None:
+            return worst, None
+        return worst, _largest(self.recipe, self.config, worst, self.card, self.residual)
+
     def planned(self, edit: Edit) -> Plan | None:
         """The plan with an edit; None where it is not for this model (such as an lm_head that is tied)."""
         try:
@@ -133,16 +140,15 @@ def plan_with_advice(
     config = config_of(recipe.model)
     residual = residual_of(recipe.model.id)  # asked for here: forked processes must not ask CUDA for anything
     setting = _Setting(recipe, config, batches_of(recipe, config, tokens), tokens, card, residual)
-    worst = apart(setting.worst)
-    facts = Facts(int(config.get_text_config().num_hidden_layers), worst.batch.image_tokens)
+    images = max(batch.image_tokens for batch in setting.batches)
+    facts = Facts(int(config.get_text_config().num_hidden_layers), images)
     edits = [partial(setting.option, lever, edit) for lever, edit in lever_edits(recipe, facts)]
-    searches = () if card is None else _searches(recipe, config, worst, card, residual)
     # what takes longest comes first, so that nothing is waited for at the end
-    *found, evaluation = side_by_side([*searches, *edits, setting.evaluation], on_progress)
-    options = [option for option in found[len(searches) :] if option is not None]
+    work: list[Callable[[], Any]] = [setting.worst_and_largest, setting.evaluation, *edits]
+    (worst, largest), evaluation, *found = side_by_side(work, on_progress)
+    options = [option for option in found if option is not None]
     savings = [Saving(o.lever, o.edit, worst.peak - o.plan.peak, o.plan.fits) for o in options]
     worthy = sorted((s for s in savings if s.saves >= WORTH), key=lambda s: -s.saves)
-    largest = Largest(*found[:2]) if searches else None
     if worst.fits in (None, True):
         return Advice(worst, tuple(worthy), largest, evaluation)
     if not any(option.plan.fits for option in options):
@@ -160,10 +166,8 @@ def _last_steps(setting: _Setting, options: Sequence[Option], facts: Facts) -> l
     return [option for option in side_by_side(further) if option is not None]
 
 
-def _searches(
-    recipe: Recipe, config: PretrainedConfig, worst: Plan, card: int, residual: int
-) -> tuple[Callable[[], int], Callable[[], int]]:
-    """What finds the most samples, and the longest, that a card holds."""
+def _largest(recipe: Recipe, config: PretrainedConfig, worst: Plan, card: int, residual: int) -> Largest:
+    """The most samples, and the longest, that a card holds."""
     samples, tokens = recipe.train.micro_batch_size, worst.batch.tokens
     planned = worst.peak - residual if worst.batch.source == MADE_UP else None
 
@@ -175,9 +179,9 @@ def _searches(
         return plan(recipe, batch=synthetic_batch(config, recipe, count)).peak
 
     room = room_on(card) - residual
-    return (
-        partial(_most, peak_of_samples, samples, planned, room, MOST_SAMPLES, 1),
-        partial(_most, peak_of_tokens, tokens, planned, room, MOST_TOKENS, 64),
+    return Largest(
+        _most(peak_of_samples, samples, planned, room, MOST_SAMPLES, 1),
+        _most(peak_of_tokens, tokens, planned, room, MOST_TOKENS, 64),
     )
 
 

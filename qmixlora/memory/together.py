@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import partial, reduce
+from itertools import combinations, islice
+from operator import or_
 from typing import Any
 
 from qmixlora.backbone.levers.table import Lever
+from qmixlora.parallel import side_by_side, usable_cores
 from qmixlora.recipe import Edit
 
 from .planner import Plan, room_on
@@ -48,14 +51,21 @@ def smallest_set(base: Plan, options: Sequence[Option], planned: Callable[[Edit]
     is learned, then those that come first. None where no set was found. `planned` is told an edit of the recipe, and
     returns None where its values do not go together.
     """
-    for _, chosen in zip(range(TRIES), _promising(base, options), strict=False):
-        together = Edit({})
-        for option in chosen:
-            together |= option.edit
-        plan = chosen[0].plan if len(chosen) == 1 else planned(together)
-        if plan is not None and plan.fits:
-            return Together(together, plan, all(option.lever.learns_the_same for option in chosen))
+    sets = islice(_promising(base, options), TRIES)
+    while tried := list(islice(sets, usable_cores())):  # side by side: the second costs no time where the first fits
+        plans = side_by_side([partial(_plan_of, chosen, planned) for chosen in tried])
+        for chosen, plan in zip(tried, plans, strict=True):
+            if plan is not None and plan.fits:
+                return Together(_edit_of(chosen), plan, all(option.lever.learns_the_same for option in chosen))
     return None
+
+
+def _edit_of(chosen: Sequence[Option]) -> Edit:
+    return reduce(or_, (option.edit for option in chosen))
+
+
+def _plan_of(chosen: Sequence[Option], planned: Callable[[Edit], Plan | None]) -> Plan | None:
+    return chosen[0].plan if len(chosen) == 1 else planned(_edit_of(chosen))
 
 
 def _promising(base: Plan, options: Sequence[Option]) -> Iterator[tuple[Option, ...]]:

@@ -7,6 +7,7 @@ their values on the side, so that what depends on them is what it will be.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -116,6 +117,8 @@ class LiveStorages(TorchDispatchMode):
 
     def _compute(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The operation on values, where all its inputs have some and are small; else None."""
+        if func is aten.zeros.default and math.prod(args[0]) > VALUED_FLOATS:
+            return None  # a gradient's beginning: it would be filled, and not kept
         leaves = tree_leaves((args, dict(kwargs)))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if func.namespace != "aten" or not all(_has_value(tensor) and _keeps(tensor) for tensor in inputs):
