@@ -20,6 +20,7 @@ from qmixlora.data.images.keys import image_key
 from qmixlora.data.images.opening import check_body
 from qmixlora.data.images.shapes import shape_problem
 from qmixlora.data.progress import progress
+from qmixlora.data.reading.store import records
 from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.collate import Collator, check_length
 from qmixlora.data.rendering.lengths import Lengths, by_path
@@ -89,7 +90,7 @@ def look_at(rows: Dataset, collator: Collator, data: Data, source: str) -> Look:
 def _seen(judge: _Judge, rows: Dataset, source: str, chunk: range) -> list[_Seen]:
     return [
         judge.seen(row, f"{source}, sample {index} (task {row['task']}: {_asked(row)!r})")
-        for index, row in zip(chunk, rows.select(chunk), strict=True)
+        for index, row in zip(chunk, records(rows.select(chunk)), strict=True)
     ]
 
 

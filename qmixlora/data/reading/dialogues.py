@@ -19,6 +19,7 @@ TOOLS = {"tool", "function", "function_call", "tool_call", "tool_calls", "observ
 KEYS = ("from", "value"), ("role", "content")
 SOURCES = ("image", "path", "url", "image_url")
 MEDIA = ("video", "audio")
+MEDIUM_OF = {key: medium for medium in MEDIA for key in (medium, f"{medium}s")}
 
 
 def spoken_in(dialogue: Any, name: str) -> list[Spoken]:
@@ -36,10 +37,9 @@ def spoken_in(dialogue: Any, name: str) -> list[Spoken]:
 
 def refuse_other_media(holder: Mapping[str, Any]) -> None:
     """Refuse (FormatError) a row or a turn that holds video or audio, whatever its key says of their number."""
-    for medium in MEDIA:
-        for key in (medium, f"{medium}s"):
-            if holder.get(key):
-                raise FormatError(f"has {key!r}; {medium} is not read")
+    for key, medium in MEDIUM_OF.items():
+        if holder.get(key):
+            raise FormatError(f"has {key!r}; {medium} is not read")
 
 
 def _spoken(turn: Any, name: str) -> Spoken:

@@ -87,6 +87,14 @@ def in_memory(conversations: Iterable[Conversation]) -> datasets.Dataset:
     return datasets.Dataset.from_buffer(sink.getvalue())
 
 
+def records(rows: datasets.Dataset) -> Iterator[Any]:
+    """The rows as they are stored (of images path and bytes), each a dictionary of its columns; a batch is taken out of
+    the table at a time, since row by row takes `datasets` five times as long.
+    """
+    for table in rows.with_format("arrow").iter(ROWS):
+        yield from table.to_pylist()
+
+
 def _write(sink: Any, conversations: Iterable[Conversation]) -> None:
     with pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
         for batch in _batches(conversations):

@@ -6,19 +6,20 @@ from collections.abc import Iterable
 
 from datasets import Dataset
 
+from qmixlora.data.reading.store import records
 from qmixlora.errors import UserError
 
 
 def indices_by_task(rows: Dataset) -> dict[str, list[int]]:
     """The positions of every task's samples (of several answers, the last one's task counts), sorted by its name."""
-    return _inverted([[task] for task in rows["task"]])
+    return _inverted([row["task"]] for row in records(rows.select_columns(["task"])))
 
 
 def indices_by_answer(rows: Dataset) -> dict[str, list[int]]:
     """The positions of the samples that have an answer of a task, of every task, sorted by its name."""
     if "tasks" not in rows.column_names:
         return indices_by_task(rows)
-    return _inverted([own or [task] for own, task in zip(rows["tasks"], rows["task"], strict=True)])
+    return _inverted(row["tasks"] or [row["task"]] for row in records(rows.select_columns(["task", "tasks"])))
 
 
 def _inverted(tasks: Iterable[Iterable[str]]) -> dict[str, list[int]]:
