@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -134,21 +134,28 @@ def training_rows(recipe: Recipe) -> list[dict[str, Any]]:
     return prepared(recipe.model.id, Path(recipe.data.sources[0]), recipe.data.max_length)
 
 
-def trained(comparison: Comparison, run: Run) -> tuple[TunedSession, float]:
-    """The session of a run after its training, and the mean training loss."""
+def fresh_trainer(comparison: Comparison, run: Run, folder: Path) -> tuple[TunedSession, list[dict[str, Any]], Any]:
+    """The session of a run, its rows, and the trainer of both, as the method wants it."""
     recipe = comparison.recipe_of(run)
     rows = training_rows(recipe)
-    names = {task for row in rows for task in ([row["task"]] if isinstance(row["task"], str) else row["task"])}
-    session = open_session(recipe, sorted(names))
+    session = open_session(recipe, tasks_of(rows))
     collator = PreparedCollator(session.collator.processor, recipe.data.max_length)
     session = dataclasses.replace(session, collator=collator)
+    trainer = make_trainer(session, rows, None, folder, ProgressDisplay(Console(quiet=True)))
+    if run.method.prepare is not None:
+        run.method.prepare(trainer)
+    return session, rows, trainer
+
+
+def tasks_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({task for row in rows for task in ([row["task"]] if isinstance(row["task"], str) else row["task"])})
+
+
+def trained(comparison: Comparison, run: Run) -> tuple[TunedSession, float]:
+    """The session of a run after its training, and the mean training loss."""
     with tempfile.TemporaryDirectory() as folder:
-        display = ProgressDisplay(Console(quiet=True))
-        trainer = make_trainer(session, rows, None, Path(folder), display)
-        if run.method.prepare is not None:
-            run.method.prepare(trainer)
-        loss = trainer.train().training_loss
-    return session, loss
+        session, _, trainer = fresh_trainer(comparison, run, Path(folder))
+        return session, trainer.train().training_loss
 
 
 @experiments.undone()

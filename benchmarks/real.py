@@ -26,6 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "real"
 REAL_METHODS = {
     **{f"lora-r{r}": lora(r) for r in (4, 16, 64)},
     **{name: METHODS[name] for name in ("mixlora", "paper", "frozen-routers", "random-routing")},
+    **{name: METHODS[name] for name in ("word-dropout", "condition-dropout-0.2", "condition-noise-0.5")},
 }
 LEARNING_RATES = {  # tried on seed 0
     "lora-r4": (1e-3, 2e-3),
