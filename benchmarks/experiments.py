@@ -58,7 +58,8 @@ def random_routing(trainer: Any) -> None:
 
     def noise(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
         seeds = [zlib.crc32(str(ids_S.tolist()).encode()) for ids_S in instructions(routing, inputs["input_ids"])]
-        return torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        drawn = [torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(drawn).to(inputs["input_ids"].device)
 
     _replace_condition(trainer, lambda original: noise)
 
@@ -80,7 +81,7 @@ def word_dropout(trainer: Any) -> None:
     def changed(original: Condition) -> Condition:
         def condition(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
             assert routing.instruction_BS is not None, "the collator tells the prompt"
-            kept_BS = routing.instruction_BS & (torch.rand(routing.instruction_BS.shape) > 0.2)
+            kept_BS = routing.instruction_BS & (torch.rand_like(routing.instruction_BS, dtype=torch.float32) > 0.2)
             return original(replace(routing, instruction_BS=kept_BS), inputs)
 
         return condition
@@ -96,7 +97,7 @@ def condition_dropout(probability: float) -> Any:
     def changed(original: Condition) -> Condition:
         def condition(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
             condition_ND = original(routing, inputs)
-            return condition_ND * (torch.rand(len(condition_ND), 1) >= probability)
+            return condition_ND * (torch.rand_like(condition_ND[:, :1]) >= probability)
 
         return condition
 
@@ -182,23 +183,6 @@ def sigmoid_scores(trainer: Any, temperature: float = 1.0) -> None:
     """Factors scored each for itself; a chosen one weighs twice its score, so that all weigh 1 at first."""
     selection.independent_scores = lambda logits_BE: (logits_BE / temperature).sigmoid()
     selection._weights = lambda score_BR, config: 2 * score_BR
-
-
-def one_router_per_block(trainer: Any) -> None:
-    """All layers of a decoder block share one router, and so one selection."""
-    _share_routers(trainer, lambda name: name.split(".layers.")[1].split(".")[0])
-
-
-def one_router(trainer: Any) -> None:
-    """One router, and so one selection, for the whole model."""
-    _share_routers(trainer, lambda name: "all")
-
-
-def _share_routers(trainer: Any, group: Any) -> None:
-    firsts: dict[str, Any] = {}
-    for name, module in trainer.model.named_modules():
-        if isinstance(module, layer_module.MixLoraLayer):
-            module.mixlora_route_A[ADAPTER] = firsts.setdefault(group(name), module.mixlora_route_A[ADAPTER])
 
 
 class _WithBalance(torch.autograd.Function):
