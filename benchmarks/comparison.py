@@ -28,7 +28,7 @@ import experiments
 import rivals
 import tables
 import torch
-from methods import LEARNING_RATE, Method
+from methods import Method
 from prepared import PreparedCollator, Row, tasks_of, training_rows
 from progress import OutOfTimeError, Phase, Steps
 from rich.console import Console
@@ -58,6 +58,7 @@ class Comparison:
     reported: tuple[str, ...]
     steps: int
     batch: int
+    learning_rate: float  # of methods for which none was tried
     overrides: tuple[str, ...] = ()
     runs: Path = Path(tempfile.gettempdir()) / "qmixlora-benchmark-runs"  # folders of those that were trained
 
@@ -203,6 +204,13 @@ def score(
     return {"mean": round(statistics.fmean(tasks.values()), 5), **rounded}
 
 
+def best_run(comparison: Comparison, name: str, seed: int = 0) -> Run:
+    """A run of a method at the best of the learning rates that were tried."""
+    kept = tables.read(comparison.results)
+    rate = tables.chosen(kept[name])[0]["learning_rate"] if name in kept else comparison.learning_rate
+    return Run(name, comparison.methods[name], rate, seed)
+
+
 def run_all(comparison: Comparison, runs: Sequence[Run], deadline: float = float("inf")) -> None:
     """Execute the runs that there is no file of, and that can end before the deadline by what such runs have taken."""
     for run in runs:
@@ -245,7 +253,6 @@ class Plan:
     learning_rates: Mapping[str, tuple[float, ...]]
     finalists: tuple[str, ...]
     seeds: tuple[int, ...]
-    learning_rate: float = LEARNING_RATE  # of methods without any of their own
 
 
 def main(description: str | None, comparison: Comparison, plan: Plan, write_tables: Callable[[], None]) -> None:
@@ -254,7 +261,7 @@ def main(description: str | None, comparison: Comparison, plan: Plan, write_tabl
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("names", nargs="*", help=", ".join(methods))
-    parser.add_argument("--learning-rate", type=float, nargs="+", default=[plan.learning_rate])
+    parser.add_argument("--learning-rate", type=float, nargs="+", default=[comparison.learning_rate])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--worker", default="0/1", help="this process takes every n-th run: k/n")
     parser.add_argument("--budget", type=float, default=float("inf"), help="minutes: begin no run that takes longer")
@@ -273,8 +280,9 @@ def main(description: str | None, comparison: Comparison, plan: Plan, write_tabl
         )
         return
     rates = plan.learning_rates
-    first = [Run(name, methods[name], rate, 0) for name in methods for rate in rates.get(name, (plan.learning_rate,))]
+    first = [
+        Run(name, methods[name], rate, 0) for name in methods for rate in rates.get(name, (comparison.learning_rate,))
+    ]
     run_all(comparison, first[worker::workers], deadline)
-    best = {name: tables.chosen(own)[0]["learning_rate"] for name, own in tables.read(comparison.results).items()}
-    more = [Run(n, methods[n], best[n], seed) for seed in plan.seeds[1:] for n in plan.finalists if n in best]
+    more = [best_run(comparison, name, seed) for seed in plan.seeds[1:] for name in plan.finalists]
     run_all(comparison, more[worker::workers], deadline)
