@@ -137,19 +137,23 @@ def trained(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
         return Trained(open_tuned_run(folder), **json.loads(facts.read_text(encoding="utf-8")))
     start, method = time.monotonic(), run.method
     session, rows = fresh_session(comparison, run)
-    trainable = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
     tasks, phase = tasks_of(rows), Phase("training, step", comparison.steps, deadline)
     with tempfile.TemporaryDirectory() as scratch:
         if method.by_task:
-            loss, trainable = rivals.train_by_task(session, rows, Path(scratch), phase), trainable * len(tasks)
-            if method.join is not None:
-                method.join(session, tasks)
+            loss = rivals.train_by_task(session, rows, Path(scratch), phase)
         else:
             callbacks: list[TrainerCallback] = [Steps(phase)]
             if method.is_plain and session.recipe.adapter.method == "mixlora":
                 callbacks.append(RoutingLog(session.model, tasks, Path(scratch)))
             loss = fresh_trainer(session, rows, method, Path(scratch), callbacks).train().training_loss
-        own = {"trainable_parameters": trainable, "train_loss": loss, "train_seconds": time.monotonic() - start}
+        trainable = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
+        own = {
+            "trainable_parameters": trainable * (len(tasks) if method.by_task else 1),
+            "train_loss": loss,
+            "train_seconds": time.monotonic() - start,
+        }
+        if method.join is not None:
+            method.join(session, tasks)
         if method.is_plain:
             with replacing(folder) as temporary:
                 session.model.save_pretrained(str(temporary / "adapter"))

@@ -68,6 +68,9 @@ PAIRS = [
 SIZES = [("8", "2"), ("32", "4"), ("16", "8")]
 PLAIN = ("condition_norm=none", "gate=hard", "route_on=all", "pairing=conditional")  # the paper's equations
 
+# one projector for all; the outputs of every LoRA exist at once
+ARROW = ("adapter.train_projector=false", "train.eval_batch_size=16")
+
 METHODS = {
     **{f"lora-r{r}": lora(r) for r in (4, 16, 22)},  # R, E, and as many trainable parameters as the mixture
     "mixlora": mixture(),
@@ -102,7 +105,7 @@ METHODS = {
         for below in ("embedding", "uniform")
     },
     "lora-per-task": replace(lora(16), by_task=True),
-    "arrow": Method((*lora(16).overrides, "adapter.train_projector=false"), by_task=True, join=rivals.arrow),
+    "arrow": Method((*lora(16).overrides, *ARROW), by_task=True, join=rivals.arrow),
 }
 
 CONTROLS = (  # run with five seeds at the best of their learning rates

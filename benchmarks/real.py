@@ -58,6 +58,7 @@ ON_SMOLLM2 = Comparison(
     steps=400,
     batch=16,
     learning_rate=1e-3,
+    overrides=("train.eval_batch_size=64",),  # a step of decoding takes 0.26 s for 32 samples and 0.46 for 96
 )
 
 

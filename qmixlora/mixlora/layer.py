@@ -41,6 +41,7 @@ class MixLoraLayer(BaseTunerLayer):
     training: bool
     mixlora_A: nn.ParameterDict
     mixlora_B: nn.ParameterDict
+    mixlora_route_A: nn.ParameterDict
     adapter_layer_names = ("mixlora_A", "mixlora_B", *ROUTERS)
     other_param_names = (
         "mixlora_task_mean",

@@ -12,11 +12,21 @@ import pytest
 
 from tests.e2e.conftest import RealStandIn
 
+from .conftest import Fresh
+
 SPLITS = ("validation", "test", "paraphrased", "held_out", "conversations")
 
 
-@pytest.mark.parametrize("name", ["mixlora", "lora-r64", "random-routing"])
-def test_a_run_leaves_its_scores_and_is_not_run_again(comparison: Any, name: str) -> None:
+FACTORS = 14 * (16 + 16) * 64  # numbers in the pools of 14 layers, 64 wide
+ADAPTERS = {
+    "mixlora": FACTORS + 14 * 16 * 64,
+    "random-routing": FACTORS,
+    "pairing=shared_a": 14 * (4 + 16 + 4) * 64,  # A of rank 4, four experts and a score for each
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_run_leaves_its_scores_and_is_not_run_again(comparison: Any, fresh: Fresh, name: str) -> None:
     import tables
     from comparison import Run, run_all
 
@@ -25,6 +35,9 @@ def test_a_run_leaves_its_scores_and_is_not_run_again(comparison: Any, name: str
     file = comparison.file_of(run)
     result = json.loads(file.read_text(encoding="utf-8"))
     assert all(0 <= result[split]["mean"] <= 1 for split in SPLITS) and len(result["test"]) == 16
+    parameters = fresh("mixlora")[0].model.named_parameters()
+    projector = sum(p.numel() for parameter, p in parameters if "modules_to_save" in parameter)
+    assert result["trainable_parameters"] == ADAPTERS[name] + projector
     written = file.stat().st_mtime_ns
     run_all(comparison, [run])
     assert file.stat().st_mtime_ns == written

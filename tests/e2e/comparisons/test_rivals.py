@@ -143,10 +143,11 @@ def test_loras_of_tasks_answer_their_own_and_none_that_is_new(few_tasks: Any) ->
 
 
 def test_arrow_sends_tokens_to_the_loras_that_answer_most_to_them(few_tasks: Any) -> None:
-    from comparison import Run, trained
+    from comparison import Run, score, trained
     from peft.tuners.lora.bnb import Linear4bit
 
-    session = trained(few_tasks, Run("arrow", few_tasks.methods["arrow"], 1e-3, 0)).session
+    run = Run("arrow", few_tasks.methods["arrow"], 1e-3, 0)
+    session = trained(few_tasks, run).session
     torch.manual_seed(0)
     for name, parameter in session.model.named_parameters():
         if ".lora_" in name:  # whose largest singular value stands apart
@@ -166,3 +167,5 @@ def test_arrow_sends_tokens_to_the_loras_that_answer_most_to_them(few_tasks: Any
     each_BSTO = torch.stack([2 * x_BSI @ a.T @ b.T for a, b in pairs], dim=2)
     expected = layer.base_layer(x_BSI) + (gate_BST[..., None] * each_BSTO).sum(dim=2)
     torch.testing.assert_close(layer(x_BSI), expected, atol=1e-4, rtol=1e-3)
+    answered = score(few_tasks, run, session, "held_out", float("inf"))
+    assert answered is not None and len(answered) == 7  # tasks that no LoRA was trained for, and their mean
