@@ -10,75 +10,41 @@ import argparse
 import dataclasses
 import importlib.metadata
 import itertools
+import json
 import os
+import shutil
+import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import experiments
+import rivals
 import tables
 import torch
-from methods import LEARNING_RATE, Method
+from methods import Method
+from prepared import PreparedCollator, Row, tasks_of, training_rows
+from progress import OutOfTimeError, Phase, Steps
 from rich.console import Console
-from torch.nn.utils.rnn import pad_sequence
+from transformers import TrainerCallback
 
 from qmixlora import evaluation
-from qmixlora.data import IGNORED, Collator, load_conversations
+from qmixlora.data import indices_by_task, load_conversations, only_tasks
 from qmixlora.demo import resolve
-from qmixlora.files import write_json
+from qmixlora.files import replacing, write_json
+from qmixlora.mixlora.routing_record import FILE as ROUTING
 from qmixlora.recipe import Recipe, load_recipe
-from qmixlora.session import TunedSession, open_session
+from qmixlora.session import TunedSession, open_session, open_tuned_run
 from qmixlora.training import make_trainer
-from qmixlora.training.callbacks import ProgressDisplay
+from qmixlora.training.callbacks import ProgressDisplay, RoutingLog
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-FILL = {"labels": IGNORED, "routing_mask": False, "segments": -1}  # of padding; the tokenizer's own for tokens
-
-
-@dataclass
-class PreparedCollator(Collator):
-    """The collator, with every training row made once: tokens and pixels do not change from run to run."""
-
-    def prepare(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        made: dict[int, dict[str, Any]] = {}
-        for has_images in (True, False):
-            own = [index for index in range(len(rows)) if bool(rows[index]["images"]) == has_images]
-            for start in range(0, len(own), 256):
-                chunk = own[start : start + 256]
-                batch = super().__call__([rows[index] for index in chunk])
-                named = ({name: rows[index][name] for name in ("turns", "images")} for index in chunk)  # for messages
-                made |= {i: {**n, **own} for i, n, own in zip(chunk, named, self._parted(batch), strict=True)}
-        return [made[index] for index in range(len(rows))]
-
-    def _parted(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a batch without their padding."""
-        names = [name for name in ("input_ids", *FILL) if name in batch]
-        parted = []
-        for index, length in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
-            row = {name: batch[name][index, :length].clone() for name in names}
-            pixels = {"pixels": batch["pixel_values"][index].clone()} if "pixel_values" in batch else {}
-            parted.append({**row, **pixels, "task": batch["tasks"][index]})
-        return parted
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        fill = {"input_ids": self.processor.tokenizer.pad_token_id, **FILL}
-        batch: dict[str, Any] = {
-            name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
-            for name, value in fill.items()
-            if name in rows[0]
-        }
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-        if pixels := [row["pixels"] for row in rows if "pixels" in row]:
-            batch["pixel_values"] = torch.stack(pixels)
-        return {**batch, "tasks": [row["task"] for row in rows]}
 
 
 @dataclass(frozen=True)
@@ -92,7 +58,9 @@ class Comparison:
     reported: tuple[str, ...]
     steps: int
     batch: int
+    learning_rate: float  # of methods for which none was tried
     overrides: tuple[str, ...] = ()
+    runs: Path = Path(tempfile.gettempdir()) / "qmixlora-benchmark-runs"  # folders of those that were trained
 
     def recipe_of(self, run: Run) -> Recipe:
         overrides = [
@@ -110,7 +78,10 @@ class Comparison:
         return resolve(load_recipe(self.recipe, overrides), self.make_data(), Console(stderr=True))
 
     def file_of(self, run: Run) -> Path:
-        return self.results / f"{run.name}--lr{run.learning_rate:g}--seed{run.seed}.json"
+        return self.results / f"{run.stem}.json"
+
+    def folder_of(self, run: Run) -> Path:
+        return self.runs / self.results.name / run.stem
 
 
 @dataclass(frozen=True)
@@ -120,44 +91,85 @@ class Run:
     learning_rate: float
     seed: int
 
-
-@cache
-def prepared(model_id: str, file: Path, max_length: int) -> list[dict[str, Any]]:
-    """The training rows, ready to be batched."""
-    from transformers import AutoProcessor
-
-    collator = PreparedCollator(AutoProcessor.from_pretrained(model_id), max_length)
-    return collator.prepare(load_conversations(str(file)))
+    @property
+    def stem(self) -> str:
+        return f"{self.name}--lr{self.learning_rate:g}--seed{self.seed}"
 
 
-def training_rows(recipe: Recipe) -> list[dict[str, Any]]:
-    return prepared(recipe.model.id, Path(recipe.data.sources[0]), recipe.data.max_length)
+def fresh_trainer(
+    session: TunedSession, rows: Sequence[Row], method: Method, folder: Path, callbacks: Sequence[TrainerCallback] = ()
+) -> Any:
+    """A trainer of some rows, as the method wants it."""
+    trainer = make_trainer(session, rows, None, folder, ProgressDisplay(Console(quiet=True)))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    if method.prepare is not None:
+        method.prepare(trainer)
+    return trainer
 
 
-def trained(comparison: Comparison, run: Run) -> tuple[TunedSession, float]:
-    """The session of a run after its training, and the mean training loss."""
+def fresh_session(comparison: Comparison, run: Run) -> tuple[TunedSession, list[Row]]:
+    """The session of a run and its rows, ready to be batched."""
     recipe = comparison.recipe_of(run)
     rows = training_rows(recipe)
-    names = {task for row in rows for task in ([row["task"]] if isinstance(row["task"], str) else row["task"])}
-    session = open_session(recipe, sorted(names))
+    session = open_session(recipe, tasks_of(rows))
     collator = PreparedCollator(session.collator.processor, recipe.data.max_length)
-    session = dataclasses.replace(session, collator=collator)
-    with tempfile.TemporaryDirectory() as folder:
-        display = ProgressDisplay(Console(quiet=True))
-        trainer = make_trainer(session, rows, None, Path(folder), display)
-        if run.method.prepare is not None:
-            run.method.prepare(trainer)
-        loss = trainer.train().training_loss
-    return session, loss
+    return dataclasses.replace(session, collator=collator), rows
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A session after its training, with what training was."""
+
+    session: TunedSession
+    trainable_parameters: int
+    train_loss: float
+    train_seconds: float
+
+
+def trained(comparison: Comparison, run: Run, deadline: float = float("inf")) -> Trained:
+    """Train a run. One that the package can open again is kept as a run folder, and not trained again.
+
+    Raises OutOfTimeError where it would not end before the deadline.
+    """
+    folder, facts = comparison.folder_of(run), comparison.folder_of(run) / "trained.json"
+    if facts.is_file() and (folder / "recipe.yaml").read_text(encoding="utf-8") == comparison.recipe_of(run).to_yaml():
+        return Trained(open_tuned_run(folder), **json.loads(facts.read_text(encoding="utf-8")))
+    start, method = time.monotonic(), run.method
+    session, rows = fresh_session(comparison, run)
+    tasks, phase = tasks_of(rows), Phase("training, step", comparison.steps, deadline)
+    with tempfile.TemporaryDirectory() as scratch:
+        if method.by_task:
+            loss = rivals.train_by_task(session, rows, Path(scratch), phase)
+        else:
+            callbacks: list[TrainerCallback] = [Steps(phase)]
+            if method.is_plain and session.recipe.adapter.method == "mixlora":
+                callbacks.append(RoutingLog(session.model, tasks, Path(scratch)))
+            loss = fresh_trainer(session, rows, method, Path(scratch), callbacks).train().training_loss
+        trainable = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
+        own = {
+            "trainable_parameters": trainable * (len(tasks) if method.by_task else 1),
+            "train_loss": loss,
+            "train_seconds": time.monotonic() - start,
+        }
+        if method.join is not None:
+            method.join(session, tasks)
+        if method.is_plain:
+            with replacing(folder) as temporary:
+                session.model.save_pretrained(str(temporary / "adapter"))
+                (temporary / "recipe.yaml").write_text(session.recipe.to_yaml(), encoding="utf-8")
+                if (record := Path(scratch) / ROUTING).is_file():
+                    shutil.copy(record, temporary)
+                write_json(temporary / facts.name, own)
+    return Trained(session, **own)
 
 
 @experiments.undone()
-def execute(comparison: Comparison, run: Run) -> dict[str, Any]:
-    """Train and evaluate one run; what is kept of it."""
-    start = time.monotonic()
-    session, loss = trained(comparison, run)
-    trainable = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
-    seconds = time.monotonic() - start
+def execute(comparison: Comparison, run: Run, deadline: float = float("inf")) -> dict[str, Any]:
+    """Train and evaluate one run; what is kept of it. Raises OutOfTimeError as `trained`."""
+    learned, start = trained(comparison, run, deadline), time.monotonic()
+    splits = ("validation", *comparison.reported)
+    scores = {split: score(comparison, run, learned.session, split, deadline) for split in splits}
     return {
         "name": run.name,
         "overrides": list(run.method.overrides),
@@ -165,32 +177,75 @@ def execute(comparison: Comparison, run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "steps": comparison.steps,
         "batch": comparison.batch,
-        "trainable_parameters": trainable,
-        "train_loss": loss,
-        **{split: score(comparison, session, split) for split in ("validation", *comparison.reported)},
-        "train_seconds": seconds,
+        "trainable_parameters": learned.trainable_parameters,
+        "train_loss": learned.train_loss,
+        **{split: own for split, own in scores.items() if own is not None},
+        "train_seconds": learned.train_seconds,
+        "evaluation_seconds": time.monotonic() - start,
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
 
-def score(comparison: Comparison, session: TunedSession, split: str) -> dict[str, float]:
+def score(
+    comparison: Comparison, run: Run, session: TunedSession, split: str, deadline: float
+) -> dict[str, float] | None:
+    """The mean score of every task, and of all; None where nobody answers a task."""
     rows = load_conversations(str(comparison.make_data() / f"{split}.json"))
-    scores = evaluation.evaluate(session, rows, split)
-    tasks = {task: round(own.score, 4) for task, own in scores.tasks.items()}
-    return {"mean": round(scores.mean, 5), **tasks}
+    phase = Phase(f"{split}, sample", len(rows), deadline)
+    if run.method.by_task and run.method.join is None:
+        tasks: dict[str, float] = {}
+        for task in indices_by_task(rows):
+            if task not in session.model.peft_config:
+                return None
+            session.model.set_adapter(task)
+            tasks[task] = evaluation.evaluate(session, only_tasks(rows, [task], split), split).mean
+            phase(len(tasks) * len(rows) // len(indices_by_task(rows)))
+    else:
+        scores = evaluation.evaluate(session, rows, split, phase)
+        tasks = {task: own.score for task, own in scores.tasks.items()}
+    rounded = {task: round(own, 4) for task, own in tasks.items()}
+    return {"mean": round(statistics.fmean(tasks.values()), 5), **rounded}
 
 
-def run_all(comparison: Comparison, runs: Sequence[Run]) -> None:
+def best_run(comparison: Comparison, name: str, seed: int = 0) -> Run:
+    """A run of a method at the best of the learning rates that were tried."""
+    kept = tables.read(comparison.results)
+    rate = tables.chosen(kept[name])[0]["learning_rate"] if name in kept else comparison.learning_rate
+    return Run(name, comparison.methods[name], rate, seed)
+
+
+def run_all(comparison: Comparison, runs: Sequence[Run], deadline: float = float("inf")) -> None:
+    """Execute the runs that there is no file of, and that can end before the deadline by what such runs have taken."""
     for run in runs:
         file = comparison.file_of(run)
         if file.exists():
             continue
-        result = execute(comparison, run)
+        left, needed = deadline - time.monotonic(), expected_seconds(comparison, run)
+        if needed > left:
+            print(f"{file.stem}: not begun, it takes {needed / 60:.0f} min and {left / 60:.0f} are left", flush=True)
+            continue
+        print(f"{file.stem}: begun {time.strftime('%H:%M')}", flush=True)
+        try:
+            result = execute(comparison, run, deadline)
+        except OutOfTimeError as error:
+            print(f"{file.stem}: given up, {error}", flush=True)
+            continue
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, result)
-        means = "  ".join(f"{split} {result[split]['mean']:.3f}" for split in ("validation", *comparison.reported))
+        splits = (split for split in ("validation", *comparison.reported) if split in result)
+        means = "  ".join(f"{split} {result[split]['mean']:.3f}" for split in splits)
         print(f"{file.stem:60} {means}  {result['train_seconds']:.0f} s", flush=True)
+
+
+def expected_seconds(comparison: Comparison, run: Run) -> float:
+    """The longest that a run of this method has taken, or else of any; 0 where none is kept."""
+    kept = tables.read(comparison.results)
+    seconds = {
+        name: max(own["train_seconds"] + own.get("evaluation_seconds", 0.0) for runs in rates.values() for own in runs)
+        for name, rates in kept.items()
+    }
+    return seconds.get(run.name, max(seconds.values(), default=0.0))
 
 
 @dataclass(frozen=True)
@@ -202,7 +257,6 @@ class Plan:
     learning_rates: Mapping[str, tuple[float, ...]]
     finalists: tuple[str, ...]
     seeds: tuple[int, ...]
-    learning_rate: float = LEARNING_RATE  # of methods without any of their own
 
 
 def main(description: str | None, comparison: Comparison, plan: Plan, write_tables: Callable[[], None]) -> None:
@@ -211,23 +265,28 @@ def main(description: str | None, comparison: Comparison, plan: Plan, write_tabl
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("names", nargs="*", help=", ".join(methods))
-    parser.add_argument("--learning-rate", type=float, nargs="+", default=[plan.learning_rate])
+    parser.add_argument("--learning-rate", type=float, nargs="+", default=[comparison.learning_rate])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--worker", default="0/1", help="this process takes every n-th run: k/n")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="minutes: begin no run that takes longer")
     arguments = parser.parse_args()
     if arguments.command == "table":
         write_tables()
         return
+    deadline = time.monotonic() + 60 * arguments.budget
     worker, workers = (int(part) for part in arguments.worker.split("/"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     warnings.simplefilter("ignore")
     if arguments.names:
         grid = itertools.product(arguments.seeds, arguments.names, arguments.learning_rate)
-        run_all(comparison, [Run(name, methods[name], rate, seed) for seed, name, rate in grid][worker::workers])
+        run_all(
+            comparison, [Run(name, methods[name], rate, seed) for seed, name, rate in grid][worker::workers], deadline
+        )
         return
     rates = plan.learning_rates
-    first = [Run(name, methods[name], rate, 0) for name in methods for rate in rates.get(name, (plan.learning_rate,))]
-    run_all(comparison, first[worker::workers])
-    best = {name: tables.chosen(own)[0]["learning_rate"] for name, own in tables.read(comparison.results).items()}
-    more = [Run(n, methods[n], best[n], seed) for seed in plan.seeds[1:] for n in plan.finalists if n in best]
-    run_all(comparison, more[worker::workers])
+    first = [
+        Run(name, methods[name], rate, 0) for name in methods for rate in rates.get(name, (comparison.learning_rate,))
+    ]
+    run_all(comparison, first[worker::workers], deadline)
+    more = [best_run(comparison, name, seed) for seed in plan.seeds[1:] for name in plan.finalists]
+    run_all(comparison, more[worker::workers], deadline)

@@ -1,12 +1,14 @@
 """Router ideas that were tried and are not in the package: what they change of a fresh trainer before it runs.
 
 Each takes the Trainer of a run. Their results stay in docs/results.md; an idea that pays becomes a config value.
+
+Shapes: B batch, S sequence, N instances (every segment of a sample), D width of the condition, E factors in a pool.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,9 +21,11 @@ from qmixlora.data import IGNORED
 from qmixlora.mixlora import layer as layer_module
 from qmixlora.mixlora import model as tuner_module
 from qmixlora.mixlora import selection
+from qmixlora.mixlora.routing import Routing
 from qmixlora.mixlora.running_means import Center
 
 ADAPTER = "default"
+Condition = Callable[[Routing, dict[str, Tensor]], Tensor]  # of a batch: N x D
 
 
 @contextmanager
@@ -50,33 +54,88 @@ def frozen_routers(trainer: Any) -> None:
 
 def random_routing(trainer: Any) -> None:
     """Route on noise that the instruction's tokens seed: random, and the same for the same instruction."""
-    tuner = trainer.model.base_model
     width = trainer.model.get_input_embeddings().embedding_dim
 
-    def noise(name: str, inputs: dict[str, Tensor]) -> Tensor:
-        rows = []
-        for ids_S, instruction_S in zip(inputs["input_ids"], tuner.mixlora_routing.current.instruction_BS, strict=True):
-            seed = zlib.crc32(str(ids_S[instruction_S].tolist()).encode())
-            rows.append(torch.randn(width, generator=torch.Generator().manual_seed(seed)))
-        return torch.stack(rows)
+    def noise(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
+        seeds = [zlib.crc32(str(ids_S.tolist()).encode()) for ids_S in instructions(routing, inputs["input_ids"])]
+        drawn = [torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(drawn).to(inputs["input_ids"].device)
 
-    tuner._condition = noise
+    _replace_condition(trainer, lambda original: noise)
+
+
+def instructions(routing: Routing, ids_BS: Tensor) -> list[Tensor]:
+    """The tokens of every instance's instruction, in the order of the instances."""
+    mask_BS, segments = routing.instruction_BS, routing.segments
+    assert mask_BS is not None, "the collator tells the prompt"
+    if segments is None:
+        return [ids_S[mask_S] for ids_S, mask_S in zip(ids_BS, mask_BS, strict=True)]
+    most = segments.of_BSK.shape[2]
+    places = [divmod(slot, most) for slot in segments.slot_N.tolist()]
+    return [ids_BS[row, mask_BS[row] & segments.of_BSK[row, :, k]] for row, k in places]
 
 
 def word_dropout(trainer: Any) -> None:
     """In training, each token of the instruction is left out of the condition with probability 0.2."""
+
+    def changed(original: Condition) -> Condition:
+        def condition(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
+            assert routing.instruction_BS is not None, "the collator tells the prompt"
+            kept_BS = routing.instruction_BS & (torch.rand_like(routing.instruction_BS, dtype=torch.float32) > 0.2)
+            return original(replace(routing, instruction_BS=kept_BS), inputs)
+
+        return condition
+
+    _replace_condition(trainer, changed, in_training=True)
+
+
+def condition_dropout(probability: float) -> Any:
+    """In training, an instance is routed on nothing (a condition of zero: the mean of all) with this probability, as
+    classifier-free guidance (Ho and Salimans, arXiv 2207.12598) leaves out what it conditions on.
+    """
+
+    def changed(original: Condition) -> Condition:
+        def condition(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
+            condition_ND = original(routing, inputs)
+            return condition_ND * (torch.rand_like(condition_ND[:, :1]) >= probability)
+
+        return condition
+
+    return lambda trainer: _replace_condition(trainer, changed, in_training=True)
+
+
+def condition_noise(size: float) -> Any:
+    """In training, Gaussian noise on the (layer-normalised, centred) conditions, of this standard deviation."""
+
+    def changed(original: Condition) -> Condition:
+        def condition(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
+            condition_ND = original(routing, inputs)
+            return condition_ND + size * torch.randn_like(condition_ND)
+
+        return condition
+
+    return lambda trainer: _replace_condition(trainer, changed, in_training=True)
+
+
+def _replace_condition(trainer: Any, changed: Callable[[Condition], Condition], *, in_training: bool = False) -> None:
+    """Make conditions (N x D) by another function of a batch's routing, made from the tuner's own; or in training
+    alone.
+    """
     tuner = trainer.model.base_model
-    original = tuner._condition
+    own = tuner._condition
+
+    def original(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
+        context = tuner.mixlora_routing
+        before, context.current = context.current, routing
+        condition_ND: Tensor = own(ADAPTER, inputs)
+        context.current = before
+        return condition_ND
+
+    other = changed(original)
 
     def condition(name: str, inputs: dict[str, Tensor]) -> Tensor:
-        context = tuner.mixlora_routing
-        whole = context.current
-        if trainer.model.training:
-            kept_BS = whole.instruction_BS & (torch.rand(whole.instruction_BS.shape) > 0.2)
-            context.current = replace(whole, instruction_BS=kept_BS)
-        condition_BD = original(name, inputs)
-        context.current = whole
-        return condition_BD
+        chosen = other if trainer.model.training or not in_training else original
+        return chosen(tuner.mixlora_routing.current, inputs)
 
     tuner._condition = condition
 
@@ -124,23 +183,6 @@ def sigmoid_scores(trainer: Any, temperature: float = 1.0) -> None:
     """Factors scored each for itself; a chosen one weighs twice its score, so that all weigh 1 at first."""
     selection.independent_scores = lambda logits_BE: (logits_BE / temperature).sigmoid()
     selection._weights = lambda score_BR, config: 2 * score_BR
-
-
-def one_router_per_block(trainer: Any) -> None:
-    """All layers of a decoder block share one router, and so one selection."""
-    _share_routers(trainer, lambda name: name.split(".layers.")[1].split(".")[0])
-
-
-def one_router(trainer: Any) -> None:
-    """One router, and so one selection, for the whole model."""
-    _share_routers(trainer, lambda name: "all")
-
-
-def _share_routers(trainer: Any, group: Any) -> None:
-    firsts: dict[str, Any] = {}
-    for name, module in trainer.model.named_modules():
-        if isinstance(module, layer_module.MixLoraLayer):
-            module.mixlora_route_A[ADAPTER] = firsts.setdefault(group(name), module.mixlora_route_A[ADAPTER])
 
 
 class _WithBalance(torch.autograd.Function):

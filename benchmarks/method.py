@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
 from comparison import Comparison, Plan, main
-from methods import CONTROLS, LEARNING_RATES, METHODS, SEEDS
+from methods import CONTROLS, LEARNING_RATE, LEARNING_RATES, METHODS, SEEDS
 
 from qmixlora.demo.dataset import make_dataset
 
@@ -39,6 +39,7 @@ EMBEDDED = Comparison(
     reported=("test", "paraphrased", "held_out"),
     steps=1000,
     batch=32,
+    learning_rate=LEARNING_RATE,
     overrides=("train.eval_batch_size=200",),
 )
 

@@ -1,21 +1,35 @@
-"""The methods that benchmarks/method.py compares: recipe overrides by name."""
+"""The methods that method.py and real.py compare, by name."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import experiments
+import rivals
+
+from qmixlora.session import TunedSession
 
 
 @dataclass(frozen=True)
 class Method:
-    """`overrides` of the recipe tiny-cpu; `prepare` changes the fresh Trainer before it runs."""
+    """`overrides` of the recipe; `prepare` changes the fresh Trainer before it runs.
+
+    `by_task`: a LoRA is trained for each task. `join` makes one model of them; without it each answers the samples of
+    its own task, so that there is nobody for tasks that were not trained.
+    """
 
     overrides: tuple[str, ...]
     prepare: Callable[[Any], None] | None = None
+    by_task: bool = False
+    join: Callable[[TunedSession, Sequence[str]], None] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the recipe says all, so that the package opens what was trained."""
+        return self.prepare is None and not self.by_task
 
 
 def lora(r: int) -> Method:
@@ -43,6 +57,7 @@ AXES = {
     "gate": ("hard", "straight_through", "dense"),
     "route_on": ("all", "prompt", "instruction", "task"),
     "condition_norm": ("none",),
+    "router": ("block", "model"),
     "task_mix": ("0.1", "0.3", "0.5"),
 }
 ONE_CHANGE = [f"{axis}={value}" for axis, values in AXES.items() for value in values]
@@ -52,6 +67,9 @@ PAIRS = [
 ]
 SIZES = [("8", "2"), ("32", "4"), ("16", "8")]
 PLAIN = ("condition_norm=none", "gate=hard", "route_on=all", "pairing=conditional")  # the paper's equations
+
+# one projector for all; the outputs of every LoRA exist at once
+ARROW = ("adapter.train_projector=false", "train.eval_batch_size=16")
 
 METHODS = {
     **{f"lora-r{r}": lora(r) for r in (4, 16, 22)},  # R, E, and as many trainable parameters as the mixture
@@ -66,16 +84,28 @@ METHODS = {
     "layer-norm-only": mixture(prepare=experiments.layer_norm_only),
     "unit-conditions": mixture(prepare=experiments.unit_conditions),
     "word-dropout": mixture(prepare=experiments.word_dropout),
+    "condition-dropout-0.2": mixture(prepare=experiments.condition_dropout(0.2)),
+    "condition-noise-0.5": mixture(prepare=experiments.condition_noise(0.5)),
     "sigmoid-scores": mixture(prepare=experiments.sigmoid_scores),
     "sigmoid-scores-temperature-0.5": mixture(prepare=experiments.sharper_sigmoid_scores),
     "temperature-0.5": mixture(prepare=experiments.temperature(0.5)),
     "temperature-0.25": mixture(prepare=experiments.temperature(0.25)),
-    "one-router": mixture(prepare=experiments.one_router),
-    "one-router-per-block": mixture(prepare=experiments.one_router_per_block),
     "balance-loss": mixture(prepare=experiments.balance_loss),
     "gates-mean": mixture("pairing=independent", prepare=experiments.gates_mean),
     "one-matrix-cfs": mixture("pairing=conditional", prepare=experiments.one_matrix_cfs),
     "reinforce": mixture("gate=hard", prepare=experiments.reinforce),
+    **{
+        f"pairing=shared_a{size}": mixture("pairing=independent", *changes, prepare=rivals.shared_a)
+        for size, changes in {"": (), ",E=64,R=16": ("num_factors=64", "r=16")}.items()
+    },
+    **{f"shared={count}": mixture(prepare=rivals.always_on(count)) for count in (4, 8)},
+    **{
+        f"states-{share}-{below}": mixture(prepare=rivals.contextual(share, below))
+        for share in (0.25, 0.5)
+        for below in ("embedding", "uniform")
+    },
+    "lora-per-task": replace(lora(16), by_task=True),
+    "arrow": Method((*lora(16).overrides, *ARROW), by_task=True, join=rivals.arrow),
 }
 
 CONTROLS = (  # run with five seeds at the best of their learning rates

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from qmixlora.device import GIB
+from qmixlora.evaluation.intervals import paired_interval
 
 SPLITS = ("test", "paraphrased", "held_out")
-LABELS = {"held_out": "held-out tasks"}
+LABELS = {"paraphrased": "other words", "held_out": "held-out tasks"}
+REFERENCE = "lora-r16"  # that differences are from
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+PICTURES = PAGE.parent / "real"
 
 
 def read(folder: Path) -> dict[str, dict[float, list[dict[str, Any]]]]:
@@ -39,33 +42,82 @@ def mean_and_error(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
-def summary(runs: dict[str, Any], names: Iterable[str], splits: Sequence[str] = SPLITS) -> str:
-    """One line per method: rates tried, seeds, trainable parameters, and the mean of validation and every split."""
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
+
+
+def summary(
+    runs: dict[str, Any], names: Iterable[str], splits: Sequence[str] = SPLITS, *, with_minutes: bool = False
+) -> str:
+    """One line per method with runs: rates tried, seeds, trainable parameters, minutes of training, and the mean of
+    validation and every split (`-` where the method has no answer).
+    """
     splits = ("validation", *splits)
-    titles = ("method", "learning rate (tried)", "seeds", "trainable", *(LABELS.get(split, split) for split in splits))
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    columns = ("method", "learning rate (tried)", "seeds", "trainable", *(("minutes",) if with_minutes else ()))
+    rows = []
     for name in names:
         if name not in runs:
             continue
         best = chosen(runs[name])
         tried = ", ".join(f"{rate:g}" for rate in sorted(runs[name]))
-        scores = (mean_and_error([run[split]["mean"] for run in best]) for split in splits)
-        size = f"{best[0]['trainable_parameters'] / 1000:.0f} k"
-        lines.append(
-            f"| {name} | {best[0]['learning_rate']:g} ({tried}) | {len(best)} | {size} | {' | '.join(scores)} |"
+        minutes = f"{statistics.fmean(run['train_seconds'] for run in best) / 60:.0f}"
+        rows.append(
+            (
+                name,
+                f"{best[0]['learning_rate']:g} ({tried})",
+                str(len(best)) if len(best) > 1 else "one",
+                f"{best[0]['trainable_parameters'] / 1000:.0f} k",
+                *((minutes,) if with_minutes else ()),
+                *(
+                    mean_and_error([run[split]["mean"] for run in best]) if split in best[0] else "-"
+                    for split in splits
+                ),
+            )
         )
-    return "\n".join(lines)
+    return _table((*columns, *(LABELS.get(split, split) for split in splits)), rows)
+
+
+def differences(runs: dict[str, Any], names: Iterable[str], splits: Sequence[str]) -> str:
+    """One line per method: how far its mean over tasks is from that of REFERENCE on the same seeds, in points, with the
+    paired 95 % interval of the bootstrap over tasks.
+    """
+    if REFERENCE not in runs:
+        return f"(no runs of {REFERENCE} yet)"
+    base = {run["seed"]: run for run in chosen(runs[REFERENCE])}
+    rows = []
+    for name in names:
+        own = {run["seed"]: run for run in chosen(runs[name])} if name in runs and name != REFERENCE else {}
+        if seeds := sorted(own.keys() & base.keys()):
+            pairs = [(own[seed], base[seed]) for seed in seeds]
+            cells = (_difference(pairs, split) if split in pairs[0][0] else "-" for split in splits)
+            rows.append((name, str(len(seeds)) if len(seeds) > 1 else "one", *cells))
+    return _table((f"less {REFERENCE}, points", "seeds", *(LABELS.get(split, split) for split in splits)), rows)
+
+
+def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], split: str) -> str:
+    """`+2.1 (-1.3 to +5.5)`, each task's score its mean over the seeds."""
+    tasks = [task for task in pairs[0][1][split] if task != "mean"]
+    one, other = (
+        {"tasks": [statistics.fmean(pair[which][split][task] for pair in pairs) for task in tasks]} for which in (0, 1)
+    )
+    points = 100 * (statistics.fmean(one["tasks"]) - statistics.fmean(other["tasks"]))
+    low, high = (100 * end for end in paired_interval(one, other))
+    return f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def per_task(runs: dict[str, Any], names: Sequence[str], split: str) -> str:
     """One line per task, one column per method."""
     columns = [(name, chosen(runs[name])) for name in names if name in runs]
+    columns = [(name, best) for name, best in columns if split in best[0]]
+    if not columns:
+        return "(no runs yet)"
     tasks = [task for task in columns[0][1][0][split] if task != "mean"]
-    lines = ["| task | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for task in (*tasks, "mean"):
-        cells = (mean_and_error([run[split][task] for run in best]) for _, best in columns)
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = (
+        (task, *(mean_and_error([run[split][task] for run in best]) for _, best in columns))
+        for task in (*tasks, "mean")
+    )
+    return _table(("task", *(name for name, _ in columns)), rows)
 
 
 def speed(folder: Path) -> str:
@@ -103,10 +155,17 @@ def write(method_folder: Path, speed_folder: Path, names: Sequence[str], control
     fill(PAGE, blocks)
 
 
-def write_real(folder: Path, names: Sequence[str], splits: Sequence[str]) -> None:
-    """Fill what docs/results.md says of the real language model."""
+def write_real(folder: Path, names: Sequence[str], compared: Sequence[str], splits: Sequence[str]) -> None:
+    """Fill what docs/results.md says of the real language model; task by task of those that are `compared`."""
     runs = _known(folder, names)
-    fill(PAGE, {"real": summary(runs, names, splits), "real-tasks": _tasks(runs, names, splits)})
+    blocks = {
+        "real": summary(runs, names, splits, with_minutes=True),
+        "real-differences": differences(runs, names, splits),
+        "real-tasks": _tasks(runs, compared, splits),
+        "real-interference": interference(folder.with_name("interference-real")),
+        "real-pictures": "\n".join(f"![{path.stem}](real/{path.name})" for path in sorted(PICTURES.glob("*.png"))),
+    }
+    fill(PAGE, blocks)
 
 
 def _known(folder: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -121,28 +180,25 @@ def _known(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 def _tasks(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str]) -> str:
     if not any(name in runs for name in names):
         return "(no runs yet)"
-    return "\n\n".join(f"{split}:\n\n{per_task(runs, names, split)}" for split in splits)
+    return "\n\n".join(f"{LABELS.get(split, split)}:\n\n{per_task(runs, names, split)}" for split in splits)
 
 
 def interference(folder: Path) -> str:
     """What benchmarks/interference.py left: the mean matrices off the diagonal, in numbers."""
-    lines = [
-        "| method | pool | mean of I_ij | mean size | share negative | most negative |",
-        "|---|---|---|---|---|---|",
-    ]
-    for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
-        for pool in ("A", "B"):
-            row = run[pool]
-            numbers = " | ".join(f"{row[key]:.3f}" for key in ("mean", "mean_size", "negative", "worst"))
-            lines.append(f"| {run['name']} | {pool} | {numbers} |")
-    return "\n".join(lines)
+    titles = ("method", "pool", "mean of I_ij", "mean size", "share negative", "most negative")
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    keys = ("mean", "mean_size", "negative", "worst")
+    rows = [(run["name"], pool, *(f"{run[pool][key]:.3f}" for key in keys)) for run in runs for pool in ("A", "B")]
+    return _table(titles, rows)
 
 
-def write_export(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """Fill the frontier of docs/export.md: one line per method, in the order of `names`, and share of the mean that
+def write_export(block: str, runs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Fill a frontier of docs/export.md: one line per method, in the order of `names`, and share of the mean that
     polishing started from.
     """
+    if not runs:
+        fill(PAGE.with_name("export.md"), {block: "(no runs yet)"})
+        return
     steps = sorted({int(count) for run in runs for count in run["exported"]})
     lines = [
         "| trained as | start | seeds | live | mean alone | "
@@ -158,7 +214,7 @@ def write_export(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
         cells = [[run["exported"][str(n)]["mean"] for run in mine if str(n) in run["exported"]] for n in steps]
         head = f"| {name} | {start:g} | {len(mine)} | {live} | "
         lines.append(head + " | ".join(mean_and_error(cell) if cell else "" for cell in cells) + " |")
-    fill(PAGE.with_name("export.md"), {"frontier": "\n".join(lines)})
+    fill(PAGE.with_name("export.md"), {block: "\n".join(lines)})
 
 
 def write_memory(folder: Path, names: list[str]) -> None:

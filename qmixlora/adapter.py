@@ -42,7 +42,7 @@ def read_config(folder: Path) -> PeftConfig:
 def check_same_settings(config: PeftConfig, adapter: Adapter, where: str) -> None:
     """Compare the config of a run's adapter with its recipe. Raises UserError with the first setting that differs."""
     if isinstance(config, MixLoraConfig):
-        names = ("num_factors", "r", "alpha", "pairing", "gate", "route_on", "condition_norm", "task_mix")
+        names = ("num_factors", "r", "alpha", "pairing", "gate", "route_on", "condition_norm", "router", "task_mix")
         pairs = {name: (getattr(config, name), getattr(adapter, name)) for name in names}
     elif isinstance(config, LoraConfig):
         pairs = {"r": (config.r, adapter.r), "alpha": (config.lora_alpha, adapter.alpha)}

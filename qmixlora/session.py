@@ -264,6 +264,7 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
         gate=adapter.gate,
         route_on=adapter.route_on,
         condition_norm=adapter.condition_norm,
+        router=adapter.router,
         task_mix=adapter.task_mix,
         tasks=list(tasks) if adapter.route_on == "task" or adapter.task_mix > 0 else None,
         **which,

@@ -15,6 +15,7 @@ Pairing = Literal["conditional", "released", "independent", "tied"]
 Gate = Literal["hard", "straight_through", "weighted", "dense"]
 RouteOn = Literal["all", "prompt", "instruction", "embedding", "task"]
 ConditionNorm = Literal["none", "center"]
+RouterScope = Literal["layer", "block", "model"]
 
 
 @dataclass
@@ -38,6 +39,10 @@ class MixLoraConfig(PeftConfig):
             `embedding`s; or one learned vector per `task`.
         condition_norm: `center` layer-normalises the condition and subtracts its running mean; otherwise one shared
             direction hides the differences between inputs. `none` routes on the condition as it is (the paper).
+        router: the layers that share one router, and so one selection: each `layer` has its own, those of a decoder
+            `block` share one, or all layers of the `model`. Sharing needs a condition that all layers have in common
+            (`route_on` an embedding or a task) and scores that do not depend on a layer's factors (`tied`,
+            `independent`).
         task_mix: share of training samples whose gates are replaced by the running mean of their task's gates.
         tasks: the task labels, needed by `route_on="task"` and by `task_mix`.
         task_dim: width of the learned task vectors.
@@ -59,6 +64,7 @@ class MixLoraConfig(PeftConfig):
     gate: Gate = "weighted"
     route_on: RouteOn = "embedding"
     condition_norm: ConditionNorm = "center"
+    router: RouterScope = "layer"
     task_mix: float = 0.0
     tasks: list[str] | None = None
     task_dim: int = 64
@@ -130,6 +136,11 @@ class MixLoraConfig(PeftConfig):
         return self.pairing == "tied" or self.gate == "dense"
 
     @property
+    def selects_ahead(self) -> bool:
+        """Whether every layer's factors are known before the first layer."""
+        return self.route_on in ("embedding", "task") and self.pairing in ("tied", "independent")
+
+    @property
     def needs_tasks(self) -> bool:
         return self.route_on == "task" or self.task_mix > 0
 
@@ -137,7 +148,7 @@ class MixLoraConfig(PeftConfig):
         hints = get_type_hints(MixLoraConfig)
         wrong: list[str | bool] = [
             f"{axis}={getattr(self, axis)!r} is none of {', '.join(get_args(hints[axis]))}"
-            for axis in ("pairing", "gate", "route_on", "condition_norm")
+            for axis in ("pairing", "gate", "route_on", "condition_norm", "router")
             if getattr(self, axis) not in get_args(hints[axis])
         ]
         return [
@@ -152,6 +163,12 @@ class MixLoraConfig(PeftConfig):
                 and self.r == 1
                 and "gate='weighted' needs r >= 2: a single weight with mean 1 is"
                 " always 1, so the routers would learn nothing; use 'straight_through'"
+            ),
+            (
+                self.router != "layer"
+                and not self.selects_ahead
+                and f"router={self.router!r} needs route_on='embedding' or 'task' and pairing='tied' or 'independent':"
+                " otherwise conditions or scores are a layer's own"
             ),
             (
                 self.needs_tasks

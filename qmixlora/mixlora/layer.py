@@ -33,15 +33,23 @@ class MixLoraLayer(BaseTunerLayer):
     """Parameters of all adapters on one layer; names and shapes as in the PEFT state dict.
 
     `mixlora_A` E x I · `mixlora_B` E x O · `mixlora_route_A`, `mixlora_route_B` E x D · `mixlora_route_AB` R x I x E,
-    all fp32. `route_B` exists unless the pairing is tied, `route_AB` only where it is conditional. With `task_mix` the
+    all fp32. `route_B` exists unless the pairing is tied, `route_AB` only where it is conditional. Of layers that share
+    a router (`mixlora_router` names it, per adapter), the first has it, and the others none. With `task_mix` the
     running means `mixlora_task_mean` (T x E x F) and their counts `mixlora_task_count` (T) are saved along.
     """
 
     training: bool
     mixlora_A: nn.ParameterDict
     mixlora_B: nn.ParameterDict
+    mixlora_route_A: nn.ParameterDict
     adapter_layer_names = ("mixlora_A", "mixlora_B", *ROUTERS)
-    other_param_names = ("mixlora_task_mean", "mixlora_task_count", "mixlora_center", "mixlora_config")
+    other_param_names = (
+        "mixlora_task_mean",
+        "mixlora_task_count",
+        "mixlora_center",
+        "mixlora_config",
+        "mixlora_router",
+    )
 
     def __init__(self, base_layer: nn.Module, context: RoutingContext) -> None:
         self.base_layer = base_layer
@@ -54,22 +62,27 @@ class MixLoraLayer(BaseTunerLayer):
         self.mixlora_task_count = BufferDict(persistent=True)
         self.mixlora_center = nn.ModuleDict()
         self.mixlora_config: dict[str, MixLoraConfig] = {}
+        self.mixlora_router: dict[str, str] = {}
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
-    def update_layer(self, adapter_name: str, config: MixLoraConfig, condition_dim: int | None) -> None:
+    def update_layer(
+        self, adapter_name: str, config: MixLoraConfig, condition_dim: int | None, router: str, has_router: bool
+    ) -> None:
         """Add an adapter to this layer: factor pool A Kaiming uniform, pool B zero, routers as `nn.Linear`.
 
-        `condition_dim` is D where the condition is not the layer's own input. Everything is fp32, whatever the layer's
-        dtype, and on the layer's device; a fresh adapter leaves the output unchanged.
+        `condition_dim` is D where the condition is not the layer's own input; `router` names the router that selects
+        for this layer, which this layer has or not. Everything is fp32, whatever the layer's dtype, and on the layer's
+        device; a fresh adapter leaves the output unchanged.
         """
         e, r, i, d = config.num_factors, config.r, self.in_features, condition_dim or self.in_features
         base_weight = cast(nn.Linear, self.get_base_layer()).weight
         fp32: dict[str, Any] = {"dtype": torch.float32, "device": base_weight.device}
         parameters = {"mixlora_A": torch.empty(e, i, **fp32), "mixlora_B": torch.zeros(e, self.out_features, **fp32)}
-        parameters["mixlora_route_A"] = torch.empty(e, d, **fp32)
-        if config.pairing != "tied":
+        if has_router:
+            parameters["mixlora_route_A"] = torch.empty(e, d, **fp32)
+        if has_router and config.pairing != "tied":
             parameters["mixlora_route_B"] = torch.empty(e, d, **fp32)
         if config.pairing in ("conditional", "released"):
             parameters["mixlora_route_AB"] = torch.empty(r, i, e, **fp32)
@@ -85,7 +98,7 @@ class MixLoraLayer(BaseTunerLayer):
             self.mixlora_task_count[adapter_name] = torch.zeros(tasks, **fp32)
         if config.condition_norm == "center" and condition_dim is None:
             self.mixlora_center[adapter_name] = Center(i, **fp32)
-        self.mixlora_config[adapter_name] = config
+        self.mixlora_config[adapter_name], self.mixlora_router[adapter_name] = config, router
         if config.gate == "hard":  # no gradient reaches a router through unweighted selection
             self.frozen_peft_weight_names[adapter_name] = ROUTERS
         self.set_adapter(self.active_adapters)
@@ -213,11 +226,13 @@ class Linear(nn.Module, MixLoraLayer):
         config: MixLoraConfig,
         context: RoutingContext,
         condition_dim: int | None,
+        router: str,
+        has_router: bool,
     ) -> None:
         super().__init__()
         MixLoraLayer.__init__(self, base_layer, context)
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, condition_dim)
+        self.update_layer(adapter_name, config, condition_dim, router, has_router)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the update of every active adapter, shape and dtype as the base layer's."""

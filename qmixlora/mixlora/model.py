@@ -1,12 +1,13 @@
 """MixLoRA as a PEFT tuner: injects the layers, and makes the routing of every batch.
 
 Shapes: B batch, N instances (B, where no sample has several segments), S sequence, D width of the condition, L layers,
-M = L x N, E = F factors in a pool, T tasks.
+G routers (L, unless layers share them), M = G x N, E = F factors in a pool, T tasks.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from dataclasses import replace
 from typing import Any, NoReturn, cast
@@ -17,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from .config import MixLoraConfig
+from .config import MixLoraConfig, RouterScope
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
 from .routing import (
     OptimizerSteps,
@@ -35,6 +36,15 @@ from .routing import (
 from .running_means import Center
 from .segments import Segments, Tasks, instance_labels
 from .selection import select
+
+
+def _router_of(layer: str, scope: RouterScope) -> str:
+    """The name of the router that selects for a layer, by the layer's path: its own, its block's or the model's.
+
+    A block is what the first number in the path counts (`model.layers.3`); a layer outside of blocks is one.
+    """
+    block = re.match(r"(.*?\.\d+)\.", layer)
+    return {"layer": layer, "block": block[1] if block else layer, "model": ""}[scope]
 
 
 class MixLoraModel(BaseTuner):
@@ -103,8 +113,11 @@ class MixLoraModel(BaseTuner):
             condition_dim = self.model.get_input_embeddings().embedding_dim
         elif peft_config.route_on == "task":
             condition_dim = peft_config.task_dim
+        router = _router_of(current_key, peft_config.router)
+        shared = (layer.mixlora_router.get(adapter_name) for layer in self.mixlora_layers)
+        has_router = router not in shared
         if isinstance(target, MixLoraLayer):
-            target.update_layer(adapter_name, peft_config, condition_dim)
+            target.update_layer(adapter_name, peft_config, condition_dim, router, has_router)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if not isinstance(base, nn.Linear):
@@ -112,7 +125,7 @@ class MixLoraModel(BaseTuner):
                 f"MixLoRA adapts nn.Linear and bitsandbytes Linear4bit layers; {current_key} is a "
                 f"{type(base).__name__}. Name linear layers in target_modules."
             )
-        layer = Linear(target, adapter_name, peft_config, self.mixlora_routing, condition_dim)
+        layer = Linear(target, adapter_name, peft_config, self.mixlora_routing, condition_dim, router, has_router)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -200,7 +213,7 @@ class MixLoraModel(BaseTuner):
             if config.route_on in ("embedding", "task"):
                 with no_autocast(device_of(module)):
                     context.current.cache.conditions[name] = self._condition(name, inputs)
-                    if config.pairing in ("tied", "independent"):
+                    if config.selects_ahead:
                         self._select_ahead(name)
         return args, kwargs
 
@@ -247,20 +260,22 @@ class MixLoraModel(BaseTuner):
 
     def _select_ahead(self, name: str) -> None:
         """Select for every layer at once, where the scores do not depend on a layer's factors: one product in place of
-        one per layer, and nothing to recompute.
+        one per router, and nothing to recompute.
         """
         cache, config = self.mixlora_routing.current.cache, self._config(name)
         layers = [layer for layer in self.mixlora_layers if name in layer.mixlora_config]
+        routers = {layer.mixlora_router[name]: layer for layer in layers if name in layer.mixlora_route_A}
         condition_ND = cache.conditions[name]
 
         def logits(router: str) -> Tensor:
-            route_LED = torch.stack([getattr(layer, router)[name] for layer in layers])
-            return torch.einsum("nd,led->lne", condition_ND, route_LED).flatten(0, 1)
+            route_GED = torch.stack([getattr(layer, router)[name] for layer in routers.values()])
+            return torch.einsum("nd,ged->gne", condition_ND, route_GED).flatten(0, 1)
 
         logits_B_ME = None if config.pairing == "tied" else logits("mixlora_route_B")
         mix_MEF = select(config, logits("mixlora_route_A"), logits_B_ME)
-        for layer, mix_NEF in zip(layers, mix_MEF.chunk(len(layers)), strict=True):
-            cache.selected[layer, name] = mix_NEF
+        selected = dict(zip(routers, mix_MEF.chunk(len(routers)), strict=True))
+        for layer in layers:
+            cache.selected[layer, name] = selected[layer.mixlora_router[name]]
 
     def _task_ids(self, config: MixLoraConfig, tasks: Tasks | None, rows: int, segments: Segments | None) -> list[int]:
         """Index of each instance's task in the adapter's list (N), -1 where it is unknown."""

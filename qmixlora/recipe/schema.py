@@ -69,6 +69,9 @@ class Adapter(_Section):
     condition_norm: Literal["none", "center"] = Field(
         default="center", description="center: routed on without what all inputs share (their running mean)"
     )
+    router: Literal["layer", "block", "model"] = Field(
+        default="layer", description="the layers that share a router: none, those of a decoder block, or all"
+    )
     task_mix: float = Field(default=0.0, ge=0, le=1, description="share of samples gated by their task's mean")
     target_modules: Literal["language"] | list[str] = Field(
         default="language", description="'language': every linear layer of the decoder; or suffixes of their names"

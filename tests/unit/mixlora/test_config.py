@@ -20,6 +20,8 @@ from qmixlora.mixlora import MixLoraConfig
         ({"task_mix": 1.5, "tasks": ["a"]}, "task_mix=1.5"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"tasks": ["a", "a"]}, "duplicates"),
+        ({"router": "model", "route_on": "instruction"}, "router='model' needs"),
+        ({"router": "block", "pairing": "conditional"}, "router='block' needs"),
     ],
 )
 def test_bad_configs_are_refused(change: dict[str, Any], message: str) -> None:

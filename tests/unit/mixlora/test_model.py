@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qmixlora.backbone import load_backbone
+from qmixlora.loss import supervised_loss
 from qmixlora.mixlora import MixLoraConfig, routed_as
 from qmixlora.mixlora.running_means import Center
 from qmixlora.recipe import Recipe
@@ -67,6 +68,25 @@ def test_what_is_routed_on_embeddings_has_their_width_and_one_centre(session: Se
     }
 
 
+def test_a_router_that_layers_share_is_saved_once_and_learns_from_all(
+    make_recipe: Callable[..., Recipe], batch: dict[str, Any], tmp_path: Path
+) -> None:
+    session = open_session(make_recipe(adapter={"router": "model"}), [])
+    randomize_with_centers(session.model)
+    session.model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    first = "base_model.model.model.language_model.layers.0.self_attn.q_proj.mixlora_route_A"
+    assert {k for k in saved if "route" in k} == {first}
+    last = layers(session.model)[-1]
+    supervised_loss(session.model, batch).backward()
+    router = session.model.get_parameter(f"{first}.default")
+    whole = router.grad.clone()
+    router.grad = None
+    last.mixlora_B["default"].data.zero_()
+    supervised_loss(session.model, batch).backward()
+    assert whole.any() and not torch.allclose(router.grad, whole)
+
+
 def test_the_second_factors_start_at_zero(session: Session) -> None:
     assert not any(layer.mixlora_B["default"].any() for layer in layers(session.model))
 
@@ -102,9 +122,11 @@ for folder in folders:
 def test_saved_adapters_give_the_same_logits_in_another_process(
     make_recipe: Callable[..., Recipe], batch: dict[str, Any], tmp_path: Path, backbone: Path
 ) -> None:
-    folders = [tmp_path / route_on for route_on in ("instruction", "embedding", "task")]
-    for folder in folders:
-        session = open_session(make_recipe(adapter={"route_on": folder.name}), sorted(set(batch["tasks"])))
+    adapters = [{"route_on": route_on} for route_on in ("instruction", "embedding", "task")]
+    adapters += [{"router": router} for router in ("block", "model")]
+    folders = [tmp_path / "-".join(adapter.values()) for adapter in adapters]
+    for adapter, folder in zip(adapters, folders, strict=True):
+        session = open_session(make_recipe(adapter=adapter), sorted(set(batch["tasks"])))
         randomize_with_centers(session.model)
         session.model.eval()
         session.model.save_pretrained(folder / "adapter")

@@ -35,20 +35,24 @@ def test_layers_that_read_the_same_input_share_its_mean(
     assert len(calls) == 2 * 4  # of each decoder layer: q, k and v; o; gate and up; down
 
 
+@pytest.mark.parametrize("router", ["layer", "block", "model"])
 @pytest.mark.parametrize("pairing", ["tied", "independent"])
 @pytest.mark.parametrize("route_on", ["embedding", "task"])
-def test_selections_made_ahead_are_those_of_each_layer(
-    make_recipe: Callable[..., Recipe], route_on: str, pairing: str
+def test_selections_made_ahead_are_those_of_each_layers_router(
+    make_recipe: Callable[..., Recipe], route_on: str, pairing: str, router: str
 ) -> None:
-    session, batch = open_with(make_recipe, route_on=route_on, pairing=pairing, gate="straight_through")
+    session, batch = open_with(make_recipe, route_on=route_on, pairing=pairing, gate="straight_through", router=router)
     session.model.eval()
     supervised_loss(session.model, batch)
     tuner = session.model.base_model
     condition_BD = tuner.mixlora_routing.current.cache.conditions["default"]
     layers = [m for m in session.model.modules() if isinstance(m, MixLoraLayer)]
     assert len(tuner.mixlora_routing.current.cache.selected) == len(layers) == 14
-    for layer in layers:
-        route_A, route_B = (layer.mixlora_route_A["default"], layer.mixlora_route_B.get("default"))
+    every = {"layer": 1, "block": 7, "model": 14}[router]  # layers that share a router; the first has it
+    assert [index for index, layer in enumerate(layers) if "default" in layer.mixlora_route_A] == [*range(0, 14, every)]
+    for index, layer in enumerate(layers):
+        first = layers[index // every * every]
+        route_A, route_B = (first.mixlora_route_A["default"], first.mixlora_route_B.get("default"))
         logits_B = None if route_B is None else condition_BD @ route_B.T
         expected = select(layer.mixlora_config["default"], condition_BD @ route_A.T, logits_B)
         torch.testing.assert_close(tuner.mixlora_routing.current.cache.mixing_matrices[layer, "default"], expected)

@@ -47,6 +47,7 @@ def test_the_message_says_where_the_mistakes_are_and_where_the_keys_are_listed()
     [
         ("adapter", {"gate": "weighted", "r": 1}, "needs adapter.r >= 2"),
         ("adapter", {"method": "lora", "task_mix": 0.5}, "no gates to replace"),
+        ("adapter", {"router": "model", "route_on": "instruction"}, "adapter.router: model needs adapter.route_on"),
         ("train", {"checkpointing": {"enabled": False, "offload": True}}, "nothing to offload"),
         ("train", {"eval_every": 5}, "set data.validation"),
         ("model", {"id": "x", "stream_layers": 2}, "stream 3 or more"),

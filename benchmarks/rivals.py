@@ -1,0 +1,176 @@
+"""Rivals of the mixture, each with what a run shares: data, steps, batch, and the instance's own condition.
+
+What `prepare` takes is the fresh Trainer of a mixture. What pays becomes a config value; what does not stays here.
+
+Shapes: B batch, S sequence, N instances, M = layers x N, D width of the condition, E factors in a pool, R active
+factors, K = E / R experts.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from experiments import ADAPTER
+from peft import ArrowConfig, LoraConfig
+from prepared import Row, tasks_of, with_answers_of
+from progress import Phase, Steps
+from rich.console import Console
+from torch import Tensor, nn
+
+from qmixlora.mixlora import MixLoraConfig, MixLoraLayer, selection
+from qmixlora.mixlora import model as tuner_module
+from qmixlora.mixlora.running_means import Center
+from qmixlora.recipe import edited
+from qmixlora.session import TunedSession
+from qmixlora.training import make_trainer
+from qmixlora.training.callbacks import ProgressDisplay
+
+ARROW = "arrow_router"  # PEFT's name for it
+
+
+def shared_a(trainer: Any) -> None:
+    """One A, many B (HydraLoRA, arXiv 2404.19245; routed on the task, AsymLoRA): K experts of rank R share the R
+    vectors a, and each has R vectors b. An instance's update is their sum, weighted by the softmax of K scores.
+
+    Expects `pairing: independent`, whose factors are not paired by index.
+    """
+    config = _config(trainer)
+    experts = config.num_factors // config.r
+    for layer in _layers(trainer):
+        for pool, kept in ((layer.mixlora_A, config.r), (layer.mixlora_route_A, experts)):
+            pool[ADAPTER] = nn.Parameter(pool[ADAPTER].detach()[:kept].clone())
+        layer.mixlora_route_B[ADAPTER].requires_grad_(False)  # of no use
+
+    def select(config: MixLoraConfig, logits_MK: Tensor, unused: Tensor) -> Tensor:
+        gate_MK = logits_MK.softmax(dim=-1)
+        mix_MRKR = torch.einsum("mk,ij->mikj", gate_MK, torch.eye(config.r, device=gate_MK.device))
+        return mix_MRKR.flatten(2)  # M x R x E: factor j of expert k stands at k R + j
+
+    tuner_module.select = select
+
+
+def always_on(count: int) -> Callable[[Any], None]:
+    """The first `count` factors work for every instance with weight 1, beside R routed ones of the others (as MoCLE's
+    universal expert, arXiv 2312.12379, and DeepSeekMoE's shared ones). Expects `pairing: tied`.
+    """
+
+    def prepare(trainer: Any) -> None:
+        config = _config(trainer)
+        routed = replace(config, num_factors=config.num_factors - count)
+        for layer in _layers(trainer):
+            route_ED = layer.mixlora_route_A[ADAPTER].detach()
+            layer.mixlora_route_A[ADAPTER] = nn.Parameter(route_ED[count:].clone())
+
+        def select(config: MixLoraConfig, logits_ME: Tensor, *none: None) -> Tensor:
+            mix_MEF = selection.select(routed, logits_ME)
+            gate_ME = mix_MEF.diagonal(dim1=1, dim2=2)
+            return torch.diag_embed(torch.cat([gate_ME.new_ones(len(gate_ME), count), gate_ME], dim=1))
+
+        tuner_module.select = select
+
+    return prepare
+
+
+def contextual(share: float, below: Literal["embedding", "uniform"]) -> Callable[[Any], None]:
+    """Layers above the first `share` of the blocks are routed on states: the instruction's mean behind those blocks,
+    which have seen the image. Those below are routed on embeddings, or `uniform`: all their factors work alike.
+
+    Without activation checkpointing. Expects `route_on: embedding`.
+    """
+
+    def prepare(trainer: Any) -> None:
+        tuner, config = trainer.model.base_model, _config(trainer)
+        blocks = _blocks(trainer)
+        names = list(blocks)[: max(1, round(share * len(blocks)))]
+        lower = [layer for name in names for layer in blocks[name]]
+        select_ahead, context = tuner._select_ahead, tuner.mixlora_routing
+        width = trainer.model.get_input_embeddings().embedding_dim
+        tuner.mixlora_center["states"] = Center(width, device=trainer.model.device)
+
+        def select_uniformly(name: str) -> None:
+            cache, instances = context.current.cache, len(context.current.cache.conditions[name])
+            even_EE = torch.eye(config.num_factors, device=trainer.model.device) * config.r / config.num_factors
+            for layer in lower:
+                cache.selected[layer, name] = even_EE.expand(instances, -1, -1)
+
+        def select_again(module: nn.Module, args: Any, output: Any) -> None:
+            routing = context.current
+            if routing.carried is not None and routing.segments is None:
+                return  # decoding: the gates are those of the prefill
+            state_BSD = output[0] if isinstance(output, tuple) else output
+            mean_ND = routing.mean_input(state_BSD, "instruction")
+            routing.cache.conditions[ADAPTER] = tuner.mixlora_center["states"](mean_ND, routing)
+            select_ahead(ADAPTER)  # of those below, which have run, it changes nothing
+
+        if below == "uniform":
+            for layer in lower:
+                layer.mixlora_route_A[ADAPTER].requires_grad_(False)
+            tuner._select_ahead = select_uniformly
+        trainer.model.base_model.model.get_submodule(names[-1]).register_forward_hook(select_again)
+
+    return prepare
+
+
+def train_by_task(session: TunedSession, rows: Sequence[Row], folder: Path, phase: Phase) -> float:
+    """Train a LoRA for each task, under its name, on its own answers, in an equal share of the steps. All of them
+    together take as many steps, and learn each answer as often, as one LoRA of all tasks. Returns the mean loss.
+    """
+    model, tasks = session.model, tasks_of(rows)
+    own_config = model.peft_config[ADAPTER]
+    total = session.recipe.train.max_steps or len(tasks)
+    losses = []
+    for index, task in enumerate(tasks):
+        first, end = (number * total // len(tasks) for number in (index, index + 1))
+        model.add_adapter(task, copy.deepcopy(own_config))
+        model.set_adapter(task)
+        recipe = edited(session.recipe, [f"train.max_steps={max(1, end - first)}"])
+        trainer = make_trainer(
+            replace(session, recipe=recipe),
+            with_answers_of(rows, task),
+            None,
+            folder / str(index),
+            ProgressDisplay(Console(quiet=True)),
+        )
+        trainer.add_callback(Steps(phase, before=first))
+        losses.append(trainer.train().training_loss)
+    model.delete_adapter(ADAPTER)
+    return statistics.fmean(losses)
+
+
+def arrow(session: TunedSession, tasks: Sequence[str]) -> None:
+    """Join LoRAs of tasks by Arrow (arXiv 2405.11157), PEFT's routing of tokens without training: each token goes to
+    the three LoRAs whose update answers most to its state.
+
+    `peft.create_arrow_model` would put the router on all layers of these names, the vision tower's among them.
+    """
+    config = session.model.peft_config[tasks[0]]
+    of_arrow = ArrowConfig(rng_seed=0)
+    of_arrow.task_adapter_names = list(tasks)
+    router = LoraConfig(arrow_config=of_arrow, r=config.r, target_modules=config.target_modules)
+    session.model.add_adapter(ARROW, router)
+    session.model.set_adapter(ARROW)
+
+
+def _config(trainer: Any) -> MixLoraConfig:
+    config: MixLoraConfig = trainer.model.peft_config[ADAPTER]
+    return config
+
+
+def _layers(trainer: Any) -> list[MixLoraLayer]:
+    return [module for module in trainer.model.modules() if isinstance(module, MixLoraLayer)]
+
+
+def _blocks(trainer: Any) -> dict[str, list[MixLoraLayer]]:
+    """The adapted layers by the path of their decoder block, in the order of the model."""
+    blocks: dict[str, list[MixLoraLayer]] = {}
+    for name, module in trainer.model.base_model.model.named_modules():
+        if isinstance(module, MixLoraLayer) and (match := re.match(r"(.*?\.\d+)\.", name)):
+            blocks.setdefault(match[1], []).append(module)
+    return blocks
