@@ -58,6 +58,7 @@ def export(
     quiet()
     from qmixlora.export import Request
     from qmixlora.export import export as run_export
+    from qmixlora.report.page import refresh_report
 
     console = Console(stderr=as_json)
     request = Request(
@@ -72,6 +73,7 @@ def export(
         samples=samples,
     )
     exports = run_export(run, request, console)
+    console.print(refresh_report(run), highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
         return
@@ -79,7 +81,13 @@ def export(
 
 
 def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
+    from qmixlora.report.readings import read_export
+
     console.print(_table(exports))
+    for fidelity in exports:
+        reading = read_export(fidelity.update_error.mean, fidelity.live.exact_match, fidelity.score)
+        if reading.verdict != "good":
+            console.print(f"{fidelity.folder.name}: {reading.styled()}", highlight=False, soft_wrap=True)
     for line in (line for fidelity in exports for line in fidelity.warnings):
         console.print(f"[bold red]warning[/bold red] {line}", highlight=False, soft_wrap=True)
     console.print(f"Written to {run / 'exports'}, each with its fidelity.json.", highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ Shapes: L layers, N snapshots over training, T tasks, E = F factors in a pool.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ class RoutingSummary:
     usage_A_LNTE: Tensor
     usage_B_LNTE: Tensor
     mean_LTEF: Tensor
+
+    def of_tasks(self, indices: Sequence[int]) -> RoutingSummary:
+        """The same of some tasks alone; itself for all of them."""
+        if len(indices) == len(self.tasks):
+            return self
+        of = list(indices)
+        usage_A_LNTE, usage_B_LNTE = self.usage_A_LNTE[:, :, of], self.usage_B_LNTE[:, :, of]
+        tasks = [self.tasks[index] for index in of]
+        return RoutingSummary(tasks, self.layers, self.steps, usage_A_LNTE, usage_B_LNTE, self.mean_LTEF[:, of])
 
     def entropy(self) -> Tensor:
         """The evenness of a task's usage of pool A in a layer (L x T): 0 one factor, 1 all alike."""

@@ -17,6 +17,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "manifest": {"errors", "files"},
     "interrupts": set(),
     "device": set(),
+    "webpage": {"files"},
     "doctor": {"device"},
     "parallel": set(),
     "recipe": {"errors"},
@@ -45,7 +46,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "loss",
         "memory",
     },
-    "inspection": {"errors", "files", "recipe", "mixlora", "data", "session", "loss"},
+    "inspection": {"errors", "recipe", "mixlora", "webpage", "data", "session", "loss"},
     "export": {
         "errors",
         "files",
@@ -61,8 +62,8 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "evaluation",
         "training",
     },
-    "report": {"errors", "files", "manifest", "mixlora"},
-    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export"},
+    "report": {"errors", "files", "manifest", "webpage", "recipe", "mixlora", "data", "evaluation"},
+    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export", "report"},
 }
 METHOD_USES = {"torch", "peft", "safetensors", *sys.stdlib_module_names}
 
