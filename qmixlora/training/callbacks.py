@@ -106,7 +106,8 @@ class ProgressDisplay(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logs = logs or {}
         if "eval_loss" in logs:
-            self.say(f"  step {state.global_step:>5}  validation loss {_in_words(logs['eval_loss'])}")
+            score = f"  score {logs['eval_score']:.3f}" if "eval_score" in logs else ""
+            self.say(f"  step {state.global_step:>5}  validation loss {_in_words(logs['eval_loss'])}{score}")
         if "loss" not in logs:
             return
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.start

@@ -23,6 +23,7 @@ from qmixlora.mixlora.routing_record import FILE
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession, open_collator, open_session
 
+from .best import take_best
 from .callbacks import ProgressDisplay, RoutingLog
 from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
 from .features import with_cached_features
@@ -153,10 +154,14 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
             session = _without_vision(session, [rows, *([validation] if validation else [])], start.checkpoint, console)
         unless_out_of_memory(lambda: check_look_ahead(session, rows[0]))  # if it runs out, so will the first step
         with start.stop.deferred():
-            steps = _fit(session, rows, validation, tasks, start, console)
+            state = _fit(session, rows, validation, tasks, start, console)
+            best = take_best(session, state, folder)
             with replacing(folder / "adapter") as temporary:
                 session.model.save_pretrained(str(temporary))
-        history.add("finished", steps, recipe, {})
+        if best is not None and best != state.global_step:
+            console.print(f"Kept: the adapter of step {best}, of {state.global_step}.", highlight=False)
+        kept = {} if best is None else {"kept_step": best, "kept_for": state.best_metric}
+        history.add("finished", state.global_step, recipe, {}, **kept)
         seal(folder, _finished_files(folder))
     return folder
 
@@ -205,8 +210,8 @@ def _fit(
     tasks: list[str],
     start: Start,
     console: Console,
-) -> int:
-    """Take all steps that are left; returns the number of the last.
+) -> TrainerState:
+    """Take all steps that are left; returns the state after the last.
 
     Raises OutOfMemoryError, NotFiniteError, the end that was asked for, and errors of callbacks.
     """
@@ -236,7 +241,7 @@ def _fit(
             keep_last_step(trainer, begun, first, anew=True)
             during: During = "evaluation" if trainer.control.should_evaluate and not begun.torn else "training"
             raise OutOfMemoryError(Moment(during, last_checkpoint(folder)), folder)
-        return trainer.state.global_step
+        return trainer.state
     finally:
         display.close()
 

@@ -21,12 +21,15 @@ from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
+from .best import SCORE, Examination, evaluations_since, judged_by
 from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .guard import FirstStepsGuard
 from .sampling import SeededLengthGroupedSampler
 from .workers import ErrorCarrier, loader_workers, unless_error
+
+NEVER = 10**9  # steps
 
 
 def make_trainer(
@@ -64,6 +67,8 @@ def make_trainer(
         callbacks=[FirstStepsGuard(session, steps), MetricsLog(folder), display],
     )
     trainer.judged = judged
+    trainer.examination, trainer.patience = Examination.of(session, validation), recipe.train.early_stopping
+    trainer.say = display.say
     if judged:
         trainer.add_callback(FiniteParameters(session.recipe))
     trainer.remove_callback(PrinterCallback)
@@ -91,6 +96,9 @@ class SupervisedTrainer(Trainer):
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
         self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
+        self.examination: Examination | None = None
+        self.patience: int | None = None  # evaluations without a better one
+        self.say: Callable[[str], None] = lambda text: None
         self.gradient_scale = GradientScale(arguments["model"]) if in_float16 else None
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
@@ -123,6 +131,35 @@ class SupervisedTrainer(Trainer):
         rows = (own for batch in batches[0] for own in batch.get("tasks", ()))  # a row may have several
         self.announce(task for own in rows for task in ([own] if isinstance(own, str) else own))
         return batches
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as Trainer does, and score generated answers where the recipe asks for it."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.examination is not None:
+            scores = self.examination.metrics(lambda done: self.stop_if_asked())
+            output = output._replace(metrics={**(output.metrics or {}), **scores})
+        return output
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Evaluate as Trainer does. One that is made up for at the start, where Trainer judges nothing, counts too."""
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if skip_scheduler:
+            self._determine_best_metric(metrics, trial)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Judge as Trainer does; save the best at once, and stop where it has been the best for long enough."""
+        is_best: bool = super()._determine_best_metric(metrics, trial)
+        key = self.args.metric_for_best_model
+        if key is None:
+            return is_best
+        self.control.should_save |= is_best
+        if self.patience is not None and (since := evaluations_since(self.state, key)) >= self.patience:
+            self.control.should_training_stop = True
+            self.say(
+                f"Stopped early: {since} evaluations were not better than that of step {self.state.best_global_step}."
+            )
+        return is_best
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as Trainer does, into a folder that says it is not whole until `SealedCheckpoints` has sealed it."""
@@ -221,7 +258,7 @@ class _ScaledBackward(torch.autograd.Function):
 
 
 def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> TrainingArguments:
-    spec = recipe.train
+    spec, judge = recipe.train, judged_by(recipe) if evaluates else None
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=spec.epochs,
@@ -240,8 +277,10 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> T
         logging_steps=spec.log_every,
         eval_strategy=("steps" if spec.eval_every else "epoch") if evaluates else "no",
         eval_steps=spec.eval_every,
-        save_strategy="steps" if spec.save_every else "no",
-        save_steps=spec.save_every or 500,
+        save_strategy="steps" if spec.save_every or judge else "no",
+        save_steps=spec.save_every or NEVER,
+        metric_for_best_model=judge,
+        greater_is_better=judge == SCORE,
         dataloader_num_workers=workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],

@@ -44,6 +44,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "adapter",
         "session",
         "loss",
+        "evaluation",
         "memory",
     },
     "inspection": {"errors", "recipe", "mixlora", "webpage", "data", "session", "loss"},
