@@ -227,6 +227,9 @@ class Train(_Section):
     early_stopping: int | None = Field(
         default=None, ge=1, description="stop after so many evaluations without a better score (or validation loss)"
     )
+    report_to: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        default=[], description="experiment trackers (extra `trackers`); tensorboard's files lie in the run's folder"
+    )
     save_every: int | None = Field(default=500, ge=1, description="optimiser steps (null: no checkpoints)")
     keep_checkpoints: int = Field(default=2, ge=1)
     max_new_tokens: int = Field(default=32, ge=1, description="longest answer when evaluating by generation")

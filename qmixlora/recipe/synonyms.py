@@ -50,6 +50,7 @@ SYNONYMS = {
     "train.checkpointing": ("gradient_checkpointing", "activation_checkpointing", "use_gradient_checkpointing"),
     "train.log_every": ("logging_steps",),
     "train.eval_every": ("eval_steps", "evals_per_epoch"),
+    "train.report_to": ("logging", "use_wandb", "wandb_project"),
     "train.eval_generate": ("predict_with_generate",),
     "train.early_stopping": ("early_stopping_patience", "patience", "early_stop"),
     "train.save_every": ("save_steps", "saves_per_epoch"),

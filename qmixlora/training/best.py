@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers.trainer_callback import TrainerState
 
 from qmixlora.adapter import load_adapter, read_weights
-from qmixlora.data import indices_by_task
+from qmixlora.data import Conversation, indices_by_task
 from qmixlora.evaluation import Scores, evaluate, score
 from qmixlora.files import replacing
 from qmixlora.mixlora.routing_record import FILE
@@ -36,6 +36,7 @@ class Examination:
 
     session: TunedSession
     rows: Dataset
+    show: Callable[[Sequence[Conversation], Scores], None] = lambda rows, scores: None  # what becomes of the answers
 
     @classmethod
     def of(cls, session: TunedSession, validation: Dataset | None) -> Examination | None:
@@ -50,13 +51,14 @@ class Examination:
         return cls(session, rows)
 
     def metrics(self, on_progress: Callable[[int], None]) -> dict[str, float]:
-        """`eval_score`, the mean over tasks, and `eval_score_TASK` of each."""
-        scores = self.scores(on_progress)
-        return {SCORE: scores.mean, **{f"{SCORE}_{task}": own.score for task, own in scores.tasks.items()}}
+        """The scores of the model as it is now: `eval_score`, the mean over tasks, and `eval_score_TASK` of each.
 
-    def scores(self, on_progress: Callable[[int], None] = lambda done: None) -> Scores:
-        """The scores of the model as it is now. Raises UserError as `evaluate`."""
-        return evaluate(self.session, [self.rows[index] for index in range(len(self.rows))], "validation", on_progress)
+        Raises UserError as `evaluate`.
+        """
+        rows = [self.rows[index] for index in range(len(self.rows))]
+        scores = evaluate(self.session, rows, "validation", on_progress)
+        self.show(rows, scores)
+        return {SCORE: scores.mean, **{f"{SCORE}_{task}": own.score for task, own in scores.tasks.items()}}
 
 
 def sample_of(rows: Dataset, count: int, seed: int) -> Dataset:

@@ -73,6 +73,10 @@ class RoutingLog(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.watching.remove()
 
+    def logs(self) -> dict[str, float]:
+        """What trackers are told: the mean entropy of factor usage, from the first snapshot on."""
+        return {"routing_entropy": self.record.entropy()} if self.record.steps else {}
+
     def _save(self, folder: Path) -> None:
         with replacing(folder / FILE) as temporary:
             self.record.save(temporary)

@@ -29,6 +29,7 @@ MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the
         "train.eval_every",
         "train.eval_generate",
         "train.early_stopping",
+        "train.report_to",
         "train.save_every",
         "train.keep_checkpoints",
         "train.max_new_tokens",

@@ -35,6 +35,7 @@ from .owner import is_empty, owned
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
 from .schedule import schedule_problems
 from .stopping import Stop, StopAskedError
+from .trackers import check_installed
 from .trainer import SupervisedTrainer, make_trainer
 
 TASK_MEANS = "mixlora_task_"  # of the buffers of a MixLoRA layer that have a row for every task
@@ -133,6 +134,7 @@ def is_finished(folder: Path, last: Path | None, changes: Sequence[Change]) -> b
 def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
     folder = Path(recipe.train.output)
+    check_installed(recipe.train.report_to)
     learned, facts = _looked_at(recipe)
     rows, validation = learned["train"], learned.get("validation")
     tasks = list(indices_by_answer(rows))
@@ -255,6 +257,7 @@ def _watch(trainer: SupervisedTrainer, session: TunedSession, tasks: list[str], 
     by_task: list[tuple[Tensor, int]] = []
     if session.recipe.adapter.method == "mixlora":
         routing = RoutingLog(session.model, tasks, folder)
+        trainer.also_logged = routing.logs
         by_task = [(routing.statistics.sum_LTEF, 1), (routing.statistics.count_T, 0)]
         trainer.add_callback(routing)
     trainer.add_callback(SealedCheckpoints(session.recipe.train.keep_checkpoints))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.backbone.levers import enable_checkpointing
 from qmixlora.data import Collator, lengths_of
+from qmixlora.device import peak_memory_gib
 from qmixlora.loss import supervised_loss
 from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
@@ -25,8 +28,10 @@ from .best import SCORE, Examination, evaluations_since, judged_by
 from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
+from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
 from .sampling import SeededLengthGroupedSampler
+from .trackers import PROJECT, by_transformers, own_callbacks, show_answers
 from .workers import ErrorCarrier, loader_workers, unless_error
 
 NEVER = 10**9  # steps
@@ -64,10 +69,17 @@ def make_trainer(
         train_dataset=NumberedRows(rows),
         eval_dataset=validation,
         data_collator=ErrorCarrier(collator) if workers else collator,
-        callbacks=[FirstStepsGuard(session, steps), MetricsLog(folder), display],
+        callbacks=[
+            *own_callbacks(recipe.train.report_to, folder),
+            FirstStepsGuard(session, steps),
+            MetricsLog(folder),
+            display,
+        ],
     )
     trainer.judged = judged
     trainer.examination, trainer.patience = Examination.of(session, validation), recipe.train.early_stopping
+    if trainer.examination is not None and recipe.train.report_to:
+        trainer.examination = replace(trainer.examination, show=partial(show_answers, trainer, recipe.train.report_to))
     trainer.say = display.say
     if judged:
         trainer.add_callback(FiniteParameters(session.recipe))
@@ -96,6 +108,7 @@ class SupervisedTrainer(Trainer):
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
         self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
+        self.also_logged: Callable[[], dict[str, float]] = lambda: {}
         self.examination: Examination | None = None
         self.patience: int | None = None  # evaluations without a better one
         self.say: Callable[[str], None] = lambda text: None
@@ -210,7 +223,8 @@ class SupervisedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does, with the losses of the steps that were taken (its own sum keeps a NaN for ever)."""
-        super().log(self.steps.in_logs(logs), start_time)
+        extra = {**self.also_logged(), "memory_gib": peak_memory_gib()}
+        super().log({**self.steps.in_logs(logs), **extra}, start_time)
 
     def compute_loss(
         self,
@@ -223,38 +237,6 @@ class SupervisedTrainer(Trainer):
         if self.gradient_scale is not None and num_items_in_batch is not None:
             loss = self.gradient_scale(loss, num_items_in_batch)
         return (loss, {"loss": loss}) if return_outputs else loss
-
-
-class GradientScale:
-    """Keeps gradients in the range of float16 on their way through the backbone.
-
-    The loss is a mean over the step's supervised tokens, and float16 flushes most of its gradients to zero. On the way
-    back they are those of the sum instead (at most 1 for a logit), and are divided by the number of tokens where they
-    arrive at a trained parameter, in fp32.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.scale: Tensor | int = 1
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(lambda gradient: gradient / self.scale)
-
-    def __call__(self, loss: Tensor, scale: Tensor | int) -> Tensor:
-        """The loss, with gradients `scale` times as large until they arrive."""
-        self.scale = scale
-        scaled: Tensor = _ScaledBackward.apply(loss, scale)
-        return scaled
-
-
-class _ScaledBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, scale: Tensor | int) -> Tensor:
-        ctx.scale = scale
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.scale, None
 
 
 def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> TrainingArguments:
@@ -288,7 +270,9 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> T
         logging_nan_inf_filter=False,  # it waits for the device in every micro-batch
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to=by_transformers(spec.report_to),
+        run_name=folder.name,
+        project=PROJECT,
     )
     # of several visible GPUs the first: all of them would multiply the micro-batch, or wrap the model around our hooks
     arguments._n_gpu = min(1, arguments.n_gpu)
