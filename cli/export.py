@@ -14,6 +14,8 @@ from rich.table import Table
 
 from qmixlora.errors import UserError
 
+from . import here
+
 if TYPE_CHECKING:
     from qmixlora.export import Fidelity
 
@@ -53,6 +55,7 @@ def export(
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     if every == bool(task):
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
+    here.folder_of_run(run)
     from .quiet import quiet
 
     quiet()

@@ -10,14 +10,22 @@ RUN = ("recipe.yaml",)
 MODEL = ("adapter_config.json", "config.json")  # beside a run: an export, or any model
 
 
-def folder_of_run(folder: Path) -> Path:
+def folder(path: Path, what: str = "a run or an export") -> Path:
+    """A folder. Raises UserError if it is none."""
+    if not path.is_dir():
+        fix = _like(path) or f"Name the folder of {what}."
+        raise UserError("There is no such folder.", where=str(path), fix=fix)
+    return path
+
+
+def folder_of_run(path: Path) -> Path:
     """The folder of a run. Raises UserError if it is none."""
-    return _folder_with(folder, RUN, "a run")
+    return _folder_with(path, RUN, "a run")
 
 
-def folder_of_model(folder: Path) -> Path:
+def folder_of_model(path: Path) -> Path:
     """The folder of a run, an export or a model. Raises UserError if it is none of them."""
-    return _folder_with(folder, (*RUN, *MODEL), "a finished run, an export or a model")
+    return _folder_with(path, (*RUN, *MODEL), "a finished run, an export or a model")
 
 
 def file(path: Path | None, flag: str) -> None:
@@ -26,16 +34,14 @@ def file(path: Path | None, flag: str) -> None:
         raise UserError("There is no such file.", where=f"{flag} {path}", fix=_like(path))
 
 
-def _folder_with(folder: Path, names: tuple[str, ...], what: str) -> Path:
-    if not folder.is_dir():
-        fix = _like(folder) or f"Name the folder of {what}."
-        raise UserError("There is no such folder.", where=str(folder), fix=fix)
-    if not any((folder / name).is_file() for name in names):
-        below = sorted(path.parent for name in names for path in folder.glob(f"*/{name}"))
+def _folder_with(path: Path, names: tuple[str, ...], what: str) -> Path:
+    folder(path, what)
+    if not any((path / name).is_file() for name in names):
+        below = sorted(found.parent for name in names for found in path.glob(f"*/{name}"))
         fix = f"Did you mean {below[0]}?" if below else f"Name the folder of {what}."
         lacking = " or ".join(names)
-        raise UserError(f"This is not the folder of {what}: it has no {lacking}.", where=str(folder), fix=fix)
-    return folder
+        raise UserError(f"This is not the folder of {what}: it has no {lacking}.", where=str(path), fix=fix)
+    return path
 
 
 def _like(path: Path) -> str:

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from qmixlora.errors import UserError
 
+from . import here
+
 FIGURES = "figures"  # in the run's folder
 SHOWN = 12  # tasks: more of them do not fit a terminal as a matrix
 
@@ -35,6 +37,8 @@ def inspect(
 
     Of a run also: the factors that its tasks use (--routing), and whose gradients oppose each other (--interference).
     """
+    if routing or interference:
+        here.folder_of_run(Path(subject))
     from .quiet import quiet
 
     quiet()

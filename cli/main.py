@@ -34,7 +34,6 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 app = typer.Typer(
     name="qmixlora",
     help="Fine-tune multimodal LLMs on one consumer GPU: NF4 backbone, Conditional Mixture-of-LoRA adapters.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 # on the way out nothing is searched for garbage: among all that torch has made, that would take two seconds
