@@ -23,7 +23,8 @@ def test_train_writes_a_run_that_has_everything(
     done = qmixlora("train", recipe_file, f"adapter.method={method}")
     assert done.code == 0, done.stderr
     assert "step     4/4" in done.stdout
-    for name in ("recipe.yaml", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "metrics.jsonl"):
+    names = ("recipe.yaml", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "metrics.jsonl")
+    for name in (*names, "report.html"):
         assert (tmp_path / "run" / name).is_file(), name
 
 

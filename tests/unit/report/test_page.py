@@ -29,13 +29,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     recipe = validate({"model": {"id": "someone/model"}, "data": {"train": "train.json"}}, "test")
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    logs = [{"step": s, "loss": 4 / s, "grad_norm": 1.0, "learning_rate": 1e-3, "seconds": s} for s in range(1, 700)]
+    logs = [
+        {"step": s, "loss": 4 / s, "grad_norm": 1.0, "learning_rate": 1e-3, "seconds": s, "memory_gib": 8.5}
+        for s in range(1, 700)
+    ]
     lines = [*logs, {"step": 699, "eval_loss": 0.5, "seconds": 800}]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     (folder / "history.jsonl").write_text('{"event": "started", "data": "d1g3st", "versions": {"torch": "2"}}\n')
     record_by_hand(["s", LONG]).save(folder / FILE)
     split = {"split": "train", "samples": 3, "left_out": 1, "tasks": {LONG: 2}, "tokens": None}
     (folder / "survey.json").write_text(json.dumps({"splits": [split], "warnings": ["<b>careful</b>"]}))
+    (folder / "plan.json").write_text('{"card_gib": 12.0, "peak_gib": 9.25}')
     means = {pool: [[1, -0.5], [None, 1]] for pool in "AB"}
     (folder / "interference.json").write_text(json.dumps({"tasks": ["s", LONG], "mean": means}))
     write_results(folder, scores(folder, right=2))
