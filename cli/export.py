@@ -40,9 +40,7 @@ def export(
         list[Form] | None, typer.Option("--as", help="lora: a plain PEFT adapter. merged: a whole checkpoint.")
     ] = None,
     together: Annotated[bool, typer.Option("--together", help="One static adapter for all these tasks.")] = False,
-    base: Annotated[
-        Base, typer.Option(help="What to merge into: as training saw it, or as it is on the disk.")
-    ] = "nf4",
+    base: Annotated[Base, typer.Option(help="Merge into it as training saw it, or as it is on the disk.")] = "nf4",
     rank: Annotated[int | None, typer.Option(min=1, help="Cut the updates to this rank (default: exact).")] = None,
     polish: Annotated[
         int | None, typer.Option(min=0, help="Further steps on the task (default: the recipe's, where it lost some).")
