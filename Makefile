@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 PYTHON_OLDEST ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null \
 	|| ls $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python 2>/dev/null || echo $(PYTHON)))
 
-.PHONY: setup setup-tests setup-oldest demo test test-long test-all test-oldest audit bench gpu check lint types
+.PHONY: setup setup-tests setup-oldest demo test test-long test-all test-oldest audit docs release-check bench gpu check lint types
 
 setup: $(VENV)/.done
 
@@ -46,6 +46,25 @@ test-long: setup-tests
 
 test-all: lint types setup-tests
 	$(VENV)/bin/pytest
+
+docs: $(VENV)/docs/.done  # the site, in build/site; an environment of its own
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict --quiet
+
+$(VENV)/docs/.done: requirements-docs.lock | $(VENV)/.done
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/pip install --quiet --requirement $<
+	touch $@
+
+RELEASE := build/release
+release-check: docs  # the wheel alone, in a clean environment, from a folder without the sources: demo and report
+	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(RELEASE) .
+	$(PYTHON) -m venv $(RELEASE)/venv
+	$(RELEASE)/venv/bin/pip install --quiet --requirement requirements.lock
+	$(RELEASE)/venv/bin/pip install --quiet --no-deps $(RELEASE)/*.whl
+	$(RELEASE)/venv/bin/pip check
+	cd $(RELEASE) && venv/bin/qmixlora recipes list --vram 12
+	cd $(RELEASE) && venv/bin/qmixlora demo train.max_steps=50 export.polish=0 && venv/bin/qmixlora report demo/run
 
 audit: setup  # known holes in the pinned releases; asks the network
 	$(PYTHON) -m venv $(VENV)/audit

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from qmixlora.errors import UserError
 
+from . import here
+
 if TYPE_CHECKING:
     from qmixlora.evaluation.comparison import Comparison, Difference
 
@@ -24,14 +26,16 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON, and nothing else.")] = False,
 ) -> None:
     """Runs side by side, by what `eval` kept of them: scores by task, and which differences from the first are some."""
-    from qmixlora.evaluation.comparison import compare as compared
-    from qmixlora.evaluation.results import read_results
-
     if len(runs) < 2:
         raise UserError("There is nothing to compare with.", where="command line", fix="Name two runs or more.")
     repeated = [str(run) for run, count in Counter(runs).items() if count > 1]
     if repeated:
         raise UserError(f"{repeated[0]} is named twice.", where="command line")
+    for run in runs:
+        here.folder(run)
+    from qmixlora.evaluation.comparison import compare as compared
+    from qmixlora.evaluation.results import read_results
+
     comparison = compared({str(run): read_results(run, split) for run in runs})
     if as_json:
         print(json.dumps(comparison.to_dict(), indent=2))

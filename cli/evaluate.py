@@ -16,6 +16,8 @@ from rich.table import Table
 
 from qmixlora.errors import UserError
 
+from . import here
+
 if TYPE_CHECKING:
     from qmixlora.evaluation import Scores
     from qmixlora.session import Session
@@ -34,12 +36,13 @@ def evaluate(
 ) -> None:
     """Scores by task and their mean, by real generation; kept in a file, with every answer, if nothing is left out."""
     for run in runs:
-        if not run.is_dir():
-            raise UserError("There is no such folder.", where=str(run), fix="Name the folder of a run or an export.")
+        here.folder_of_model(run)
+    here.file(data, "--data")
     from .quiet import quiet
 
     quiet()
     from qmixlora.evaluation import write_results
+    from qmixlora.report.page import refresh_report
 
     console, results, failed = Console(stderr=as_json), {}, []
     for run in runs:
@@ -52,7 +55,9 @@ def evaluate(
             console.print(_wrong(prediction), highlight=False, soft_wrap=True)
         if task is None:
             try:
-                console.print(write_results(run, scores, backbone=backbone), highlight=False, soft_wrap=True)
+                said = [write_results(run, scores, backbone=backbone)]
+                said += [refresh_report(run)] if (run / "adapter").is_dir() else []  # an export has none of its own
+                console.print(*said, sep="\n", highlight=False, soft_wrap=True)
             except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
                 failed.append(error)
     if as_json:

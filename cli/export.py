@@ -14,6 +14,8 @@ from rich.table import Table
 
 from qmixlora.errors import UserError
 
+from . import here
+
 if TYPE_CHECKING:
     from qmixlora.export import Fidelity
 
@@ -38,9 +40,7 @@ def export(
         list[Form] | None, typer.Option("--as", help="lora: a plain PEFT adapter. merged: a whole checkpoint.")
     ] = None,
     together: Annotated[bool, typer.Option("--together", help="One static adapter for all these tasks.")] = False,
-    base: Annotated[
-        Base, typer.Option(help="What to merge into: as training saw it, or as it is on the disk.")
-    ] = "nf4",
+    base: Annotated[Base, typer.Option(help="Merge into it as training saw it, or as it is on the disk.")] = "nf4",
     rank: Annotated[int | None, typer.Option(min=1, help="Cut the updates to this rank (default: exact).")] = None,
     polish: Annotated[
         int | None, typer.Option(min=0, help="Further steps on the task (default: the recipe's, where it lost some).")
@@ -53,11 +53,13 @@ def export(
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     if every == bool(task):
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
+    here.folder_of_run(run)
     from .quiet import quiet
 
     quiet()
     from qmixlora.export import Request
     from qmixlora.export import export as run_export
+    from qmixlora.report.page import refresh_report
 
     console = Console(stderr=as_json)
     request = Request(
@@ -72,6 +74,7 @@ def export(
         samples=samples,
     )
     exports = run_export(run, request, console)
+    console.print(refresh_report(run), highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
         return
@@ -79,7 +82,13 @@ def export(
 
 
 def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
+    from qmixlora.report.readings import read_export
+
     console.print(_table(exports))
+    for fidelity in exports:
+        reading = read_export(fidelity.update_error.mean, fidelity.live.exact_match, fidelity.score)
+        if reading.verdict != "good":
+            console.print(f"{fidelity.folder.name}: {reading.styled()}", highlight=False, soft_wrap=True)
     for line in (line for fidelity in exports for line in fidelity.warnings):
         console.print(f"[bold red]warning[/bold red] {line}", highlight=False, soft_wrap=True)
     console.print(f"Written to {run / 'exports'}, each with its fidelity.json.", highlight=False, soft_wrap=True)

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from qmixlora.errors import UserError
 
+from . import here
+
 FIGURES = "figures"  # in the run's folder
 SHOWN = 12  # tasks: more of them do not fit a terminal as a matrix
 
@@ -35,6 +37,8 @@ def inspect(
 
     Of a run also: the factors that its tasks use (--routing), and whose gradients oppose each other (--interference).
     """
+    if routing or interference:
+        here.folder_of_run(Path(subject))
     from .quiet import quiet
 
     quiet()
@@ -71,6 +75,7 @@ def _samples(subject: str, overrides: list[str], split: str, count: int, console
 
 def _routing(run: Path, console: Console, as_json: bool) -> None:
     from qmixlora.report.figures import draw_routing
+    from qmixlora.report.readings import read_routing_figures
     from qmixlora.report.routing import read_routing
 
     summary = read_routing(run)
@@ -91,6 +96,8 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
     )
     moved = ", ".join(f"{one['step']}: {one['moved']:.3f}" for one in shown["drift"])
     console.print(f"Share of usage that moved since the snapshot before, by step: {moved}")
+    for reading in read_routing_figures(summary):
+        console.print(reading.styled(), highlight=False)
     console.print("Figures: " + ", ".join(str(path) for path in figures), soft_wrap=True)
 
 
@@ -99,6 +106,7 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
     from qmixlora.files import write_json
     from qmixlora.inspection.interference import POOLS, measure_interference
     from qmixlora.report.figures import draw_interference
+    from qmixlora.report.readings import read_interference
     from qmixlora.session import open_run
 
     session = open_run(run)
@@ -122,6 +130,7 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
     if len(measured.tasks) <= SHOWN:
         for pool, mean_TT in means.items():
             console.print(_interference_table(pool, measured.tasks, mean_TT.tolist()))
+    console.print(read_interference(measured.tasks, measured.to_dict()["mean"]).styled(), highlight=False)
     for pool, cause, harmed, value in measured.conflicts(5):
         console.print(f"Conflict in {pool}: a step for {cause} changes {harmed} by {value:.2f} of its own step")
     console.print(f"Figure: {figure}; per layer: {run / name}.json", soft_wrap=True)

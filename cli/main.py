@@ -11,7 +11,7 @@ import typer
 from qmixlora.errors import UserError
 from qmixlora.interrupts import Interrupted, raised
 
-from . import chat, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, train
+from . import chat, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, report, train
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
@@ -24,6 +24,7 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
   qmixlora train my.yaml                the run; --resume goes on with it
   qmixlora eval RUN                     scores by task, on the test split
   qmixlora compare RUN RUN              what is better, and whether it is a difference
+  qmixlora report RUN                   a page: curves, scores, answers, routing, exports
   qmixlora chat RUN --image FILE        ask it
   qmixlora export RUN --all --as lora   ordinary adapters (or checkpoints: --as merged)
 
@@ -33,7 +34,6 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 app = typer.Typer(
     name="qmixlora",
     help="Fine-tune multimodal LLMs on one consumer GPU: NF4 backbone, Conditional Mixture-of-LoRA adapters.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 # on the way out nothing is searched for garbage: among all that torch has made, that would take two seconds
@@ -44,6 +44,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
+app.command("report")(report.report)
 app.command("plan")(plan.plan)
 app.command("data")(data.data)
 app.command("inspect")(inspect.inspect)

@@ -44,4 +44,7 @@ def train(
     console = Console()
     resolved = resolve(parsed, None, console)
     folder = train_within_memory(resolved, resume=resume, init_from=init_from, console=console)
+    from qmixlora.report.page import refresh_report
+
+    console.print(refresh_report(folder), highlight=False, soft_wrap=True)
     console.print(f"Done: {folder}. Next: [bold]qmixlora eval {folder}[/bold]", highlight=False)

@@ -19,6 +19,7 @@ from qmixlora.export import Request, export
 from qmixlora.export.targets import Form
 from qmixlora.files import clear_disk_errors, write_json
 from qmixlora.recipe import load_recipe
+from qmixlora.report.page import refresh_report
 from qmixlora.session import open_tuned_run
 from qmixlora.training import train_within_memory
 from qmixlora.training.run import FULL_DISK
@@ -73,6 +74,7 @@ def run_demo(
         }
         write_json(out / "summary.json", summary)
     console.print(_table(results))
+    console.print(refresh_report(folder), highlight=False, soft_wrap=True)
     image = load_split(recipe.data, "test")[0]["images"][0]["path"]
     console.print(
         f"Exact match on the test split, {summary['seconds']:.0f} s in all. Talk to it: "

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
-from qmixlora.data import Conversation, ImageFile, Turn, check_header, locate, question_about
+from qmixlora.data import Conversation
 from qmixlora.mixlora import routed_as
 from qmixlora.session import Session
 
 
-def generate_answers(session: Session, rows: Sequence[Conversation], max_new_tokens: int | None = None) -> list[str]:
+def generate_answers(
+    session: Session,
+    rows: Sequence[Conversation],
+    max_new_tokens: int | None = None,
+    streamer: BaseStreamer | None = None,
+) -> list[str]:
     """The model's answers to the last question of each conversation, in one batch.
 
-    `max_new_tokens` is the recipe's (`train.max_new_tokens`) unless given.
+    `max_new_tokens` is the recipe's (`train.max_new_tokens`) unless given; a `streamer` gets the tokens of one
+    conversation as they come.
     """
     inputs, routing = session.collator.routed_prompts(rows)
     inputs, longest = session.on_device(inputs), max_new_tokens or session.recipe.train.max_new_tokens
     with torch.inference_mode(), routed_as(session.model, **routing), plain_greedy(session):
         model: Any = session.model  # PEFT forwards `generate` to whatever it wraps
-        tokens_BS: Tensor = model.generate(**inputs, max_new_tokens=longest)
+        tokens_BS: Tensor = model.generate(**inputs, max_new_tokens=longest, streamer=streamer)
     return session.collator.decode(tokens_BS[:, inputs["input_ids"].shape[1] :])
 
 
@@ -54,29 +60,6 @@ def stop_ids(session: Session) -> list[int]:
     own = session.backbone.generation_config.eos_token_id
     of_checkpoint = [] if own is None else [own] if isinstance(own, int) else list(own)
     return sorted({*of_checkpoint, *session.collator.stop_ids})
-
-
-class Dialogue:
-    """A conversation about an image, or about none, which goes on with every question.
-
-    Raises UserError if the image is missing, unreadable or too large.
-    """
-
-    def __init__(self, session: Session, image: Path | None, task: str | None) -> None:
-        self.session, self.task = session, task or ""
-        self.images: list[ImageFile] = [] if image is None else [locate(image, Path(), "--image")]
-        for file in self.images:
-            check_header(file, session.recipe.data.max_pixels)
-        self.turns: list[Turn] = []
-
-    def ask(self, question: str) -> str:
-        """The answer to a question behind all that was said."""
-        asked = question_about([] if self.turns else self.images, question)["turns"]
-        row: Conversation = {"turns": [*self.turns, *asked], "images": self.images, "task": self.task}
-        with self.session.evaluating():
-            [answer] = generate_answers(self.session, [row])
-        self.turns = [*row["turns"][:-1], {"role": "assistant", "text": answer}]
-        return answer.strip()
 
 
 def answer_rows(

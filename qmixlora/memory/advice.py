@@ -125,6 +125,12 @@ class _Setting:
         return [synthetic_batch(self.config, changed, self.batches[0].tokens - shorter)]
 
 
+def plan_worst(recipe: Recipe, card: int) -> Plan:
+    """Plan the worst batch of a recipe alone, on a card of so many bytes. Raises UserError as `plan_with_advice`."""
+    config = config_of(recipe.model)
+    return _Setting(recipe, config, batches_of(recipe, config, None), None, card, residual_of(recipe.model.id)).worst()
+
+
 def plan_with_advice(
     recipe: Recipe,
     *,

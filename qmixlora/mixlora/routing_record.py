@@ -113,6 +113,12 @@ class RoutingStatistics:
         return torch.distributed.get_rank() if ready else 0
 
 
+def usage_entropy(usage_LTE: Tensor) -> Tensor:
+    """The evenness of a task's usage of a pool in a layer (L x T): 0 one factor, 1 all alike."""
+    entropy_LT = -(usage_LTE * usage_LTE.clamp(min=1e-12).log()).sum(dim=2)
+    return entropy_LT / torch.tensor(float(usage_LTE.shape[2])).log().clamp(min=1e-12)
+
+
 class RoutingRecord:
     """`routing.safetensors`: over training, X snapshots, each of all instances since the one before.
 
@@ -148,6 +154,11 @@ class RoutingRecord:
                 usage_TE = snapshots[-1].clone() if snapshots else even_TE
                 usage_TE[seen_T] = share_NE / share_NE.sum(dim=1, keepdim=True)
                 snapshots.append(usage_TE)
+
+    def entropy(self) -> float:
+        """The mean entropy of the last snapshot's usage of pool A (`usage_entropy`); NaN before the first."""
+        last = [snapshots[-1] for key, snapshots in self.usage.items() if key.endswith("usage_A")]
+        return float(usage_entropy(torch.stack(last)).mean()) if last else float("nan")
 
     def save(self, path: Path) -> None:
         """Write the record to a file."""

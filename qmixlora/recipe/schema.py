@@ -219,6 +219,17 @@ class Train(_Section):
     seed: int = 0
     log_every: int = Field(default=10, ge=1, description="optimiser steps")
     eval_every: int | None = Field(default=None, ge=1, description="optimiser steps (default: each epoch)")
+    eval_generate: int | None = Field(
+        default=None,
+        ge=1,
+        description="validation samples answered by generation at every evaluation; the best is kept",
+    )
+    early_stopping: int | None = Field(
+        default=None, ge=1, description="stop after so many evaluations without a better score (or validation loss)"
+    )
+    report_to: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        default=[], description="experiment trackers (extra `trackers`); tensorboard's files lie in the run's folder"
+    )
     save_every: int | None = Field(default=500, ge=1, description="optimiser steps (null: no checkpoints)")
     keep_checkpoints: int = Field(default=2, ge=1)
     max_new_tokens: int = Field(default=32, ge=1, description="longest answer when evaluating by generation")

@@ -67,8 +67,9 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
     problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data) + _part_conflicts(recipe.data)
     problems += _metric_problems(recipe.data)
-    if recipe.train.eval_every and not recipe.data.validation and recipe.data.train not in MADE_HERE:
-        problems.append("train.eval_every: there is nothing to evaluate on; set data.validation")
+    if not recipe.data.validation and recipe.data.train not in MADE_HERE:
+        needing = [key for key in ("eval_every", "eval_generate", "early_stopping") if getattr(recipe.train, key)]
+        problems += [f"train.{key}: there is nothing to evaluate on; set data.validation" for key in needing]
     return problems
 
 
@@ -114,6 +115,11 @@ def _memory_conflicts(recipe: Recipe) -> list[str]:
         problems.append(
             "train.cache_features: features are what the projector makes of an image, and it is trained; "
             "set adapter.train_projector: false"
+        )
+    if train.cache_features and train.eval_generate:
+        problems.append(
+            "train.eval_generate: answers need the vision tower, which train.cache_features leaves out; "
+            "choose one of the two, or stop early by validation loss (train.early_stopping alone)"
         )
     return problems
 

@@ -24,7 +24,7 @@ def draw_interference(tasks: Sequence[str], matrices: dict[str, Tensor], path: P
     for axes, (title, matrix_TT) in zip(
         figure.subplots(1, len(matrices), squeeze=False)[0], matrices.items(), strict=True
     ):
-        _heat_map(axes, matrix_TT, tasks, tasks, (-1, 1), DIVERGING, numbers=len(tasks) <= 16)
+        heat_map(axes, matrix_TT, tasks, tasks, (-1, 1), DIVERGING, numbers=len(tasks) <= 16)
         axes.set(title=title, xlabel="a step for this task ...", ylabel="... changes this task")
     return _save(figure, path)
 
@@ -53,8 +53,8 @@ def _usage(summary: RoutingSummary, columns: int = 4, limit: int = 28) -> Figure
         axes = grid.flat[position]
         first = position % columns == 0
         tasks = summary.tasks if first else [""] * len(summary.tasks)
-        _heat_map(axes, summary.usage_A_LNTE[index, -1], tasks, None, (0, top), SEQUENTIAL)
-        axes.set_title(_short(summary.layers[index]), fontsize=8)
+        heat_map(axes, summary.usage_A_LNTE[index, -1], tasks, None, (0, top), SEQUENTIAL)
+        axes.set_title(short_name(summary.layers[index]), fontsize=8)
     figure.suptitle(
         "Share of a task's gates that each factor of pool A gets (rows: tasks, columns: factors)", fontsize=10
     )
@@ -65,11 +65,11 @@ def _tasks(summary: RoutingSummary) -> Figure:
     size = 2 + 0.35 * len(summary.tasks)
     figure = Figure(figsize=(2 * size + 1, size + 0.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _heat_map(
+    heat_map(
         left, summary.similarity(), summary.tasks, summary.tasks, (0, 1), SEQUENTIAL, numbers=len(summary.tasks) <= 16
     )
     left.set_title("Similarity of the tasks' mean updates (cosine of C_t)")
-    _heat_map(right, summary.entropy().T, summary.tasks, None, (0, 1), SEQUENTIAL)
+    heat_map(right, summary.entropy().T, summary.tasks, None, (0, 1), SEQUENTIAL)
     right.set(title="Entropy of factor usage (1: all alike)", xlabel="layers, first to last")
     return figure
 
@@ -83,7 +83,7 @@ def _drift(summary: RoutingSummary) -> Figure:
     return figure
 
 
-def _heat_map(
+def heat_map(
     axes: Axes,
     values: Tensor,
     rows: Sequence[str],
@@ -92,12 +92,13 @@ def _heat_map(
     colors: str,
     numbers: bool = False,
 ) -> None:
+    """Draw values (rows x columns) into axes, with names of rows and, if given, of columns."""
     axes.imshow(values.numpy(), vmin=limits[0], vmax=limits[1], cmap=colors, aspect="auto")
-    axes.set_yticks(range(len(rows)), rows, fontsize=7)
+    axes.set_yticks(range(len(rows)), map(shortened, rows), fontsize=7)
     if columns is None:
         axes.set_xticks([])
     else:
-        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
+        axes.set_xticks(range(len(columns)), map(shortened, columns), rotation=60, ha="right", fontsize=7)
     if numbers:
         middle = sum(limits) / 2
         for row, line in enumerate(values.tolist()):
@@ -115,7 +116,12 @@ def _heat_map(
                 )
 
 
-def _short(layer: str) -> str:
+def shortened(label: str, most: int = 24) -> str:
+    """A label that leaves room for what it names."""
+    return label if len(label) <= most else f"{label[: most - 3]}..."
+
+
+def short_name(layer: str) -> str:
     """`model.language_model.layers.3.self_attn.q_proj` -> `3 self_attn.q_proj`."""
     return layer.rpartition("layers.")[2].replace(".", " ", 1)
 

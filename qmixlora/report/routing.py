@@ -6,6 +6,7 @@ Shapes: L layers, N snapshots over training, T tasks, E = F factors in a pool.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from qmixlora.errors import UserError
 from qmixlora.files import clear_read_errors
 from qmixlora.manifest import check_unchanged
-from qmixlora.mixlora.routing_record import FILE
+from qmixlora.mixlora.routing_record import FILE, usage_entropy
 
 DEAD = 0.1  # a factor is dead if no task gives it a tenth of an even share of its gates
 
@@ -35,11 +36,18 @@ class RoutingSummary:
     usage_B_LNTE: Tensor
     mean_LTEF: Tensor
 
+    def of_tasks(self, indices: Sequence[int]) -> RoutingSummary:
+        """The same of some tasks alone; itself for all of them."""
+        if len(indices) == len(self.tasks):
+            return self
+        of = list(indices)
+        usage_A_LNTE, usage_B_LNTE = self.usage_A_LNTE[:, :, of], self.usage_B_LNTE[:, :, of]
+        tasks = [self.tasks[index] for index in of]
+        return RoutingSummary(tasks, self.layers, self.steps, usage_A_LNTE, usage_B_LNTE, self.mean_LTEF[:, of])
+
     def entropy(self) -> Tensor:
         """The evenness of a task's usage of pool A in a layer (L x T): 0 one factor, 1 all alike."""
-        last_LTE = self.usage_A_LNTE[:, -1]
-        entropy_LT = -(last_LTE * last_LTE.clamp(min=1e-12).log()).sum(dim=2)
-        return entropy_LT / torch.tensor(float(last_LTE.shape[2])).log().clamp(min=1e-12)
+        return usage_entropy(self.usage_A_LNTE[:, -1])
 
     def dead(self) -> Tensor:
         """Whether factors of pools A and B are used by no task (2 x L x E)."""

@@ -19,7 +19,8 @@ from rich.console import Console
 from qmixlora.backbone.levers.table import Facts, Lever, lever_edits
 from qmixlora.device import peak_memory_gib
 from qmixlora.errors import UserError
-from qmixlora.files import append_to_log
+from qmixlora.files import append_to_log, write_json
+from qmixlora.memory import card_at_hand, plan_worst
 from qmixlora.memory.advice import plan_with_advice
 from qmixlora.memory.architectures import config_of
 from qmixlora.recipe import Edit, Recipe
@@ -28,6 +29,7 @@ from .history import changes_of
 from .recovery import Moment, OutOfMemoryError
 from .run import Start, started, train_from
 
+PLAN = "plan.json"
 BATCHES = ("train.micro_batch_size", "train.eval_batch_size")  # levers that come before the planner's
 
 
@@ -50,6 +52,7 @@ def train_within_memory(
 
 def _until_it_fits(start: Start, recipe: Recipe, console: Console) -> Path:
     tried, changes = [recipe], Edit({})
+    card = card_at_hand()  # before anything lies on it
     while isinstance(ended := _attempt(start, recipe, console), Moment):
         edit = next((edit for edit in _edits(recipe, ended) if _applied(recipe, edit) not in [None, *tried]), None)
         if edit is None or recipe.train.on_oom == "stop":
@@ -62,9 +65,17 @@ def _until_it_fits(start: Start, recipe: Recipe, console: Console) -> Path:
         goes_on = f"Going on from step {ended.step}" if ended.checkpoint else "Starting again"
         console.print(f"{ended} {goes_on} with [bold]{edit}[/bold].", highlight=False, soft_wrap=True)
         _record(Path(recipe.train.output), ended, edit)
+    if card is not None:
+        _keep_plan(recipe, card)
     if changes.values:
         console.print(f"Memory ran out on the way. {_to_write_down(changes)}", highlight=False, soft_wrap=True)
     return ended
+
+
+def _keep_plan(recipe: Recipe, card: int) -> None:
+    """Write what is planned for a card beside what a run has measured on it, as far as the planner knows the model."""
+    with suppress(Exception):  # the run is over: nothing of the planner may end it
+        write_json(Path(recipe.train.output) / PLAN, plan_worst(recipe, card).to_dict())
 
 
 def _attempt(start: Start, recipe: Recipe, console: Console) -> Path | Moment:

@@ -73,6 +73,10 @@ class RoutingLog(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.watching.remove()
 
+    def logs(self) -> dict[str, float]:
+        """What trackers are told: the mean entropy of factor usage, from the first snapshot on."""
+        return {"routing_entropy": self.record.entropy()} if self.record.steps else {}
+
     def _save(self, folder: Path) -> None:
         with replacing(folder / FILE) as temporary:
             self.record.save(temporary)
@@ -106,7 +110,8 @@ class ProgressDisplay(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logs = logs or {}
         if "eval_loss" in logs:
-            self.say(f"  step {state.global_step:>5}  validation loss {_in_words(logs['eval_loss'])}")
+            score = f"  score {logs['eval_score']:.3f}" if "eval_score" in logs else ""
+            self.say(f"  step {state.global_step:>5}  validation loss {_in_words(logs['eval_loss'])}{score}")
         if "loss" not in logs:
             return
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.start

@@ -40,7 +40,7 @@ class SealedCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()  # each process writes its own random state
         if state.is_world_process_zero:
             seal(Path(args.output_dir) / f"{PREFIX}{state.global_step}")
-            remove_old_checkpoints(Path(args.output_dir), self.keep, state.global_step)
+            remove_old_checkpoints(Path(args.output_dir), self.keep, state.global_step, state.best_global_step)
 
 
 def keep_all(callbacks: Iterable[TrainerCallback]) -> None:
@@ -50,12 +50,14 @@ def keep_all(callbacks: Iterable[TrainerCallback]) -> None:
             callback.keep = sys.maxsize
 
 
-def remove_old_checkpoints(folder: Path, keep: int, step: int) -> None:
-    """Remove the checkpoints up to a step but the newest `keep`, among which none counts that was never finished."""
+def remove_old_checkpoints(folder: Path, keep: int, step: int, best: int | None = None) -> None:
+    """Remove the checkpoints up to a step but the newest `keep`, among which none counts that was never finished, and
+    the best one.
+    """
     up_to = [path for path in _newest_first(folder) if _step(path) <= step]
     finished = [path for path in up_to if (path / STATE).is_file()]
     for path in up_to:
-        if path not in finished[:keep]:
+        if path not in finished[:keep] and _step(path) != best:
             shutil.rmtree(path, ignore_errors=True)
 
 

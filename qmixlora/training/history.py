@@ -24,7 +24,16 @@ LIBRARIES = ("qmixlora", "torch", "transformers", "peft", "bitsandbytes", "accel
 BATCH = ("train.micro_batch_size", "train.gradient_accumulation")  # their product may not change
 MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the data, as long as its rows are the same
     *("train.output", "train.epochs", "train.max_steps", "train.max_minutes", "train.on_oom", "train.on_nan"),
-    *("train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.max_new_tokens"),
+    *(
+        "train.log_every",
+        "train.eval_every",
+        "train.eval_generate",
+        "train.early_stopping",
+        "train.report_to",
+        "train.save_every",
+        "train.keep_checkpoints",
+        "train.max_new_tokens",
+    ),
     *("train.cache_features", "model.attention", "model.trust_remote_code", "data", "export"),
 )
 ROWS = 1000  # that are told apart at a time

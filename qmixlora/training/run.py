@@ -23,6 +23,7 @@ from qmixlora.mixlora.routing_record import FILE
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession, open_collator, open_session
 
+from .best import take_best
 from .callbacks import ProgressDisplay, RoutingLog
 from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
 from .features import with_cached_features
@@ -34,6 +35,7 @@ from .owner import is_empty, owned
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
 from .schedule import schedule_problems
 from .stopping import Stop, StopAskedError
+from .trackers import check_installed
 from .trainer import SupervisedTrainer, make_trainer
 
 TASK_MEANS = "mixlora_task_"  # of the buffers of a MixLoRA layer that have a row for every task
@@ -132,6 +134,7 @@ def is_finished(folder: Path, last: Path | None, changes: Sequence[Change]) -> b
 def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
     folder = Path(recipe.train.output)
+    check_installed(recipe.train.report_to)
     learned, facts = _looked_at(recipe)
     rows, validation = learned["train"], learned.get("validation")
     tasks = list(indices_by_answer(rows))
@@ -153,10 +156,14 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
             session = _without_vision(session, [rows, *([validation] if validation else [])], start.checkpoint, console)
         unless_out_of_memory(lambda: check_look_ahead(session, rows[0]))  # if it runs out, so will the first step
         with start.stop.deferred():
-            steps = _fit(session, rows, validation, tasks, start, console)
+            state = _fit(session, rows, validation, tasks, start, console)
+            best = take_best(session, state, folder)
             with replacing(folder / "adapter") as temporary:
                 session.model.save_pretrained(str(temporary))
-        history.add("finished", steps, recipe, {})
+        if best is not None and best != state.global_step:
+            console.print(f"Kept: the adapter of step {best}, of {state.global_step}.", highlight=False)
+        kept = {} if best is None else {"kept_step": best, "kept_for": state.best_metric}
+        history.add("finished", state.global_step, recipe, {}, **kept)
         seal(folder, _finished_files(folder))
     return folder
 
@@ -205,8 +212,8 @@ def _fit(
     tasks: list[str],
     start: Start,
     console: Console,
-) -> int:
-    """Take all steps that are left; returns the number of the last.
+) -> TrainerState:
+    """Take all steps that are left; returns the state after the last.
 
     Raises OutOfMemoryError, NotFiniteError, the end that was asked for, and errors of callbacks.
     """
@@ -236,7 +243,7 @@ def _fit(
             keep_last_step(trainer, begun, first, anew=True)
             during: During = "evaluation" if trainer.control.should_evaluate and not begun.torn else "training"
             raise OutOfMemoryError(Moment(during, last_checkpoint(folder)), folder)
-        return trainer.state.global_step
+        return trainer.state
     finally:
         display.close()
 
@@ -250,6 +257,7 @@ def _watch(trainer: SupervisedTrainer, session: TunedSession, tasks: list[str], 
     by_task: list[tuple[Tensor, int]] = []
     if session.recipe.adapter.method == "mixlora":
         routing = RoutingLog(session.model, tasks, folder)
+        trainer.also_logged = routing.logs
         by_task = [(routing.statistics.sum_LTEF, 1), (routing.statistics.count_T, 0)]
         trainer.add_callback(routing)
     trainer.add_callback(SealedCheckpoints(session.recipe.train.keep_checkpoints))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,23 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.backbone.levers import enable_checkpointing
 from qmixlora.data import Collator, lengths_of
+from qmixlora.device import peak_memory_gib
 from qmixlora.loss import supervised_loss
 from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
+from .best import SCORE, Examination, evaluations_since, judged_by
 from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
+from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
 from .sampling import SeededLengthGroupedSampler
+from .trackers import PROJECT, by_transformers, own_callbacks, show_answers
 from .workers import ErrorCarrier, loader_workers, unless_error
+
+NEVER = 10**9  # steps
 
 
 def make_trainer(
@@ -61,9 +69,18 @@ def make_trainer(
         train_dataset=NumberedRows(rows),
         eval_dataset=validation,
         data_collator=ErrorCarrier(collator) if workers else collator,
-        callbacks=[FirstStepsGuard(session, steps), MetricsLog(folder), display],
+        callbacks=[
+            *own_callbacks(recipe.train.report_to, folder),
+            FirstStepsGuard(session, steps),
+            MetricsLog(folder),
+            display,
+        ],
     )
     trainer.judged = judged
+    trainer.examination, trainer.patience = Examination.of(session, validation), recipe.train.early_stopping
+    if trainer.examination is not None and recipe.train.report_to:
+        trainer.examination = replace(trainer.examination, show=partial(show_answers, trainer, recipe.train.report_to))
+    trainer.say = display.say
     if judged:
         trainer.add_callback(FiniteParameters(session.recipe))
     trainer.remove_callback(PrinterCallback)
@@ -91,6 +108,10 @@ class SupervisedTrainer(Trainer):
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
         self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
+        self.also_logged: Callable[[], dict[str, float]] = lambda: {}
+        self.examination: Examination | None = None
+        self.patience: int | None = None  # evaluations without a better one
+        self.say: Callable[[str], None] = lambda text: None
         self.gradient_scale = GradientScale(arguments["model"]) if in_float16 else None
         self.model_accepts_loss_kwargs = True  # so that Trainer counts supervised tokens over the accumulated batch
         self.can_return_loss = True
@@ -123,6 +144,35 @@ class SupervisedTrainer(Trainer):
         rows = (own for batch in batches[0] for own in batch.get("tasks", ()))  # a row may have several
         self.announce(task for own in rows for task in ([own] if isinstance(own, str) else own))
         return batches
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as Trainer does, and score generated answers where the recipe asks for it."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.examination is not None:
+            scores = self.examination.metrics(lambda done: self.stop_if_asked())
+            output = output._replace(metrics={**(output.metrics or {}), **scores})
+        return output
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Evaluate as Trainer does. One that is made up for at the start, where Trainer judges nothing, counts too."""
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if skip_scheduler:
+            self._determine_best_metric(metrics, trial)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Judge as Trainer does; save the best at once, and stop where it has been the best for long enough."""
+        is_best: bool = super()._determine_best_metric(metrics, trial)
+        key = self.args.metric_for_best_model
+        if key is None:
+            return is_best
+        self.control.should_save |= is_best
+        if self.patience is not None and (since := evaluations_since(self.state, key)) >= self.patience:
+            self.control.should_training_stop = True
+            self.say(
+                f"Stopped early: {since} evaluations were not better than that of step {self.state.best_global_step}."
+            )
+        return is_best
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as Trainer does, into a folder that says it is not whole until `SealedCheckpoints` has sealed it."""
@@ -173,7 +223,8 @@ class SupervisedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does, with the losses of the steps that were taken (its own sum keeps a NaN for ever)."""
-        super().log(self.steps.in_logs(logs), start_time)
+        extra = {**self.also_logged(), "memory_gib": peak_memory_gib()}
+        super().log({**self.steps.in_logs(logs), **extra}, start_time)
 
     def compute_loss(
         self,
@@ -188,40 +239,8 @@ class SupervisedTrainer(Trainer):
         return (loss, {"loss": loss}) if return_outputs else loss
 
 
-class GradientScale:
-    """Keeps gradients in the range of float16 on their way through the backbone.
-
-    The loss is a mean over the step's supervised tokens, and float16 flushes most of its gradients to zero. On the way
-    back they are those of the sum instead (at most 1 for a logit), and are divided by the number of tokens where they
-    arrive at a trained parameter, in fp32.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.scale: Tensor | int = 1
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(lambda gradient: gradient / self.scale)
-
-    def __call__(self, loss: Tensor, scale: Tensor | int) -> Tensor:
-        """The loss, with gradients `scale` times as large until they arrive."""
-        self.scale = scale
-        scaled: Tensor = _ScaledBackward.apply(loss, scale)
-        return scaled
-
-
-class _ScaledBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, scale: Tensor | int) -> Tensor:
-        ctx.scale = scale
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.scale, None
-
-
 def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> TrainingArguments:
-    spec = recipe.train
+    spec, judge = recipe.train, judged_by(recipe) if evaluates else None
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=spec.epochs,
@@ -240,8 +259,10 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> T
         logging_steps=spec.log_every,
         eval_strategy=("steps" if spec.eval_every else "epoch") if evaluates else "no",
         eval_steps=spec.eval_every,
-        save_strategy="steps" if spec.save_every else "no",
-        save_steps=spec.save_every or 500,
+        save_strategy="steps" if spec.save_every or judge else "no",
+        save_steps=spec.save_every or NEVER,
+        metric_for_best_model=judge,
+        greater_is_better=judge == SCORE,
         dataloader_num_workers=workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
@@ -249,7 +270,9 @@ def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> T
         logging_nan_inf_filter=False,  # it waits for the device in every micro-batch
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to=by_transformers(spec.report_to),
+        run_name=folder.name,
+        project=PROJECT,
     )
     # of several visible GPUs the first: all of them would multiply the micro-batch, or wrap the model around our hooks
     arguments._n_gpu = min(1, arguments.n_gpu)

@@ -17,6 +17,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "manifest": {"errors", "files"},
     "interrupts": set(),
     "device": set(),
+    "webpage": {"files"},
     "doctor": {"device"},
     "parallel": set(),
     "recipe": {"errors"},
@@ -43,9 +44,10 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "adapter",
         "session",
         "loss",
+        "evaluation",
         "memory",
     },
-    "inspection": {"errors", "files", "recipe", "mixlora", "data", "session", "loss"},
+    "inspection": {"errors", "recipe", "mixlora", "webpage", "data", "session", "loss"},
     "export": {
         "errors",
         "files",
@@ -61,8 +63,8 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "evaluation",
         "training",
     },
-    "report": {"errors", "files", "manifest", "mixlora"},
-    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export"},
+    "report": {"errors", "files", "manifest", "webpage", "recipe", "mixlora", "data", "evaluation"},
+    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export", "report"},
 }
 METHOD_USES = {"torch", "peft", "safetensors", *sys.stdlib_module_names}
 

@@ -84,3 +84,9 @@ def test_a_dialogue_goes_on_behind_what_was_said(session: Session, rows: Dataset
 def test_a_question_about_an_image_that_is_not_there_is_refused(session: Session, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image is missing"):
         Dialogue(session, tmp_path / "none.png", None).ask("what is it ?")
+
+
+def test_the_streamed_parts_are_the_answer(session: Session, rows: Dataset) -> None:
+    parts: list[str] = []
+    answer = Dialogue(session, Path(rows[0]["images"][0]["path"]), "t").ask("what is it ?", parts.append)
+    assert "".join(parts).strip() == answer

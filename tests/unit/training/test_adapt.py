@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,10 @@ def test_a_run_that_stopped_goes_on_from_its_last_step(make_recipe: Callable[...
     card.steps.clear()
     folder = train_within_memory(smaller, resume=True, console=QUIET)
     assert set(card.steps) == {3, 4} and {r["step"] for r in records(folder)} == {1, 2, 3, 4}
+
+
+def test_a_run_on_a_card_keeps_its_plan(make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qmixlora.training.adapt.card_at_hand", lambda: 8 * 2**30)
+    folder = train_within_memory(make_recipe(train={"max_steps": 1}), console=QUIET)
+    kept = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    assert kept["card_gib"] == 8 and 0 < kept["peak_gib"] < 8 and kept["fits"]

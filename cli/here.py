@@ -1,0 +1,53 @@
+"""A look at the paths of a command before anything heavy is imported: a typo is told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qmixlora.errors import UserError
+
+RUN = ("recipe.yaml",)
+MODEL = ("adapter_config.json", "config.json")  # beside a run: an export, or any model
+
+
+def folder(path: Path, what: str = "a run or an export") -> Path:
+    """A folder. Raises UserError if it is none."""
+    if not path.is_dir():
+        fix = _like(path) or f"Name the folder of {what}."
+        raise UserError("There is no such folder.", where=str(path), fix=fix)
+    return path
+
+
+def folder_of_run(path: Path) -> Path:
+    """The folder of a run. Raises UserError if it is none."""
+    return _folder_with(path, RUN, "a run")
+
+
+def folder_of_model(path: Path) -> Path:
+    """The folder of a run, an export or a model. Raises UserError if it is none of them."""
+    return _folder_with(path, (*RUN, *MODEL), "a finished run, an export or a model")
+
+
+def file(path: Path | None, flag: str) -> None:
+    """Raise UserError if a file is named that is not there."""
+    if path is not None and not path.is_file():
+        raise UserError("There is no such file.", where=f"{flag} {path}", fix=_like(path))
+
+
+def _folder_with(path: Path, names: tuple[str, ...], what: str) -> Path:
+    folder(path, what)
+    if not any((path / name).is_file() for name in names):
+        below = sorted(found.parent for name in names for found in path.glob(f"*/{name}"))
+        fix = f"Did you mean {below[0]}?" if below else f"Name the folder of {what}."
+        lacking = " or ".join(names)
+        raise UserError(f"This is not the folder of {what}: it has no {lacking}.", where=str(path), fix=fix)
+    return path
+
+
+def _like(path: Path) -> str:
+    """What was probably meant: a name beside it that is much like it."""
+    import difflib
+
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"Did you mean {path.parent / close[0]}?" if close else ""

@@ -1,0 +1,27 @@
+"""qmixlora report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several stand side by side.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write (default: report.html in the folder of the first).")
+    ] = None,
+) -> None:
+    """A page about a run, or several side by side: scores, curves, answers, routing, exports; one file, no network."""
+    from .here import folder_of_run
+
+    for run in runs:
+        folder_of_run(run)
+    from .quiet import quiet
+
+    quiet()
+    from qmixlora.report.page import write_report
+
+    print(write_report(runs, out))

@@ -1,0 +1,109 @@
+"""What a run's folder holds, for its report: every file read as far as it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qmixlora.errors import UserError
+from qmixlora.evaluation import Scores
+from qmixlora.evaluation.results import read_results
+from qmixlora.files import read_log
+from qmixlora.mixlora.routing_record import FILE
+from qmixlora.recipe import Recipe, load_run_recipe
+
+from .routing import RoutingSummary, read_routing
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The files of a run, by what they hold; None or empty where there is none."""
+
+    folder: Path
+    name: str
+    recipe: Recipe
+    text: str  # of recipe.yaml
+    history: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    survey: dict[str, Any] | None
+    plan: dict[str, Any] | None
+    routing: RoutingSummary | None
+    interference: dict[str, Any] | None
+    exports: list[dict[str, Any]]  # the contents of fidelity.json
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """Read a run's folder. Raises UserError if it is none, or what it holds is damaged."""
+        recipe = folder / "recipe.yaml"
+        if not recipe.is_file():
+            raise UserError(
+                "This is not the folder of a run: it has no recipe.yaml.",
+                where=str(folder),
+                fix="Name train.output of a run.",
+            )
+        return cls(
+            folder=folder,
+            name=folder.resolve().name,
+            recipe=load_run_recipe(folder),
+            text=recipe.read_text(encoding="utf-8", errors="replace"),
+            history=read_log(folder / "history.jsonl"),
+            metrics=read_log(folder / "metrics.jsonl"),
+            survey=_object(folder / "survey.json"),
+            plan=_object(folder / "plan.json"),
+            routing=read_routing(folder) if (folder / FILE).is_file() else None,
+            interference=_object(folder / "interference.json"),
+            exports=[found for path in sorted(folder.glob("exports/*/fidelity.json")) if (found := _object(path))],
+        )
+
+    @cached_property
+    def scores(self) -> tuple[str, Scores] | None:
+        """The first split that was evaluated, and its scores."""
+        return next(((split, scores) for split in ("test", "validation") if (scores := self._results(split))), None)
+
+    @cached_property
+    def backbone_scores(self) -> Scores | None:
+        """The scores of the bare backbone on the same split."""
+        return None if self.scores is None else self._results(self.scores[0], backbone=True)
+
+    def _results(self, split: str, *, backbone: bool = False) -> Scores | None:
+        with suppress(UserError):  # there are none, or of an earlier release
+            return read_results(self.folder, split, backbone=backbone)
+        return None
+
+    def logged(self, *keys: str) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl that have all these keys as numbers."""
+        return [one for one in self.metrics if all(isinstance(one.get(key), int | float) for key in ("step", *keys))]
+
+    def speeds(self) -> Iterator[tuple[int, float]]:
+        """(step, samples per second) since the record before, evaluation left out."""
+        spec = self.recipe.train
+        step, seconds = 0, 0.0
+        for record in self.logged("seconds"):
+            steps, passed = record["step"] - step, record["seconds"] - seconds
+            if steps > 0 and passed > 0 and "loss" in record:
+                yield record["step"], steps * spec.micro_batch_size * spec.gradient_accumulation / passed
+            step, seconds = record["step"], record["seconds"]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries of the last start."""
+        return next((one["versions"] for one in reversed(self.history) if "versions" in one), {})
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What tells the training data apart."""
+        return next((one["data"] for one in self.history if "data" in one), None)
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
+    return None

@@ -1,0 +1,96 @@
+"""The section of a report on scores: by task, before and after training, or of several runs and their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from qmixlora.errors import UserError
+from qmixlora.evaluation import Scores
+from qmixlora.evaluation.comparison import Difference, compare
+from qmixlora.webpage import table
+
+from ..charts import Score, draw_scores
+from ..record import RunRecord
+
+DRAWN = 24  # tasks: more of them are in the table alone
+MEAN = "mean over tasks"
+
+
+def scores_section(records: Sequence[RunRecord]) -> str:
+    """The scores of all runs that were evaluated, each beside its backbone where that was too."""
+    series, hints = {}, []
+    for record in records:
+        found = record.scores
+        if found is None:
+            hints.append(f"{record.name} was not evaluated: qmixlora eval {record.folder}")
+            continue
+        before = record.backbone_scores
+        if before is not None:
+            series["before" if len(records) == 1 else f"{record.name}, before"] = before
+        elif len(records) == 1:
+            of = "" if found[0] == "test" else f" --split {found[0]}"
+            hints.append(
+                f"The backbone's own scores stand beside these after: qmixlora eval {record.folder}{of} --backbone"
+            )
+        series["after" if len(records) == 1 else record.name] = found[1]
+    told = "".join(f'<p class="quiet">{escape(hint)}</p>' for hint in hints)
+    if not series:
+        return f"<h2>Scores</h2>{told}"
+    split = next(iter(series.values())).split
+    return f"<h2>Scores</h2>{_chart(series, split)}{_differences(series)}{told}"
+
+
+def _chart(series: Mapping[str, Scores], split: str) -> str:
+    tasks = list(dict.fromkeys(task for scores in series.values() for task in scores.tasks))
+    drawn = {
+        name: [Score(scores.mean, scores.interval), *(_score(scores, task) for task in tasks[:DRAWN])]
+        for name, scores in series.items()
+    }
+    title = f"Score by task with 95 % intervals, split {split}"
+    if len(tasks) > DRAWN:
+        title += f" ({DRAWN} of {len(tasks)} tasks)"
+    return draw_scores(title, [MEAN, *tasks[:DRAWN]], drawn, _numbers(series, tasks))
+
+
+def _numbers(series: Mapping[str, Scores], tasks: Sequence[str]) -> str:
+    rows = [[MEAN, "", "", *(_told(scores.mean, scores.interval) for scores in series.values())]]
+    for task in tasks:
+        own = {name: scores.tasks[task] for name, scores in series.items() if task in scores.tasks}
+        first = next(iter(own.values()))
+        cells = [_told(own[name].score, own[name].interval) if name in own else "" for name in series]
+        rows.append([task, first.metric, str(first.count), *cells])
+    return table(["task", "metric", "count", *series], rows, tall=True)
+
+
+def _differences(series: Mapping[str, Scores]) -> str:
+    """What differs from the first, where all were asked the same."""
+    if len(series) < 2 or not all(scores.predictions for scores in series.values()):
+        return ""
+    try:
+        compared = compare(series)
+    except UserError as error:
+        return f'<p class="warning">{escape(error.what)}</p>'
+    first = next(iter(series))
+    rows = [
+        [task if name is None else MEAN, other, _difference(difference)]
+        for other, mean in compared.means.items()
+        for task, name, difference in [(MEAN, MEAN, mean), *((t, None, d) for t, d in compared.tasks[other].items())]
+    ]
+    head = ["task", "", f"difference from {first}, paired by sample (95 %)"]
+    return f"<h3>What is a difference</h3>{table(head, rows, left=[1], tall=True)}"
+
+
+def _difference(difference: Difference) -> str:
+    low, high = difference.interval
+    verdict = ("better" if difference.points > 0 else "worse") if difference.is_one else "no difference"
+    return f"{difference.points:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"
+
+
+def _score(scores: Scores, task: str) -> Score | None:
+    own = scores.tasks.get(task)
+    return None if own is None else Score(own.score, own.interval)
+
+
+def _told(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.3f}" if interval is None else f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"

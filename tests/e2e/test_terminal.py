@@ -1,0 +1,77 @@
+"""The terminal: a typo is told at once, a chat does what its lines ask for, and shells complete."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandLine
+
+FinishedRun = Callable[[str], Path]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "RUN"],
+        ["chat", "RUN"],
+        ["export", "RUN", "--all"],
+        ["report", "RUN"],
+        ["compare", "RUN", "other"],
+        ["inspect", "RUN", "--routing"],
+        ["train", "RUN.yaml"],
+        ["plan", "RUN.yaml"],
+        ["data", "RUN.yaml"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_typo_in_a_path_is_told_before_anything_heavy_is_imported(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "my-runs").mkdir()
+    words = [word.replace("RUN", str(tmp_path / "my-rnus")) for word in arguments]
+    script = (
+        f"import sys\nfrom qmixlora.cli.main import run\nsys.argv = ['qmixlora', *{words!r}]\n"
+        "try:\n    run()\nexcept SystemExit as end:\n    print(end.code, {'torch', 'transformers'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 set()", done.stderr
+    assert "my-rnus" in done.stderr and ("my-runs?" in done.stderr or ".yaml" in arguments[1])
+
+
+def test_a_chat_does_what_its_lines_ask_for(qmixlora: CommandLine, finished_run: FinishedRun, image: Path) -> None:
+    lines = ["/routing", "what digit is written ?", f"/image {image}", "how big is the circle ?", "/routing"]
+    lines += ["/task digit", "/export nothing", "/export run", "/jump", "/new", "/help", ""]
+    done = qmixlora("chat", finished_run("mixlora"), stdin="\n".join(lines))
+    assert done.code == 0, done.stderr
+    for told in (
+        "Nothing was asked yet.",
+        "No image: it answers from the text alone",
+        f"A new conversation about {image}",
+        "Factors of pool A for the last question, mean of 14 layers",
+        "Task: digit.",
+        "There is no export 'nothing'",
+        "Now run; the conversation goes on.",
+        "There is no command /jump",
+        "A new conversation.\n",
+        "/routing (the factors that worked)",
+    ):
+        assert told in done.stdout, told
+
+
+def test_an_empty_answer_says_so(
+    qmixlora: CommandLine, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qmixlora.evaluation.dialogue.generate_answers", lambda *arguments, **options: [" "])
+    done = qmixlora("chat", finished_run("lora"), "--prompt", "what ?")
+    assert "The model ended its answer at once." in done.stdout
+
+
+def test_shells_complete_the_verbs(qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--install-completion" in qmixlora("--help").stdout
+    monkeypatch.setenv("_QMIXLORA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "qmixlora re")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert qmixlora().stdout.split() == ["report", "recipes"]

@@ -1,0 +1,140 @@
+"""The report of a run, in a real browser: whole, quiet, and as wide as its window."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qmixlora.errors import UserError
+from qmixlora.evaluation import Prediction, Scores, TaskScore, write_results
+from qmixlora.recipe import validate
+from qmixlora.report.charts import smooth
+from qmixlora.report.page import refresh_report, write_report
+from tests.browser import CHROMIUM, Browser, browser
+
+LONG = "a_name_of_a_task_that_is_as_long_as_those_of_Vision-Flan+visual_question_answering"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder by hand, with every file that a report reads."""
+    from qmixlora.mixlora.routing_record import FILE
+    from tests.unit.report.records import record_by_hand
+
+    folder = tmp_path_factory.mktemp("report") / "run"
+    folder.mkdir()
+    recipe = validate({"model": {"id": "someone/model"}, "data": {"train": "train.json"}}, "test")
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    logs = [
+        {"step": s, "loss": 4 / s, "grad_norm": 1.0, "learning_rate": 1e-3, "seconds": s, "memory_gib": 8.5}
+        for s in range(1, 700)
+    ]
+    lines = [*logs, {"step": 699, "eval_loss": 0.5, "seconds": 800}]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    (folder / "history.jsonl").write_text('{"event": "started", "data": "d1g3st", "versions": {"torch": "2"}}\n')
+    record_by_hand(["s", LONG]).save(folder / FILE)
+    split = {"split": "train", "samples": 3, "left_out": 1, "tasks": {LONG: 2}, "tokens": None}
+    (folder / "survey.json").write_text(json.dumps({"splits": [split], "warnings": ["<b>careful</b>"]}))
+    (folder / "plan.json").write_text('{"card_gib": 12.0, "peak_gib": 9.25}')
+    means = {pool: [[1, -0.5], [None, 1]] for pool in "AB"}
+    (folder / "interference.json").write_text(json.dumps({"tasks": ["s", LONG], "mean": means}))
+    write_results(folder, scores(folder, right=2))
+    write_results(folder, scores(folder, right=0), backbone=True)
+    export = {"form": "lora", "folder": str(folder / "exports" / "s-lora"), "rank": 4, "polish_steps": 0}
+    export |= {"split": "test", "exact_match": {"live": 0.8, "lora": 0.4}, "agreement": {"lora": 0.5}}
+    (folder / "exports" / "s-lora").mkdir(parents=True)
+    (folder / "exports" / "s-lora" / "fidelity.json").write_text(json.dumps({**export, "update_error": {"mean": 0.9}}))
+    return folder
+
+
+def scores(folder: Path, right: int) -> Scores:
+    """Four answers, the first ones right; one has a picture, one had one, one has its bytes in the data."""
+    Image.new("RGB", (3000, 2000), "red").save(folder / "red.png")
+    images = [[str(folder / "red.png")], [str(folder / "gone.png")], [None], []]
+    predictions = [
+        Prediction(row, LONG, "<i>what</i> ?", images[row], ["red"], "red" if row < right else "", float(row < right))
+        for row in range(4)
+    ]
+    return Scores("test", {LONG: TaskScore(right / 4, 4, "exact", (0.0, 0.9))}, predictions)
+
+
+@pytest.fixture(scope="module")
+def page(made: Path) -> Path:
+    return write_report([made])
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with browser(tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
+def test_a_report_holds_what_the_run_has_and_nothing_of_it_is_markup(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    for text in (
+        "someone/model",
+        "d1g3st",
+        "torch 2",
+        "&lt;i&gt;what",
+        "&lt;b&gt;careful",
+        "s-lora",
+        "before",
+        "after",
+    ):
+        assert text in html, text
+    assert "<i>" not in html and "<b>careful" not in html
+    assert html.count('class="chart"') == html.count("<summary>Numbers</summary>") > 10
+    assert 'class="act"' in html and "gone.png" in html and "picture inside the data" in html
+
+
+def test_a_report_is_one_small_file_that_asks_for_nothing(page: Path, shown: Browser) -> None:
+    assert page.stat().st_size < 3_000_000
+    shown.asked.clear()
+    shown.open(page, 390)
+    assert {url for url in shown.asked if not url.startswith("data:")} == {page.resolve().as_uri()}
+    assert shown.said == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_report_fits_its_window_in_light_and_dark(page: Path, shown: Browser, width: int, dark: bool) -> None:
+    shown.open(page, width, dark=dark)
+    assert shown.evaluate("document.documentElement.scrollWidth") == width
+    paper, ink = (shown.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
+    assert (sum(map(int, paper[4:-1].split(","))) < sum(map(int, ink[4:-1].split(",")))) == dark
+    label = shown.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
+    assert label == ink and shown.said == []
+
+
+def test_on_paper_the_numbers_of_every_chart_are_open(page: Path, shown: Browser) -> None:
+    shown.open(page, 794)
+    height = shown.evaluate("document.documentElement.scrollHeight")
+    shown.open(page, 794, media="print")
+    assert shown.evaluate("document.documentElement.scrollHeight") > height
+
+
+def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "recipe.yaml").write_text((made / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    write_results(other, scores(made, right=3))
+    html = write_report([made, other], tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "run and other" in html and "difference from run, before, paired by sample" in html
+    assert "+0.250 (+0.000 to +0.750): no difference" in html or ": better" in html
+
+
+def test_a_folder_without_a_recipe_is_no_run_and_a_damaged_one_is_told(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not the folder of a run"):
+        write_report([tmp_path])
+    assert refresh_report(tmp_path).startswith("The report was not written: This is not the folder of a run")
+
+
+def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
+    assert smooth([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert smooth([float(n) for n in range(100)])[0] == 0.0 < smooth([float(n) for n in range(100)])[50] < 50
