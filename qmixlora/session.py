@@ -236,7 +236,9 @@ def _check_adapted(model: PeftModel, targets: set[str], recipe: Recipe) -> None:
 
 
 def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:
-    """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer."""
+    """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer,
+    or the projector has none for factors.
+    """
     targets = list(anatomy.targets)
     if adapter.target_modules != "language":
         for suffix in adapter.target_modules:
@@ -248,9 +250,10 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
                     fix=f"Its layers are: {', '.join(kinds)}.",
                 )
         targets = [name for name in targets if any(_matches(name, suffix) for suffix in adapter.target_modules)]
+    static = _projector_targets(anatomy) if adapter.projector == "lora" else []
     which: dict[str, Any] = {
-        "target_modules": targets,
-        "modules_to_save": list(anatomy.projectors) if adapter.train_projector else None,
+        "target_modules": [*targets, *static],
+        "modules_to_save": list(anatomy.projectors) if adapter.projector == "full" else None,
     }
     if adapter.method == "lora":
         alpha: Any = adapter.alpha  # a float works and is documented
@@ -267,8 +270,21 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
         router=adapter.router,
         task_mix=adapter.task_mix,
         tasks=list(tasks) if adapter.route_on == "task" or adapter.task_mix > 0 else None,
+        static_modules=static or None,
         **which,
     )
+
+
+def _projector_targets(anatomy: Anatomy) -> list[str]:
+    """The projector's layers that take factors. Raises UserError where there is none."""
+    if not anatomy.projector_targets:
+        raise UserError(
+            "The projector of this model has no linear layer that could take factors"
+            f" ({', '.join(anatomy.projectors) or 'there is none'}).",
+            where="adapter.projector: lora",
+            fix="Set adapter.projector: full, or frozen.",
+        )
+    return list(anatomy.projector_targets)
 
 
 def _matches(name: str, suffix: str) -> bool:

@@ -76,7 +76,10 @@ class Adapter(_Section):
     target_modules: Literal["language"] | list[str] = Field(
         default="language", description="'language': every linear layer of the decoder; or suffixes of their names"
     )
-    train_projector: bool = Field(default=True, description="train the projector too, whole and in fp32")
+    projector: Literal["full", "lora", "frozen"] = Field(
+        default="full",
+        description="full: trained whole, in fp32; lora: factors of rank r on each of its linear layers; frozen",
+    )
 
 
 class Columns(_Section):

@@ -15,12 +15,16 @@ from pydantic import ValidationError
 from qmixlora.errors import UserError, without_secrets
 
 from . import template
+from .migration import migrate
 from .schema import MADE_HERE, METRICS, Columns, Data, Recipe
 from .synonyms import meant_by
 
 
 def validate(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe that these values describe. Raises UserError with every mistake in them."""
+    """The recipe that these values describe (keys of earlier releases are renamed in them). Raises UserError with every
+    mistake in them.
+    """
+    migrate(values)
     problems: list[str] = []
     recipe: Recipe | None = None
     try:
@@ -110,10 +114,10 @@ def _memory_conflicts(recipe: Recipe) -> list[str]:
             )
     if model.offload_embeddings and model.quantize_embeddings != "none":
         problems.append("model.offload_embeddings: quantised embeddings stay on the card; choose one of the two")
-    if train.cache_features and recipe.adapter.train_projector:
+    if train.cache_features and recipe.adapter.projector != "frozen":
         problems.append(
             "train.cache_features: features are what the projector makes of an image, and it is trained; "
-            "set adapter.train_projector: false"
+            "set adapter.projector: frozen"
         )
     return problems
 

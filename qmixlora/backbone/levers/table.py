@@ -108,8 +108,12 @@ def _smaller_images(recipe: Recipe, facts: Facts) -> Edit | None:
 
 
 def _cached_features(recipe: Recipe, facts: Facts) -> Edit | None:
-    can = recipe.adapter.train_projector
-    return Edit({"adapter.train_projector": False, "train.cache_features": True}) if can else None
+    can = not recipe.train.cache_features
+    return Edit({"adapter.projector": "frozen", "train.cache_features": True}) if can else None
+
+
+def _low_rank_projector(recipe: Recipe, facts: Facts) -> Edit | None:
+    return Edit({"adapter.projector": "lora"}) if recipe.adapter.projector == "full" else None
 
 
 ANY: frozenset[Part] = frozenset(("loading", "features", "training", "evaluation"))
@@ -123,6 +127,7 @@ LEVERS = (  # those that cost the least time first
     Lever("train.checkpointing.offload", TRAINING, True, _offloaded_activations, moves_to_host=True),
     Lever("model.stream_layers", ANY, True, _streamed_layers, moves_to_host=True),
     Lever("train.optimizer", TRAINING, False, _paged_optimizer),
+    Lever("adapter.projector", TRAINING, False, _low_rank_projector),
     Lever("model.quantize_lm_head", ANY, False, _quantized_head),
     Lever("model.quantize_vision", ANY, False, _quantized_vision),
     Lever("data.max_image_tokens", frozenset(("features", "training", "evaluation")), False, _smaller_images),
