@@ -16,7 +16,7 @@ from qmixlora.errors import UserError, without_secrets
 
 from . import template
 from .migration import migrate
-from .schema import MADE_HERE, METRICS, Columns, Data, Recipe
+from .schema import MADE_HERE, METRICS, OWN_INPUT, Columns, Data, Recipe
 from .synonyms import meant_by
 
 
@@ -114,6 +114,11 @@ def _memory_conflicts(recipe: Recipe) -> list[str]:
             )
     if model.offload_embeddings and model.quantize_embeddings != "none":
         problems.append("model.offload_embeddings: quantised embeddings stay on the card; choose one of the two")
+    if train.mlp_chunk and recipe.adapter.method == "mixlora" and recipe.adapter.route_on in OWN_INPUT:
+        problems.append(
+            f"train.mlp_chunk: adapter.route_on: {recipe.adapter.route_on} needs a layer's input as a whole; "
+            "route on the embedding or the task"
+        )
     if train.cache_features and recipe.adapter.projector != "frozen":
         problems.append(
             "train.cache_features: features are what the projector makes of an image, and it is trained; "

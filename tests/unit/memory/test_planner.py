@@ -121,6 +121,7 @@ def without_levers() -> Plan:
         (["data.max_image_tokens=100"], "activations_saved", None),
         (["adapter.projector=frozen", "train.cache_features=true"], "kept_out_weights", None),
         (["adapter.projector=lora"], "projector", None),
+        (["train.mlp_chunk=256"], "transients", None),
         (["train.optimizer=adamw_8bit"], "optimizer", None),
     ],
 )

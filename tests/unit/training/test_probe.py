@@ -61,6 +61,7 @@ def without_onednn() -> Iterator[None]:
         ({}, {}, ["model.offload_embeddings=true", "model.stream_layers=3"]),
         pytest.param({}, {}, ["model.quantize_vision=nf4"], marks=pytest.mark.long),
         ({"projector": "lora"}, {}, ["model.quantize_vision=int8"]),
+        ({}, {"mlp_chunk": 128}, []),
         ({"projector": "frozen"}, {"cache_features": True}, []),
     ],
 )
