@@ -87,7 +87,7 @@ def row(peer: Peer) -> str:
 def table() -> str:
     """All rows that can be planned."""
     head = (
-        "| model | conditions | published, measured | PEFT QLoRA r=16, planned | mixture E=16 R=4, planned | and levers "
+        "| model | conditions | published | PEFT QLoRA r=16, planned | mixture E=16 R=4, planned | and levers "
         "that change nothing | and int8 head and tower, projector as LoRA |\n|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *(row(peer) for peer in PEERS if peer.model in ARCHITECTURES)])

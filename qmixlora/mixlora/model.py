@@ -36,7 +36,7 @@ from .routing import (
 from .running_means import Center
 from .segments import Segments, Tasks, instance_labels
 from .selection import select
-from .static import StaticLinear
+from .static import with_static_adapter
 
 
 def _router_of(layer: str, scope: RouterScope) -> str:
@@ -110,7 +110,7 @@ class MixLoraModel(BaseTuner):
     ) -> None:
         assert isinstance(peft_config, MixLoraConfig), "PEFT maps this tuner to its config"
         if peft_config.is_static(current_key):
-            self._make_static(peft_config, adapter_name, target, target_name, parent, current_key)
+            self._replace_module(parent, target_name, with_static_adapter(target, adapter_name, peft_config), target)
             return
         condition_dim = None
         if peft_config.route_on == "embedding":
@@ -134,20 +134,6 @@ class MixLoraModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
         self.mixlora_layers.append(layer)
-
-    def _make_static(
-        self, config: MixLoraConfig, name: str, target: nn.Module, target_name: str, parent: nn.Module, key: str
-    ) -> None:
-        """Give a layer a plain LoRA, outside of the routing. Raises ValueError for what is no `nn.Linear`."""
-        if isinstance(target, StaticLinear):
-            target.update_layer(name, config)
-            return
-        if type(target) is not nn.Linear:
-            raise ValueError(f"A static module is an nn.Linear; {key} is a {type(target).__name__}.")
-        layer = StaticLinear(target, name, config)
-        if name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put a module in place. The base class would also hand on a `weight`, which fails for a projector in

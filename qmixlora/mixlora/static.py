@@ -67,3 +67,13 @@ class StaticLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "mixlora." + super().__repr__()
+
+
+def with_static_adapter(target: nn.Module, name: str, config: MixLoraConfig) -> StaticLinear:
+    """The layer with an adapter of this name. Raises ValueError for what is no `nn.Linear`."""
+    if isinstance(target, StaticLinear):
+        target.update_layer(name, config)
+        return target
+    if type(target) is not nn.Linear:
+        raise ValueError(f"A static module is an nn.Linear, and no {type(target).__name__}.")
+    return StaticLinear(target, name, config)

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qmixlora.errors import UserError
-from qmixlora.mixlora import MixLoraLayer
-from qmixlora.mixlora.routing import RoutingContext
 
 from ..anatomy import Anatomy
 
 Forward = Callable[[Tensor], Tensor]
+
+
+class Context(Protocol):
+    """The batch that adapted layers know of (`RoutingContext`)."""
+
+    def at_columns(self, columns: slice) -> AbstractContextManager[None]: ...
 
 
 def chunk_mlps(backbone: nn.Module, anatomy: Anatomy, tokens: int | None) -> None:
@@ -71,13 +76,13 @@ def _is_mlp(module: nn.Module, path: str, anatomy: Anatomy) -> bool:
     return flat and not lists and not experts and len(takes) == 1 and takes[0].kind == takes[0].POSITIONAL_OR_KEYWORD
 
 
-def _context_of(mlp: nn.Module) -> RoutingContext | None:
+def _context_of(mlp: nn.Module) -> Context | None:
     """The routing that the adapted layers in an MLP read, if there are any."""
-    layers = (module for module in mlp.modules() if isinstance(module, MixLoraLayer))
-    return next((layer.mixlora_context for layer in layers), None)
+    contexts = (getattr(module, "mixlora_context", None) for module in mlp.modules())
+    return next((context for context in contexts if context is not None), None)
 
 
-def _in_chunks(forward: Forward, tokens: int, context: RoutingContext | None) -> Forward:
+def _in_chunks(forward: Forward, tokens: int, context: Context | None) -> Forward:
     def on_columns(x_BSH: Tensor, start: int) -> Tensor:
         if context is None:
             return forward(x_BSH)

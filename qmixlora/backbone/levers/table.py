@@ -118,7 +118,7 @@ def _mlp_chunk(recipe: Recipe, facts: Facts) -> Edit | None:
     if adapter.method == "mixlora" and adapter.route_on in OWN_INPUT:
         return None
     size = next((size for size in MLP_CHUNKS if chunk is None or chunk > size), None)
-    return size and Edit({"train.mlp_chunk": size})
+    return None if size is None else Edit({"train.mlp_chunk": size})
 
 
 def _low_rank_projector(recipe: Recipe, facts: Facts) -> Edit | None:
