@@ -13,11 +13,12 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_settings, load_adapter, read_config, read_weights
 from .backbone import Anatomy, load_backbone, open_processor
+from .backbone.full_precision import train_in_fp32
 from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import without_levers
 from .data import BatchCollator, Collator, Conversation, image_tokens_of
@@ -218,7 +219,7 @@ def with_fresh_adapter(recipe: Recipe, backbone: PreTrainedModel, config: PeftCo
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for copy in module.modules_to_save.values():
-                _train_in_fp32(copy)
+                train_in_fp32(copy)
     return model
 
 
@@ -236,7 +237,9 @@ def _check_adapted(model: PeftModel, targets: set[str], recipe: Recipe) -> None:
 
 
 def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:
-    """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer."""
+    """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer,
+    or the projector has none for factors.
+    """
     targets = list(anatomy.targets)
     if adapter.target_modules != "language":
         for suffix in adapter.target_modules:
@@ -248,9 +251,10 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
                     fix=f"Its layers are: {', '.join(kinds)}.",
                 )
         targets = [name for name in targets if any(_matches(name, suffix) for suffix in adapter.target_modules)]
+    static = _projector_targets(anatomy) if adapter.projector == "lora" else []
     which: dict[str, Any] = {
-        "target_modules": targets,
-        "modules_to_save": list(anatomy.projectors) if adapter.train_projector else None,
+        "target_modules": [*targets, *static],
+        "modules_to_save": list(anatomy.projectors) if adapter.projector == "full" else None,
     }
     if adapter.method == "lora":
         alpha: Any = adapter.alpha  # a float works and is documented
@@ -267,34 +271,22 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
         router=adapter.router,
         task_mix=adapter.task_mix,
         tasks=list(tasks) if adapter.route_on == "task" or adapter.task_mix > 0 else None,
+        static_modules=static or None,
         **which,
     )
 
 
+def _projector_targets(anatomy: Anatomy) -> list[str]:
+    """The projector's layers that take factors. Raises UserError where there is none."""
+    if not anatomy.projector_targets:
+        raise UserError(
+            "The projector of this model has no linear layer that could take factors"
+            f" ({', '.join(anatomy.projectors) or 'there is none'}).",
+            where="adapter.projector: lora",
+            fix="Set adapter.projector: full, or frozen.",
+        )
+    return list(anatomy.projector_targets)
+
+
 def _matches(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
-
-
-def _train_in_fp32(module: nn.Module) -> None:
-    """Hold and compute a fully trained module in fp32 inside a 16-bit model: inputs up, outputs back.
-
-    PEFT leaves the trained copy in the base dtype, in which small optimiser steps are lost.
-    """
-    module.float()
-    dtype = torch.get_default_dtype()
-
-    def up(value: Any) -> Any:
-        nonlocal dtype
-        if not (isinstance(value, Tensor) and value.is_floating_point()):
-            return value
-        dtype = value.dtype
-        return value.float()
-
-    def raise_inputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return tuple(up(value) for value in args), {name: up(value) for name, value in kwargs.items()}
-
-    def lower_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return output.to(dtype) if isinstance(output, Tensor) else output
-
-    module.register_forward_pre_hook(raise_inputs, with_kwargs=True)
-    module.register_forward_hook(lower_output)

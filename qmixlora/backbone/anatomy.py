@@ -21,7 +21,7 @@ class Anatomy:
     `language` is the decoder (without lm_head); `vision` the image encoders; `projectors` the modules that map image
     features to the decoder's width; `targets` every linear layer of the decoder; `kept` the modules that are not
     quantised; `others` what stands beside them (audio, a second tower, an image decoder), which is neither trained nor
-    quantised.
+    quantised; `projector_targets` the linear layers of the projectors.
     """
 
     language: str
@@ -30,6 +30,7 @@ class Anatomy:
     targets: tuple[str, ...]
     kept: tuple[str, ...]
     others: tuple[str, ...] = ()
+    projector_targets: tuple[str, ...] = ()
 
     @property
     def layers(self) -> dict[str, list[str]]:
@@ -87,7 +88,16 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         tuple(f"{language}.{name}" for name in linear if name in targets),
         (*kept, *others),
         others,
+        tuple(name for path in projectors for name in _plain_linears(path, model.get_submodule(path))),
     )
+
+
+def _plain_linears(path: str, module: nn.Module) -> list[str]:
+    """The linear layers in a module by their paths; none of a class of its own, whose weights a module around it may
+    read itself.
+    """
+    layers = [name for name, part in module.named_modules() if type(part) is nn.Linear]
+    return [f"{path}.{name}".rstrip(".") for name in layers]
 
 
 def _decoder(model: PreTrainedModel) -> PreTrainedModel | None:

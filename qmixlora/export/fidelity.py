@@ -15,7 +15,7 @@ TOLERATED = 0.95  # of the live score; an export below it is warned of
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 WHOLE_MODULES = (
     "The projector is in the adapter as a whole (modules_to_save). Servers that refuse that, such as vLLM, take "
-    "--projector-rank K, or a run trained with adapter.train_projector=false."
+    "--projector-rank K, or a run trained with adapter.projector=lora."
 )
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qmixlora.adapter import ADAPTER_WEIGHTS
-from qmixlora.mixlora import PEFT_PREFIX, MixLoraLayer
+from qmixlora.mixlora import PEFT_PREFIX, MixLoraLayer, StaticLinear
 from qmixlora.session import Session, TunedSession, with_adapter
 
 from .low_rank import LowRank, mixed
@@ -48,12 +48,14 @@ class StaticAdapter:
 
 @dataclass(frozen=True)
 class Learned:
-    """The learned tensors of a run, taken off its model: every layer's pools (E x I, E x O), and modules trained whole.
+    """The learned tensors of a run, taken off its model: every layer's pools (E x I, E x O), the updates of layers
+    beside the mixture (a projector's), and modules trained whole.
 
     `originals` are those modules before training. A plain LoRA is a pool whose mixing matrix is always the identity.
     """
 
     pools: dict[str, tuple[Tensor, Tensor]]
+    beside: dict[str, LowRank]
     scaling: float
     modules: dict[str, Tensor]
     originals: dict[str, Tensor]
@@ -65,7 +67,7 @@ class Learned:
             layer: mixed(*pools, self.scaling, mix_EF)
             for (layer, pools), mix_EF in zip(self.pools.items(), mix_LEF, strict=True)
         }
-        return StaticAdapter(updates, self.modules)
+        return StaticAdapter({**updates, **self.beside}, self.modules)
 
     def identity(self) -> Tensor:
         """Mixing matrices that leave every factor alone with its partner (L x E x F)."""
@@ -76,8 +78,12 @@ class Learned:
 def learned_by(model: PeftModel) -> Learned:
     """Copy the learned tensors of a MixLoRA or LoRA model to the CPU."""
     name = model.active_adapter
-    pools, scaling, is_mixture = {}, 1.0, False
+    pools, beside, scaling, is_mixture = {}, {}, 1.0, False
     for path, layer in _tuned_layers(model).items():
+        if isinstance(layer, StaticLinear):
+            up_OK = layer.mixlora_config[name].scaling * layer.mixlora_B[name].T
+            beside[path] = LowRank(_copy(layer.mixlora_A[name]), _copy(up_OK))
+            continue
         if isinstance(layer, MixLoraLayer):
             pool_EI, pool_EO = layer.mixlora_A[name], layer.mixlora_B[name]
             scaling, is_mixture = layer.mixlora_config[name].scaling, True
@@ -91,7 +97,7 @@ def learned_by(model: PeftModel) -> Learned:
         for parameter, value in wrapper.modules_to_save[name].named_parameters():
             modules[f"{path}.{parameter}"] = _copy(value)
             originals[f"{path}.{parameter}"] = _copy(before[parameter])
-    return Learned(pools, scaling, modules, originals, is_mixture)
+    return Learned(pools, beside, scaling, modules, originals, is_mixture)
 
 
 def projector_as_low_rank(
@@ -184,7 +190,7 @@ def _tuned_layers(model: PeftModel) -> dict[str, Any]:
     return {
         name.removeprefix(PEFT_PREFIX): module
         for name, module in model.named_modules()
-        if isinstance(module, MixLoraLayer | LoraLayer)
+        if isinstance(module, MixLoraLayer | StaticLinear | LoraLayer)
     }
 
 

@@ -103,7 +103,7 @@ def measure_interference(
         raise UserError(
             f"Too few samples for {batches} batches per task.", where=", ".join(short), fix="Use a larger --split."
         )
-    parameters = _factors(session.model)
+    parameters = _factors(session)
     gradients: dict[tuple[str, str], list[Tensor]] = {key: [] for key in parameters}
     with session.evaluating():
         for number, task in enumerate(tasks):
@@ -117,10 +117,14 @@ def measure_interference(
     return Interference(tasks, {key: interference_matrix(torch.stack(g).view(shape)) for key, g in gradients.items()})
 
 
-def _factors(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
-    """The factor parameters by (layer, pool)."""
-    matches = ((POOL.match(name.removeprefix(PEFT_PREFIX)), parameter) for name, parameter in model.named_parameters())
-    return {(match["layer"], match["pool"]): parameter for match, parameter in matches if match}
+def _factors(session: Session) -> dict[tuple[str, str], nn.Parameter]:
+    """The factor parameters of the language model by (layer, pool). (A projector's see no text, and no batch without
+    images.)
+    """
+    named = session.model.named_parameters()
+    matches = ((POOL.match(name.removeprefix(PEFT_PREFIX)), parameter) for name, parameter in named)
+    factors = {(match["layer"], match["pool"]): parameter for match, parameter in matches if match}
+    return {key: value for key, value in factors.items() if key[0] not in session.anatomy.projector_targets}
 
 
 def _gradients(

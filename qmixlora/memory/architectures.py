@@ -112,6 +112,14 @@ def _internvl3(width: int, inside: int, layers: int, heads: int, kv_heads: int) 
     }  # fmt: skip
 
 
+def _internvl3_5(width: int, inside: int, layers: int, heads: int, kv_heads: int) -> Facts:
+    """Qwen3 under InternViT-300M."""
+    facts = _internvl3(width, inside, layers, heads, kv_heads)
+    text = _decoder("qwen3", width, inside, layers, heads, kv_heads, 151936)
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    return {**facts, "text_config": {**text, "head_dim": 128, "rope_parameters": rope}}
+
+
 def _smolvlm2(text: Facts, rope_theta: float, vision: Facts, scale: int) -> Facts:
     return {
         "model_type": "smolvlm",
@@ -152,6 +160,7 @@ ARCHITECTURES: dict[str, Facts] = {
     "OpenGVLab/InternVL3-2B-hf": _internvl3(1536, 8960, 28, 12, 2),
     "OpenGVLab/InternVL3-8B-hf": _internvl3(3584, 18944, 28, 28, 4),
     "OpenGVLab/InternVL3-14B-hf": _internvl3(5120, 13824, 48, 40, 8),
+    "OpenGVLab/InternVL3_5-8B-HF": _internvl3_5(4096, 12288, 36, 32, 8),
     "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": _smolvlm2(
         _decoder("llama", 960, 2560, 32, 15, 5, 49280), 1e5,
         _tower("smolvlm_vision", 768, 3072, 12, 12, 512, 16), scale=4,

@@ -9,6 +9,7 @@ from .config import FORMAT, PEFT_PREFIX, PEFT_TYPE, MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel
 from .routing import IGNORED, device_of, is_adapter_parameter, prompt_mask, routed_as
+from .static import StaticLinear
 
 # `peft.utils.register_peft_method` refuses names outside PEFT's enum; the enum is a str, so a plain string is a key.
 KEY = cast(PeftType, PEFT_TYPE)
@@ -24,6 +25,7 @@ __all__ = [
     "MixLoraConfig",
     "MixLoraLayer",
     "MixLoraModel",
+    "StaticLinear",
     "device_of",
     "is_adapter_parameter",
     "prompt_mask",

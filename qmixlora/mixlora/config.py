@@ -50,6 +50,8 @@ class MixLoraConfig(PeftConfig):
             no instruction; the model's config names some, where this is None.
         image_breaks: ids (of line breaks, say) that are no instruction where they stand between such tokens.
         target_modules, exclude_modules, modules_to_save: as in `peft.LoraConfig`.
+        static_modules: those of the target modules, by the ends of their names, whose update is the same for all
+            inputs: a plain LoRA of rank `r`, outside of the routing.
         format_version: of the adapter's files; those of a later one are refused where they are opened.
 
     Raises:
@@ -73,6 +75,7 @@ class MixLoraConfig(PeftConfig):
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
+    static_modules: list[str] | None = None
     bias: str = field(default="none", metadata={"help": "kept for PEFT's life cycle; only 'none' is supported"})
     format_version: int = FORMAT
 
@@ -125,6 +128,10 @@ class MixLoraConfig(PeftConfig):
         """Convert as `PeftConfig.to_dict`; PEFT may turn `target_modules` into a set, which JSON does not know."""
         values: dict[str, Any] = super().to_dict()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+
+    def is_static(self, name: str) -> bool:
+        """Whether the target module of this name is one of `static_modules`."""
+        return any(name == end or name.endswith(f".{end}") for end in self.static_modules or ())
 
     @property
     def scaling(self) -> float:

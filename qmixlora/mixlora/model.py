@@ -36,6 +36,7 @@ from .routing import (
 from .running_means import Center
 from .segments import Segments, Tasks, instance_labels
 from .selection import select
+from .static import with_static_adapter
 
 
 def _router_of(layer: str, scope: RouterScope) -> str:
@@ -57,7 +58,7 @@ class MixLoraModel(BaseTuner):
     """
 
     prefix = "mixlora_"
-    tuner_layer_cls = MixLoraLayer
+    tuner_layer_cls = BaseTunerLayer  # MixLoraLayer, and StaticLinear
     target_module_mapping = cast(dict[str, list[str]], TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
     uses_shared_state = True  # the task vectors and the centre, which all layers read
     mixlora_task: nn.ParameterDict
@@ -108,6 +109,9 @@ class MixLoraModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         assert isinstance(peft_config, MixLoraConfig), "PEFT maps this tuner to its config"
+        if peft_config.is_static(current_key):
+            self._replace_module(parent, target_name, with_static_adapter(target, adapter_name, peft_config), target)
+            return
         condition_dim = None
         if peft_config.route_on == "embedding":
             condition_dim = self.model.get_input_embeddings().embedding_dim

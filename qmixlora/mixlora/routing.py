@@ -132,6 +132,19 @@ class RoutingContext:
         self.current = Routing()
         self.given = Given()
 
+    @contextmanager
+    def at_columns(self, columns: slice) -> Iterator[None]:
+        """Have layers see some columns of the batch alone in this block: the segments of their tokens. (Selections are
+        the batch's, so that it must be known what they are made from: not the layers' own input.)
+        """
+        whole = self.current
+        segments = whole.segments and whole.segments.at_columns(columns)
+        self.current = replace(whole, prompt_BS=None, instruction_BS=None, segments=segments)
+        try:
+            yield
+        finally:
+            self.current = whole
+
 
 class OptimizerSteps:
     """Guesses whether the optimiser has stepped since the last batch, which nobody tells a forward pass.

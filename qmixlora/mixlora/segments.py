@@ -11,7 +11,7 @@ factors in a pool.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import accumulate
 
@@ -79,6 +79,10 @@ class Segments:
         first_B, last_B = torch.tensor(first), torch.tensor([start + count - 1 for start, count in places])
         tensors = (of_BSK, instance_BK, slot_N, first_B, last_B)
         return Segments(numbers, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def at_columns(self, columns: slice) -> Segments:
+        """The same segments, of some columns of the batch's tokens."""
+        return replace(self, of_BSK=self.of_BSK[:, columns])
 
     def mean(self, x_BSI: Tensor, mask_BS: Tensor | None) -> Tensor:
         """The mean input over the routing tokens of every segment (N x I, fp32)."""

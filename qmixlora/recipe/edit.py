@@ -11,6 +11,7 @@ import yaml
 
 from qmixlora.errors import UserError
 
+from .migration import migrated
 from .schema import Recipe
 from .validation import validate
 
@@ -23,10 +24,11 @@ class Edit:
 
     @classmethod
     def parse(cls, overrides: Sequence[str]) -> Edit:
-        """Read overrides as they are typed, each `section.key=value` with a YAML value (nothing: null).
+        """Read overrides as they are typed, each `section.key=value` with a YAML value (nothing: null); keys of earlier
+        releases become those of today.
 
         Raises:
-            UserError: an override has another form, or its value is not YAML.
+            UserError: an override has another form, its value is not YAML, or as `migrated`.
         """
         values: dict[str, Any] = {}
         for override in overrides:
@@ -38,7 +40,7 @@ class Edit:
             except yaml.YAMLError:
                 where = f"override {override!r}"
                 raise UserError(f"{text!r} is not a YAML value.", where=where, fix="Quote it.") from None
-        return cls(values)
+        return cls(migrated(values)[0])
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with the new values. Raises UserError if one is wrong, or they do not go together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from qmixlora.errors import UserError
 
 from .edit import Edit
+from .migration import migrate
 from .schema import Recipe
 from .validation import did_you_mean, validate
 
@@ -28,6 +30,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe, broken YAML, or anything wrong in it; every mistake is listed with its path.
     """
     values, where = _values(name_or_path)
+    for note in migrate(values):
+        print(f"{where}: {note}", file=sys.stderr)
     return validate(Edit.parse(overrides).put_into(values), where)
 
 
@@ -36,6 +40,7 @@ def load_run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     nothing: a run's recipe has every key of the release that wrote it. Raises UserError as that.
     """
     values, where = _values(str(run / "recipe.yaml"))
+    migrate(values)
     if isinstance(values.get("data"), dict):
         values["data"].setdefault("allow_outside", True)
     return validate(Edit.parse(overrides).put_into(values), where)

@@ -14,6 +14,7 @@ PATHS = ("path", "image_root")  # of a part of the data
 EMBEDDED, REAL = "embedded", "real"  # values of model.id and data.train for the demo's own backbones and data
 MADE_HERE = (EMBEDDED, REAL)
 METRICS = ("exact", "vqa", "anls", "relaxed", "choice", "number", "contains", "f1", "rouge_l", "cider")
+OWN_INPUT = ("all", "prompt", "instruction")  # values of adapter.route_on: the condition is a layer's own input
 MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins to warn; cameras stay below it
 
 
@@ -76,7 +77,10 @@ class Adapter(_Section):
     target_modules: Literal["language"] | list[str] = Field(
         default="language", description="'language': every linear layer of the decoder; or suffixes of their names"
     )
-    train_projector: bool = Field(default=True, description="train the projector too, whole and in fp32")
+    projector: Literal["full", "lora", "frozen"] = Field(
+        default="full",
+        description="full: trained whole, in fp32; lora: factors of rank r on each of its linear layers; frozen",
+    )
 
 
 class Columns(_Section):
@@ -211,6 +215,9 @@ class Train(_Section):
     )
     loss_chunk: int | None = Field(
         default=128, ge=1, description="supervised tokens whose logits exist at a time (null: all at once)"
+    )
+    mlp_chunk: int | None = Field(
+        default=None, ge=1, description="tokens whose inside of an MLP exists at a time (null: all at once)"
     )
     cache_features: bool = Field(
         default=False, description="keep every image's features on the disk and the vision tower off the card"

@@ -15,7 +15,8 @@ SYNONYMS = {
     "adapter.alpha": ("lora_alpha",),
     "adapter.dropout": ("lora_dropout",),
     "adapter.target_modules": ("lora_target_modules", "lora_target", "targets"),
-    "adapter.train_projector": (
+    "adapter.projector": (
+        "train_projector",
         "freeze_aligner",
         "freeze_multi_modal_projector",
         "tune_mm_mlp_adapter",

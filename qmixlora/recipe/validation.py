@@ -15,12 +15,16 @@ from pydantic import ValidationError
 from qmixlora.errors import UserError, without_secrets
 
 from . import template
-from .schema import MADE_HERE, METRICS, Columns, Data, Recipe
+from .migration import migrate
+from .schema import MADE_HERE, METRICS, OWN_INPUT, Columns, Data, Recipe
 from .synonyms import meant_by
 
 
 def validate(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe that these values describe. Raises UserError with every mistake in them."""
+    """The recipe that these values describe (keys of earlier releases are renamed in them). Raises UserError with every
+    mistake in them.
+    """
+    migrate(values)
     problems: list[str] = []
     recipe: Recipe | None = None
     try:
@@ -111,10 +115,15 @@ def _memory_conflicts(recipe: Recipe) -> list[str]:
             )
     if model.offload_embeddings and model.quantize_embeddings != "none":
         problems.append("model.offload_embeddings: quantised embeddings stay on the card; choose one of the two")
-    if train.cache_features and recipe.adapter.train_projector:
+    if train.mlp_chunk and recipe.adapter.method == "mixlora" and recipe.adapter.route_on in OWN_INPUT:
+        problems.append(
+            f"train.mlp_chunk: adapter.route_on: {recipe.adapter.route_on} needs a layer's input as a whole; "
+            "route on the embedding or the task"
+        )
+    if train.cache_features and recipe.adapter.projector != "frozen":
         problems.append(
             "train.cache_features: features are what the projector makes of an image, and it is trained; "
-            "set adapter.train_projector: false"
+            "set adapter.projector: frozen"
         )
     if train.cache_features and train.eval_generate:
         problems.append(

@@ -82,7 +82,7 @@ class FirstStepsGuard(TrainerCallback):
                 f"{len(dead)} of the trainable tensors had no gradient in the first {self.steps[dead[0]]} steps, "
                 f"such as {dead[0]}.",
                 where="adapter",
-                fix="They cannot learn. Check adapter.target_modules, and adapter.train_projector.",
+                fix="They cannot learn. Check adapter.target_modules, and adapter.projector.",
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -113,14 +113,17 @@ class FirstStepsGuard(TrainerCallback):
         return replace(anatomy, targets=targets)
 
     def _check_trainable(self) -> None:
-        declared = set(self.session.anatomy.projectors if self.session.recipe.adapter.train_projector else ())
+        anatomy, kind = self.session.anatomy, self.session.recipe.adapter.projector
+        whole = anatomy.projectors if kind == "full" else ()
+        low_rank = anatomy.projector_targets if kind == "lora" else ()
         for name, parameter in self._trainable():
             path = name.removeprefix(PEFT_PREFIX)
             is_adapter = is_adapter_parameter(name)
-            is_projector = any(path.startswith(f"{module}.modules_to_save.") for module in declared)
+            is_projector = any(path.startswith(f"{module}.modules_to_save.") for module in whole)
             if not (is_adapter or is_projector):
                 raise UserError(f"{path} is trainable, but the recipe does not say so.", where="adapter")
-            if is_adapter and any(path.startswith(vision + ".") for vision in self.session.anatomy.vision):
+            in_vision = any(path.startswith(f"{vision}.") for vision in anatomy.vision)
+            if is_adapter and in_vision and not path.startswith(tuple(f"{layer}." for layer in low_rank)):
                 raise UserError(f"An adapter is on the vision tower: {path}.", where="adapter.target_modules")
             if parameter.dtype != torch.float32:
                 raise UserError(f"{path} is trained in {parameter.dtype}, not in fp32.", where="adapter")
@@ -128,11 +131,12 @@ class FirstStepsGuard(TrainerCallback):
 
 def check_has_images(recipe: Recipe, rows: Dataset) -> None:
     """Raise UserError if a projector is to be trained on rows of which none has an image."""
-    if recipe.adapter.train_projector and not any(len(images) for images in rows.select_columns(["images"])["images"]):
+    kind = recipe.adapter.projector
+    if kind != "frozen" and not any(len(images) for images in rows.select_columns(["images"])["images"]):
         raise UserError(
             f"None of the {len(rows)} samples has an image, so the projector cannot learn.",
-            where="adapter.train_projector: true",
-            fix="Set adapter.train_projector=false, or check the data's images with `qmixlora data`.",
+            where=f"adapter.projector: {kind}",
+            fix="Set adapter.projector=frozen, or check the data's images with `qmixlora data`.",
         )
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from qmixlora.backbone.levers import enable_checkpointing
+from qmixlora.backbone.levers import chunk_mlps, enable_checkpointing
 from qmixlora.data import Collator, lengths_of
 from qmixlora.device import peak_memory_gib
 from qmixlora.loss import supervised_loss
@@ -52,6 +52,7 @@ def make_trainer(
     """
     recipe = session.recipe
     enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
+    chunk_mlps(session.backbone, session.anatomy, recipe.train.mlp_chunk)
     lengths = None
     if recipe.data.group_by_length:
         assert isinstance(session.collator, Collator), "a run has a processor"

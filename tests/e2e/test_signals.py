@@ -104,7 +104,7 @@ def test_a_signal_in_an_export_leaves_whole_exports_only(copied_run: Path) -> No
 
 @pytest.mark.long
 def test_a_signal_while_features_are_computed_leaves_whole_files(recipe_file: Path, tmp_path: Path) -> None:
-    spec = ("train.cache_features=true", "adapter.train_projector=false", "train.eval_batch_size=1")
+    spec = ("train.cache_features=true", "adapter.projector=frozen", "train.eval_batch_size=1")
     folder = tmp_path / "run" / "features"
     with started("train", recipe_file, *spec, "train.max_steps=100000") as process:
         wait_until(lambda: any(folder.glob("*.safetensors")), process)

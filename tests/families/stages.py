@@ -217,7 +217,7 @@ def cached(case: Case) -> None:
     """A run on cached features has the losses of the run without."""
     losses = []
     for name in (False, True):
-        recipe = case.recipe(f"cached-{name}", adapter={"train_projector": False}, train={"cache_features": name})
+        recipe = case.recipe(f"cached-{name}", adapter={"projector": "frozen"}, train={"cache_features": name})
         log = read_log(train(recipe, console=QUIET) / "metrics.jsonl")
         losses.append([record["loss"] for record in log if "loss" in record])
     assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4), losses

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from qmixlora.export.static import read
 
 from .case import Case
 from .outcomes import WORKS, outcomes
@@ -35,6 +38,14 @@ def test_routed_on_are_the_words_of_the_instruction(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("stage", ["load", "labels", "look-ahead", "loss", "gradients"])
 def test_a_stage_works_in_a_family(stage: str, tmp_path: Path) -> None:
     STAGES[stage](Case(VARIANTS["qwen3_vl"], tmp_path))
+
+
+def test_a_projector_inside_the_vision_tower_learns_factors_and_exports_them(tmp_path: Path) -> None:
+    case = Case(replace(VARIANTS["qwen3_vl"], adapter={"projector": "lora"}), tmp_path)
+    STAGES["gradients"](case)
+    STAGES["LoRA"](case)
+    adapter = read(case.lora)
+    assert set(case.session.anatomy.projector_targets) <= adapter.updates.keys() and not adapter.modules
 
 
 def test_every_variant_has_its_row_in_the_document() -> None:

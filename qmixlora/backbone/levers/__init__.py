@@ -3,6 +3,7 @@
 from .apply import apply_levers, has_levers, has_quantized_parts, host_bytes, host_tensors, without_levers
 from .checkpointing import enable_checkpointing
 from .checks import check_levers
+from .chunked_mlp import chunk_mlps
 from .host_embedding import HostEmbedding
 from .vision import in_place_of_images, take_out_vision, use_features
 
@@ -10,6 +11,7 @@ __all__ = [
     "HostEmbedding",
     "apply_levers",
     "check_levers",
+    "chunk_mlps",
     "enable_checkpointing",
     "has_levers",
     "has_quantized_parts",

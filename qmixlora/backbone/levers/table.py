@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from qmixlora.recipe import Edit, Recipe
+from qmixlora.recipe import OWN_INPUT, Edit, Recipe
 
 Part = Literal["loading", "features", "training", "evaluation"]  # of a run
 SMALL_CHUNK, CHUNK = 32, 128  # tokens whose logits exist at a time
+MLP_CHUNKS = (1024, 256)  # tokens in an MLP at a time
 LEAST_STREAMED = 3  # layers: fewer would lie in the two buffers that they are copied to
 
 
@@ -108,8 +109,20 @@ def _smaller_images(recipe: Recipe, facts: Facts) -> Edit | None:
 
 
 def _cached_features(recipe: Recipe, facts: Facts) -> Edit | None:
-    can = recipe.adapter.train_projector
-    return Edit({"adapter.train_projector": False, "train.cache_features": True}) if can else None
+    can = not recipe.train.cache_features
+    return Edit({"adapter.projector": "frozen", "train.cache_features": True}) if can else None
+
+
+def _mlp_chunk(recipe: Recipe, facts: Facts) -> Edit | None:
+    chunk, adapter = recipe.train.mlp_chunk, recipe.adapter
+    if adapter.method == "mixlora" and adapter.route_on in OWN_INPUT:
+        return None
+    size = next((size for size in MLP_CHUNKS if chunk is None or chunk > size), None)
+    return None if size is None else Edit({"train.mlp_chunk": size})
+
+
+def _low_rank_projector(recipe: Recipe, facts: Facts) -> Edit | None:
+    return Edit({"adapter.projector": "lora"}) if recipe.adapter.projector == "full" else None
 
 
 ANY: frozenset[Part] = frozenset(("loading", "features", "training", "evaluation"))
@@ -120,9 +133,11 @@ LEVERS = (  # those that cost the least time first
     Lever("train.eval_batch_size", frozenset(("features", "evaluation")), True, _eval_batch),
     Lever("train.loss_chunk", frozenset(("training", "evaluation")), True, _loss_chunk),
     Lever("model.offload_embeddings", ANY, True, _offloaded_embeddings, moves_to_host=True),
+    Lever("train.mlp_chunk", frozenset(("training", "evaluation")), True, _mlp_chunk),
     Lever("train.checkpointing.offload", TRAINING, True, _offloaded_activations, moves_to_host=True),
     Lever("model.stream_layers", ANY, True, _streamed_layers, moves_to_host=True),
     Lever("train.optimizer", TRAINING, False, _paged_optimizer),
+    Lever("adapter.projector", TRAINING, False, _low_rank_projector),
     Lever("model.quantize_lm_head", ANY, False, _quantized_head),
     Lever("model.quantize_vision", ANY, False, _quantized_vision),
     Lever("data.max_image_tokens", frozenset(("features", "training", "evaluation")), False, _smaller_images),

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from qmixlora.backbone import Anatomy
-from qmixlora.backbone.levers import enable_checkpointing, host_bytes, in_place_of_images, take_out_vision
+from qmixlora.backbone.levers import (
+    chunk_mlps,
+    enable_checkpointing,
+    host_bytes,
+    in_place_of_images,
+    take_out_vision,
+)
 from qmixlora.backbone.levers.streaming import ring_of
 from qmixlora.mixlora import MixLoraLayer, is_adapter_parameter
 from qmixlora.recipe import Recipe
@@ -171,6 +177,7 @@ def _model(recipe: Recipe, config: PretrainedConfig) -> tuple[PeftModel, Anatomy
     loading = loading_peak(backbone, anatomy, recipe.model, stored)
     model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, TASKS))
     enable_checkpointing(backbone, anatomy, recipe.train.checkpointing)
+    chunk_mlps(backbone, anatomy, recipe.train.mlp_chunk)
     model.train()
     return model, anatomy, loading
 

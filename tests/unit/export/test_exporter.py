@@ -115,7 +115,7 @@ def test_a_plain_lora_run_exports_through_the_same_verb(make_run: Callable[..., 
 
 @pytest.fixture
 def some_layers(make_run: Callable[..., Path]) -> Path:
-    return make_run(target_modules=["q_proj", "v_proj"], train_projector=False)
+    return make_run(target_modules=["q_proj", "v_proj"], projector="frozen")
 
 
 def test_layers_without_an_adapter_went_through_nf4_too(some_layers: Path) -> None:

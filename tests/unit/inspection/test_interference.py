@@ -39,7 +39,7 @@ def test_a_task_at_rest_has_no_ratio() -> None:
 
 @pytest.fixture
 def session(make_recipe: Callable[..., Recipe]) -> Session:
-    session = open_session(make_recipe(adapter={"train_projector": False}), ["digit"])
+    session = open_session(make_recipe(adapter={"projector": "frozen"}), ["digit"])
     randomize(session.model, "mixlora_B", std=0.05, seed=0)
     session.model.eval()
     return session

@@ -27,7 +27,7 @@ from .helpers import LLAVA_7B, recipe_of
 ROOT = Path(__file__).parents[3]
 RECIPE = recipe_of(LLAVA_7B, micro_batch_size=2)
 FEW_EDITS = edited(  # of which to plan
-    RECIPE, ["train.optimizer=paged_adamw_8bit", "model.quantize_lm_head=nf4", "adapter.train_projector=false"]
+    RECIPE, ["train.optimizer=paged_adamw_8bit", "model.quantize_lm_head=nf4", "adapter.projector=frozen"]
 )
 
 

@@ -119,7 +119,9 @@ def without_levers() -> Plan:
         (["model.quantize_embeddings=nf4"], "kept_out_weights", None),
         (["model.quantize_vision=int8"], "kept_out_weights", None),
         (["data.max_image_tokens=100"], "activations_saved", None),
-        (["adapter.train_projector=false", "train.cache_features=true"], "kept_out_weights", None),
+        (["adapter.projector=frozen", "train.cache_features=true"], "kept_out_weights", None),
+        (["adapter.projector=lora"], "projector", None),
+        (["train.mlp_chunk=256"], "transients", None),
         (["train.optimizer=adamw_8bit"], "optimizer", None),
     ],
 )

@@ -56,7 +56,7 @@ def test_of_sets_that_are_as_small_the_one_that_learns_the_same_is_found() -> No
     base = plan(recipe, card=6 * GIB, tokens=700)
     levers = {lever.key: lever for lever in LEVERS}
     edits = {
-        "train.cache_features": Edit({"adapter.train_projector": False, "train.cache_features": True}),
+        "train.cache_features": Edit({"adapter.projector": "frozen", "train.cache_features": True}),
         "model.stream_layers": Edit({"model.stream_layers": 16}),
     }
     options = [

@@ -33,7 +33,7 @@ from tests.unit.backbone.image_tokens.families import MAKERS, TOGETHER, draw, ma
 
 from .helpers import QUIET, descend_plainly, images_of_their_own
 
-CACHED = {"adapter": {"train_projector": False}, "train": {"cache_features": True}}
+CACHED = {"adapter": {"projector": "frozen"}, "train": {"cache_features": True}}
 TASKS: list[str] = []
 
 
@@ -54,7 +54,7 @@ def test_loss_and_gradients_of_a_batch_are_what_they_are_without(
     rows = images_of_their_own(data, 6)
     made = []
     cached = {**CACHED, "train": {"cache_features": True, "eval_batch_size": 6}}
-    for recipe in (make_recipe(adapter={"train_projector": False}), make_recipe(**cached)):
+    for recipe in (make_recipe(adapter={"projector": "frozen"}), make_recipe(**cached)):
         session = open_session(recipe, TASKS)
         randomize(session.model, "mixlora_B", std=0.05, seed=1)
         if recipe.train.cache_features:
@@ -104,7 +104,7 @@ def setting(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sett
     validation = {sample["image"] for sample in json.loads((data / "validation.json").read_text())}
     sections = {
         "data": {"train": str(tmp_path / "train.json"), "validation": str(data / "validation.json")},
-        "adapter": {"train_projector": False, "dropout": 0.1},
+        "adapter": {"projector": "frozen", "dropout": 0.1},
     }
     return Setting(sections, 7 + len(validation), passes)
 

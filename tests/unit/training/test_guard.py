@@ -63,7 +63,7 @@ def test_equal_questions_leave_routers_without_gradient_and_are_no_mistake(
 ) -> None:
     """Routed on nothing but equal instructions, whose centred condition is zero."""
     recipe = make_recipe(
-        adapter={"task_mix": 0.9, "train_projector": False},
+        adapter={"task_mix": 0.9, "projector": "frozen"},
         data={"train": str(chats(8, 0))},
         train={"micro_batch_size": 1, "max_steps": 24, "epochs": 3},
     )
@@ -74,7 +74,7 @@ def test_a_projector_without_any_picture_is_told_before_the_first_step(
     make_recipe: Callable[..., Recipe], chats: Callable[[int, int], Path]
 ) -> None:
     recipe = make_recipe(data={"train": str(chats(5, 0))})
-    with pytest.raises(UserError, match=r"None of the 5 samples has an image[\s\S]*adapter.train_projector=false"):
+    with pytest.raises(UserError, match=r"None of the 5 samples has an image[\s\S]*adapter.projector=frozen"):
         train(recipe, console=QUIET)
     assert not Path(recipe.train.output).exists()
 

@@ -46,7 +46,7 @@ def content(folder: Path) -> dict[str, bytes]:
 REFUSED = [
     ("adapter.alpha=32", "adapter.alpha: 4.0 -> 32.0"),
     ("adapter.num_factors=8", "adapter.num_factors: 4 -> 8"),
-    ("adapter.train_projector=false", "adapter.train_projector: True -> False"),
+    ("adapter.projector=frozen", "adapter.projector: full -> frozen"),
     ("train.learning_rate=1e-5", "train.learning_rate: 0.01 -> 1e-05"),
     ("train.seed=1", "train.seed: 0 -> 1"),
     ("train.micro_batch_size=2", "train.micro_batch_size: 4 -> 2"),

@@ -66,7 +66,7 @@ def test_what_still_waits_is_the_model(make_recipe: MakeRecipe, data: Path, tmp_
     cuda = waits_of(make_recipe(), rows_of(data, 2), tmp_path / "trained")
     assert modules(cuda, "forward") == CHECKS | MASKS and cuda.count("forward") == 3, cuda.table()
     assert {wait.what for wait in cuda.waits if wait.phase == "backward"} == {"masked_select"}
-    frozen = waits_of(make_recipe(adapter={"train_projector": False}), rows_of(data, 2), tmp_path / "frozen")
+    frozen = waits_of(make_recipe(adapter={"projector": "frozen"}), rows_of(data, 2), tmp_path / "frozen")
     assert frozen.count("backward") == 0, frozen.table()
 
 

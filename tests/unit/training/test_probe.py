@@ -59,9 +59,10 @@ def without_onednn() -> Iterator[None]:
         ({"pairing": "conditional", "gate": "straight_through", "route_on": "instruction"}, {}, []),
         pytest.param({"route_on": "task"}, {"checkpointing": {"every_n_layers": 2}}, [], marks=pytest.mark.long),
         ({}, {}, ["model.offload_embeddings=true", "model.stream_layers=3"]),
-        ({}, {}, ["model.quantize_vision=int8"]),
         pytest.param({}, {}, ["model.quantize_vision=nf4"], marks=pytest.mark.long),
-        ({"train_projector": False}, {"cache_features": True}, []),
+        ({"projector": "lora"}, {}, ["model.quantize_vision=int8"]),
+        ({}, {"mlp_chunk": 128}, []),
+        ({"projector": "frozen"}, {"cache_features": True}, []),
     ],
 )
 def test_a_probe_measures_what_was_planned(
@@ -222,7 +223,7 @@ def test_cached_features_come_from_the_host_as_files_give_them(wide: Path, monke
     seen: list[Any] = []
     monkeypatch.setattr(probe_module, "take_out_vision", on_a_card)
     monkeypatch.setattr(probe_module, "_train", lambda session: seen.append(session.collator([])))
-    recipe = in_fp32(recipe_of(str(wide), {"dropout": 0.0, "train_projector": False}, cache_features=True))
+    recipe = in_fp32(recipe_of(str(wide), {"dropout": 0.0, "projector": "frozen"}, cache_features=True))
     probe(recipe, plan(recipe, tokens=80))
     assert [type(leaf) for leaf in tree_leaves(seen) if isinstance(leaf, Tensor)].count(OnACard) == 0
 

@@ -34,7 +34,7 @@ def test_an_epoch_has_a_step_for_every_sample_that_a_conversation_makes(
     (tmp_path / "d.json").write_text(json.dumps([{"conversations": TURNS}] * 2), encoding="utf-8")
     recipe = make_recipe(
         model={"id": str(folder), "template_arguments": {"word": "blue"} if last else {}},
-        adapter={"train_projector": False},
+        adapter={"projector": "frozen"},
         data={"train": str(tmp_path / "d.json"), "test": None},
         train={"max_steps": None, "micro_batch_size": 1},
     )
@@ -48,7 +48,7 @@ def test_a_run_records_every_answer_for_its_own_task(make_recipe: Callable[..., 
     rows = [{"conversations": TURNS, "task": task} for task in tasks]
     (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
     recipe = make_recipe(
-        adapter={"train_projector": False, "task_mix": 0.5},
+        adapter={"projector": "frozen", "task_mix": 0.5},
         data={"train": str(tmp_path / "d.json"), "test": None},
         train={"max_steps": 3, "micro_batch_size": 3},
     )

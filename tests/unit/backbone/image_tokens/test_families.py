@@ -29,7 +29,7 @@ from tests.unit.training.waits import waits_of
 from .families import MAKERS, TOGETHER, draw, image_tokens, marked
 
 Checkpoint = Callable[[str], Path]
-CACHED: dict[str, dict[str, Any]] = {"adapter": {"train_projector": False}, "train": {"cache_features": True}}
+CACHED: dict[str, dict[str, Any]] = {"adapter": {"projector": "frozen"}, "train": {"cache_features": True}}
 TEMPLATE = (
     "<bos> {% for message in messages %}{% for part in message.content %}"
     "{% if part.type == 'image' %}MARK{% else %}{{ part.text }}{% endif %} {% endfor %}{% endfor %}"
@@ -175,7 +175,7 @@ def test_a_run_with_cached_features_is_the_run_without(
     losses = []
     for cached in (False, True):
         steps = {"output": str(tmp_path / str(cached)), "max_steps": 2, "micro_batch_size": 2, "cache_features": cached}
-        recipe = recipe_for(family, adapter={"train_projector": False}, train=steps)
+        recipe = recipe_for(family, adapter={"projector": "frozen"}, train=steps)
         log = read_log(train(recipe, console=Console(quiet=True)) / "metrics.jsonl")
         losses.append([record["loss"] for record in log if "loss" in record])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 2

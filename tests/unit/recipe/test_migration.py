@@ -1,0 +1,53 @@
+"""Recipes of earlier releases: their keys are renamed, with a note, and contradict no new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qmixlora.errors import UserError
+from qmixlora.recipe import Edit, edited, load_recipe, load_run_recipe, validate
+
+MODEL = "model: {id: x}\ndata: {train: a}\n"
+
+
+@pytest.mark.parametrize(("old", "new"), [("true", "full"), ("false", "frozen")])
+def test_an_old_recipe_loads_with_a_note(old: str, new: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"{MODEL}adapter: {{train_projector: {old}}}\n")
+    assert load_recipe(str(file)).adapter.projector == new
+    assert f"adapter.train_projector: {old} is adapter.projector: {new} now" in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_release_loads_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"{MODEL}adapter: {{train_projector: false}}\n")
+    assert load_run_recipe(tmp_path).adapter.projector == "frozen"
+    assert not capsys.readouterr().err
+
+
+def test_an_override_counts_more_than_the_old_key_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"{MODEL}adapter: {{train_projector: true}}\n")
+    assert load_recipe(str(file), ["adapter.projector=lora"]).adapter.projector == "lora"
+    assert load_recipe(str(file), ["adapter.train_projector=false"]).adapter.projector == "frozen"
+
+
+def test_an_old_override_changes_a_new_recipe() -> None:
+    recipe = validate({"model": {"id": "x"}, "data": {"train": "a"}}, "test")
+    assert edited(recipe, ["adapter.train_projector=false"]).adapter.projector == "frozen"
+    assert Edit.parse(["adapter.train_projector=true"]).values == {"adapter.projector": "full"}
+
+
+def test_keys_that_contradict_each_other_are_refused() -> None:
+    adapter = {"train_projector": True, "projector": "lora"}
+    with pytest.raises(UserError, match=r"train_projector: true.*projector: lora contradict"):
+        validate({"model": {"id": "x"}, "data": {"train": "a"}, "adapter": adapter}, "test")
+    adapter["projector"] = "full"
+    assert validate({"model": {"id": "x"}, "data": {"train": "a"}, "adapter": adapter}, "test").adapter.projector
+
+
+def test_an_old_key_with_another_value_is_told_of_the_new_one() -> None:
+    values = {"model": {"id": "x"}, "data": {"train": "a"}, "adapter": {"train_projector": "some"}}
+    with pytest.raises(UserError, match=r"adapter.train_projector: unknown key. Did you mean adapter.projector"):
+        validate(values, "test")
