@@ -4,6 +4,7 @@ from .apply import apply_levers, has_levers, has_quantized_parts, host_bytes, ho
 from .checkpointing import enable_checkpointing
 from .checks import check_levers
 from .host_embedding import HostEmbedding
+from .sharding import shard_layers
 from .vision import in_place_of_images, take_out_vision, use_features
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "host_bytes",
     "host_tensors",
     "in_place_of_images",
+    "shard_layers",
     "take_out_vision",
     "use_features",
     "without_levers",
