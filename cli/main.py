@@ -69,3 +69,7 @@ def run() -> None:
         except (UserError, Interrupted) as end:
             print(f"qmixlora: {end}", file=sys.stderr)
             raise SystemExit(end.exit_code) from None
+
+
+if __name__ == "__main__":  # `accelerate launch -m qmixlora.cli.main`
+    run()

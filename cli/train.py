@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from qmixlora.recipe import Recipe
 
 
 def train(
@@ -21,17 +25,39 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="Begin a new run with the adapter that another one learned.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, and stop.")] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Processes of this machine that share a step, each on a GPU.")
+    ] = 1,
 ) -> None:
-    """One run: the recipe's model, adapter and data, trained on this machine."""
+    """One run: the recipe's model, adapter and data, trained on this machine (or with `accelerate launch` on many)."""
+    from contextlib import nullcontext
+
+    from qmixlora.launch import is_launched, launch
+
+    if processes > 1 and not is_launched() and not dry_run:
+        _parsed(recipe, overrides or [], resume, init_from)  # what is wrong with it is said once
+        raise typer.Exit(launch(processes, [sys.executable, "-m", "qmixlora.cli.main", *sys.argv[1:]]))
+    if is_launched():
+        from .quiet import quiet
+
+        quiet()
+        from qmixlora.processes import joined
+    with joined() if is_launched() else nullcontext():
+        _train(_parsed(recipe, overrides or [], resume, init_from), resume, init_from, dry_run)
+
+
+def _parsed(recipe: str, overrides: list[str], resume: bool, init_from: Path | None) -> Recipe:
     from qmixlora.errors import UserError
     from qmixlora.recipe import Edit, load_recipe, load_run_recipe
 
     if resume and init_from:
         raise UserError("--init-from begins a new run: it does not go with --resume.", where="command line")
     if resume and Path(recipe).is_dir():  # the folder of a run, which may have been moved
-        parsed = Edit({"train.output": recipe}).apply(load_run_recipe(Path(recipe), overrides or []))
-    else:
-        parsed = load_recipe(recipe, overrides or [])
+        return Edit({"train.output": recipe}).apply(load_run_recipe(Path(recipe), overrides))
+    return load_recipe(recipe, overrides)
+
+
+def _train(parsed: Recipe, resume: bool, init_from: Path | None, dry_run: bool) -> None:
     if dry_run:
         print(parsed.to_yaml(), end="")
         return
@@ -39,10 +65,11 @@ def train(
 
     quiet()
     from qmixlora.demo import resolve
+    from qmixlora.processes import main_first
     from qmixlora.training import train_within_memory
 
     console = Console()
-    resolved = resolve(parsed, None, console)
+    resolved = main_first(lambda: resolve(parsed, None, console))
     folder = train_within_memory(resolved, resume=resume, init_from=init_from, console=console)
     from qmixlora.report.page import refresh_report
 

@@ -9,6 +9,8 @@ from functools import cache
 import psutil
 import torch
 
+from .launch import local_rank
+
 GIB = 2**30  # bytes; every size in a message is in these
 
 
@@ -18,8 +20,10 @@ def in_words(size: float) -> str:
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the CPU where there is none."""
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process (the first, unless a launcher has started several), or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 @cache

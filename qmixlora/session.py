@@ -16,12 +16,14 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from . import processes
 from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_settings, load_adapter, read_config, read_weights
 from .backbone import Anatomy, load_backbone, open_processor
 from .backbone.full_precision import train_in_fp32
 from .backbone.image_tokens import limit_image_tokens
-from .backbone.levers import without_levers
+from .backbone.levers import shard_layers, without_levers
 from .data import BatchCollator, Collator, Conversation, image_tokens_of
+from .device import default_device
 from .errors import UserError
 from .manifest import check_unchanged, first_change
 from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of
@@ -88,17 +90,18 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
 
     `tasks` are the labels in the training data, for adapters that route on them.
 
-    Raises:
-        UserError: as `load_backbone`; no layer of the model matches `adapter.target_modules`; or images cannot keep to
-            `data.max_image_tokens`.
+    Raises UserError as `load_backbone`; if no layer of the model matches `adapter.target_modules`; or if images cannot
+    keep to `data.max_image_tokens`.
     """
-    backbone, anatomy, collator = _load(recipe)
+    backbone, anatomy, collator = _load(recipe, to_shard=processes.are_sharded())
     torch.manual_seed(recipe.train.seed)
     config = adapter_config(recipe.adapter, anatomy, tasks)
     if isinstance(config, MixLoraConfig):
         config.image_tokens, config.image_breaks = image_tokens_of(collator)
-    model = with_fresh_adapter(recipe, backbone, config)
-    return TunedSession(recipe, model, anatomy, collator)
+    session = TunedSession(recipe, with_fresh_adapter(recipe, backbone, config), anatomy, collator)
+    if processes.are_sharded():
+        shard_layers(backbone, list(anatomy.layers), default_device())
+    return session
 
 
 def open_collator(recipe: Recipe) -> Collator:
@@ -175,11 +178,9 @@ def open_model(recipe: Recipe, device: torch.device | None = None) -> Session:
     return Session(recipe, model.eval(), anatomy, collator)
 
 
-def _load(
-    recipe: Recipe, *, offload: bool = False, device: torch.device | None = None
-) -> tuple[PreTrainedModel, Anatomy, Collator]:
-    """The recipe's backbone with its collator, images held to `data.max_image_tokens`; arguments as `load_backbone`."""
-    backbone, processor, anatomy = load_backbone(recipe.model, offload=offload, device=device)
+def _load(recipe: Recipe, **place: Any) -> tuple[PreTrainedModel, Anatomy, Collator]:
+    """The recipe's backbone with its collator, images held to `data.max_image_tokens`; `place` as `load_backbone`."""
+    backbone, processor, anatomy = load_backbone(recipe.model, **place)
     limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
     return backbone, anatomy, make_collator(recipe, processor)
 

@@ -47,7 +47,7 @@ def _within(name: str, paths: tuple[str, ...] | list[str]) -> bool:
 
 
 def _is_nf4_double(module: Linear4bit) -> bool:
-    state = getattr(module.weight, "quant_state", None)  # none before it is quantised
+    state = quant_state_of(module)  # none before it is quantised
     return state is not None and state.quant_type == "nf4" and bool(state.nested)
 
 

@@ -35,12 +35,13 @@ from .skeleton import make_skeleton
 
 
 def load_backbone(
-    spec: Model, *, offload: bool = False, device: torch.device | None = None
+    spec: Model, *, offload: bool = False, device: torch.device | None = None, to_shard: bool = False
 ) -> tuple[PreTrainedModel, ProcessorMixin, Anatomy]:
     """The frozen backbone, its processor and its anatomy; on `device` (the GPU if there is one, else the CPU).
 
     With `offload`, for inference alone, 16-bit weights that do not fit the GPU stay in host memory or on the disk
-    (accelerate), unless the recipe itself places them (`apply_levers`).
+    (accelerate), unless the recipe itself places them (`apply_levers`). A model `to_shard` is left in host memory, its
+    4-bit weights stored in `spec.dtype`; see `shard_layers`.
 
     With `quantization: nf4` every linear layer of the decoder is a bitsandbytes `Linear4bit` (NF4, double
     quantisation); vision tower, projector, embeddings and lm_head keep `spec.dtype`, unless the recipe says otherwise
@@ -58,13 +59,13 @@ def load_backbone(
         config = AutoConfig.from_pretrained(spec.id, **source)
         skeleton, anatomy = make_skeleton(config, spec)
         check_levers(skeleton, anatomy, spec)
-        quantization = _quantization(spec, anatomy, device)
+        quantization = _quantization(spec, anatomy, device, to_shard)
         model = AutoModelForImageTextToText.from_pretrained(
             spec.id,
             dtype=getattr(torch, spec.dtype),
             quantization_config=quantization,
             attn_implementation=skeleton.config._attn_implementation,
-            device_map=_device_map(offload, quantization, spec, device),
+            device_map={"": "cpu"} if to_shard else _device_map(offload, quantization, spec, device),
             use_safetensors=True,
             **source,
         )
@@ -202,7 +203,7 @@ def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Mo
     return {"": str(device)}
 
 
-def _quantization(spec: Model, anatomy: Anatomy, device: torch.device) -> BitsAndBytesConfig | None:
+def _quantization(spec: Model, anatomy: Anatomy, device: torch.device, to_shard: bool) -> BitsAndBytesConfig | None:
     if spec.quantization == "none":
         return None
     plain = BitsAndBytesConfig(
@@ -212,8 +213,9 @@ def _quantization(spec: Model, anatomy: Anatomy, device: torch.device) -> BitsAn
         bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
         # full paths: transformers matches from the start of the whole name, or as a suffix, never in the middle
         llm_int8_skip_modules=list(anatomy.kept),
+        bnb_4bit_quant_storage=getattr(torch, spec.dtype) if to_shard else None,
     )
-    if not has_levers(spec):
+    if not has_levers(spec) and not to_shard:
         return plain
-    streamed = anatomy.in_first_layers(spec.stream_layers)
-    return PlacedConfig(plain, device, frozenset(f"{path}.weight" for path in streamed))
+    on_host = anatomy.in_first_layers(len(anatomy.layers) if to_shard else spec.stream_layers)
+    return PlacedConfig(plain, device, frozenset(f"{path}.weight" for path in on_host))

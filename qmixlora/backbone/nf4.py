@@ -41,9 +41,9 @@ def nf4_linear(weight_OI: Tensor, bias_O: Tensor | None, device: torch.device) -
 
 
 def quant_state_of(layer: Linear4bit) -> bnb.functional.QuantState:
-    """The scales of a quantised layer. (bitsandbytes declares the weight as a plain parameter.)"""
-    state: bnb.functional.QuantState = cast(Params4bit, layer.weight).quant_state
-    return state
+    """The scales of a quantised layer, which the layer itself holds where its weight is sharded."""
+    state = getattr(layer.weight, "quant_state", None) or layer.quant_state
+    return cast(bnb.functional.QuantState, state)
 
 
 def _meta_weight(weight_OI: Tensor) -> Params4bit:

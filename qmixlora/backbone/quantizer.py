@@ -79,8 +79,8 @@ def _to_host(packed: Tensor) -> Tensor:
     """Copy bytes to host memory that goes back to the system when it is freed, which is soon: `stream_layers` copies it
     on. (A heap may keep memory that is freed amid other blocks.)
     """
-    memory = mmap.mmap(-1, packed.numel())
-    return torch.frombuffer(memory, dtype=torch.uint8).view(packed.shape).copy_(packed)
+    memory = mmap.mmap(-1, packed.nbytes)
+    return torch.frombuffer(memory, dtype=packed.dtype).view(packed.shape).copy_(packed)
 
 
 def as_plain(model: PreTrainedModel) -> None:

@@ -186,6 +186,16 @@ class MixLoraModel(BaseTuner):
         segments = self.mixlora_routing.current.segments_for(self._config(self.active_adapters[0]).route_on)
         return instance_labels(tasks, len(tasks), segments)
 
+    def sums_of_step(self, *, idle: bool = False) -> list[Tensor]:
+        """What the training passes since the last optimiser step have added up, for several processes to sum in place
+        before they step. `idle`: this process had no pass.
+        """
+        centers = [module for module in self.modules() if isinstance(module, Center)]
+        if idle:  # the first pass would have done it
+            for center in centers:
+                center.fold()
+        return [tensor for center in centers for tensor in (center.pending, center.pending_count)]
+
     # -- the batch in flight ------------------------------------------------------------------------------------------
 
     def _begin_batch(

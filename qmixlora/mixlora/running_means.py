@@ -53,7 +53,7 @@ class Center(nn.Module):
 
     Pooled states of one model nearly share one direction, beside which the differences between instructions are small.
     The mean is the one from before the optimiser step, so that a sample's routing depends neither on its neighbours in
-    the batch nor on how the batch is split for accumulation; the sums of a step wait in `pending`.
+    the batch nor on how the batch is split for accumulation or over processes; the sums of a step wait in `pending`.
     """
 
     mean: Tensor  # 1 x D
@@ -71,11 +71,15 @@ class Center(nn.Module):
         if self in routing.cache.centers:  # the recomputation of a layer under activation checkpointing
             return condition_BD - routing.cache.centers[self]
         if routing.starts_step or not self.training:
-            _fold(self.mean, self.count, self.pending, self.pending_count)
-            self.pending.zero_()
-            self.pending_count.zero_()
+            self.fold()
         if self.training:
             routing.cache.centers[self] = self.mean.clone()
             self.pending.add_(condition_BD.detach().sum(dim=0))
             self.pending_count.add_(len(condition_BD))
         return condition_BD - self.mean
+
+    def fold(self) -> None:
+        """Take what is pending into the mean."""
+        _fold(self.mean, self.count, self.pending, self.pending_count)
+        self.pending.zero_()
+        self.pending_count.zero_()

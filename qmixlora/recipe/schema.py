@@ -202,8 +202,8 @@ class Train(_Section):
     output: str = Field(default="runs/latest", description="the run's folder")
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; overrules epochs")
-    micro_batch_size: int = Field(default=1, ge=1, description="samples at a time on the device")
-    gradient_accumulation: int = Field(default=16, ge=1, description="micro-batches per optimiser step")
+    micro_batch_size: int = Field(default=1, ge=1, description="samples at a time on the device of each process")
+    gradient_accumulation: int = Field(default=16, ge=1, description="micro-batches of each process per optimiser step")
     eval_batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=2e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
+from qmixlora import processes
 from qmixlora.backbone.levers.table import Facts, Lever, lever_edits
 from qmixlora.device import peak_memory_gib
 from qmixlora.errors import UserError
@@ -27,7 +28,8 @@ from qmixlora.recipe import Edit, Recipe
 
 from .history import changes_of
 from .recovery import Moment, OutOfMemoryError
-from .run import Start, started, train_from
+from .run import train_from
+from .start import Start, started
 
 PLAN = "plan.json"
 BATCHES = ("train.micro_batch_size", "train.eval_batch_size")  # levers that come before the planner's
@@ -64,8 +66,9 @@ def _until_it_fits(start: Start, recipe: Recipe, console: Console) -> Path:
         changes |= edit
         goes_on = f"Going on from step {ended.step}" if ended.checkpoint else "Starting again"
         console.print(f"{ended} {goes_on} with [bold]{edit}[/bold].", highlight=False, soft_wrap=True)
-        _record(Path(recipe.train.output), ended, edit)
-    if card is not None:
+        if processes.is_main():
+            _record(Path(recipe.train.output), ended, edit)
+    if card is not None and processes.is_main():
         _keep_plan(recipe, card)
     if changes.values:
         console.print(f"Memory ran out on the way. {_to_write_down(changes)}", highlight=False, soft_wrap=True)

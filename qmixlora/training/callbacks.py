@@ -27,7 +27,7 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = time.monotonic()
         reset_peak_memory()
-        if self.path.exists():  # a resumed run repeats the steps after its checkpoint
+        if state.is_world_process_zero and self.path.exists():  # a resumed run repeats the steps after its checkpoint
             records = read_log(self.path)
             with replacing(self.path) as temporary:
                 temporary.touch()
@@ -36,6 +36,8 @@ class MetricsLog(TrainerCallback):
                         append_to_log(temporary, record)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         record = {"step": state.global_step, **(logs or {}), "seconds": time.monotonic() - self.start}
         append_to_log(self.path, {**record, "memory_gib": peak_memory_gib()})
 
@@ -115,7 +117,7 @@ class ProgressDisplay(TrainerCallback):
         if "loss" not in logs:
             return
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.start
-        samples = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        samples = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         speed = f"{samples / max(seconds, 1e-9):.0f} samples/s  {peak_memory_gib():.1f} GiB"
         loss, lr = _in_words(logs["loss"]), f"{logs['learning_rate']:.1e}"
         self.bar.update(self.task, loss=loss, lr=lr, speed=speed)

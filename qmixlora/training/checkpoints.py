@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors import safe_open
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
+from qmixlora import processes
 from qmixlora.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qmixlora.manifest import first_change, has_manifest, seal
 from qmixlora.mixlora import PEFT_TYPE
@@ -37,10 +37,11 @@ class SealedCheckpoints(TrainerCallback):
         self.keep = keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        PartialState().wait_for_everyone()  # each process writes its own random state
+        processes.wait_for_all()  # each writes its own random state
         if state.is_world_process_zero:
             seal(Path(args.output_dir) / f"{PREFIX}{state.global_step}")
             remove_old_checkpoints(Path(args.output_dir), self.keep, state.global_step, state.best_global_step)
+        processes.wait_for_all()  # a launcher that sees one end would end the main one
 
 
 def keep_all(callbacks: Iterable[TrainerCallback]) -> None:

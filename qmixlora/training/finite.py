@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
+from qmixlora import processes
 from qmixlora.data import BatchCollator, Conversation
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log
 from qmixlora.recipe import Recipe
+
+from .data_parallel import idle_batch
 
 SAMPLES = "samples"  # the key of a batch with the names of its samples
 LISTED = 8
@@ -57,6 +60,8 @@ class NamingCollator:
     collator: BatchCollator
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
+        if not rows:
+            return idle_batch()
         return {**self.collator(rows), SAMPLES: [_name(row) for row in rows]}
 
 
@@ -92,15 +97,17 @@ class FiniteSteps:
         batches, self.batches = self.batches, []
         losses = [loss for loss, _ in batches]
         *read, size = torch.stack([*losses, norm.to(losses[0].device)]).tolist() if losses else [float(norm)]
-        if all(map(math.isfinite, (*read, size))):
-            self.taken.append(sum(read))
+        total = processes.total(sum(read))
+        if all(map(math.isfinite, (total, size))):
+            self.taken.append(total)
             self.in_a_row = 0
             return True
-        bad = [names for loss, (_, names) in zip(read, batches, strict=True) if not math.isfinite(loss)]
-        loss = next((loss for loss in read if not math.isfinite(loss)), None)
+        named = processes.gathered(list(zip(read, (names for _, names in batches), strict=True)))
+        bad = [names for loss, names in named if not math.isfinite(loss)]
+        loss = next((loss for loss, _ in named if not math.isfinite(loss)), None)
         number, value = ("loss", loss) if loss is not None else ("gradient norm", size)
         what = f"The {number} of step {step} is {value}"
-        samples = [name for names in bad or [names for _, names in batches] for name in names]
+        samples = [name for names in bad or [names for _, names in named] for name in names]
         self.skipped += 1
         self.in_a_row += 1
         if self.recipe.train.on_nan == "stop":
@@ -108,7 +115,8 @@ class FiniteSteps:
         if self.in_a_row == SKIPPED_IN_A_ROW:
             raise NotFiniteError(f"{what}, the third step in a row", samples, self.recipe, recoverable=True)
         self.say(f"{what}: the step is skipped ({self.skipped} so far; {'; '.join(samples[:LISTED])})")
-        append_to_log(self.log, {"step": step, "skipped": what, SAMPLES: samples})
+        if processes.is_main():
+            append_to_log(self.log, {"step": step, "skipped": what, SAMPLES: samples})
         return False
 
     def in_logs(self, logs: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
+from qmixlora import processes
 from qmixlora.backbone import Anatomy, check_quantized
 from qmixlora.errors import UserError
 from qmixlora.mixlora import PEFT_PREFIX, is_adapter_parameter
@@ -28,7 +29,7 @@ PATIENCE = 20  # steps with a gradient that is all zero, which can come by chanc
 class FirstStepsGuard(TrainerCallback):
     """Stops a run that cannot work: wrong parts before the first step, a tensor without gradient after the third.
 
-    A tensor is judged by steps that this process took and that ran its module: a projector runs where there are
+    A tensor is judged by steps since this start that ran its module, in any process: a projector runs where there are
     images. Routers may have a gradient of zero for long, since equal instructions leave nothing to route on.
 
     Raises UserError with the reason.
@@ -60,8 +61,9 @@ class FirstStepsGuard(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.waiting:
             return
-        for name, parameter in list(self.waiting.items()):
-            if self.owners[name] not in self.ran or self.finite.in_a_row:  # such a step is skipped
+        ran = processes.largest([self.owners[name] in self.ran for name in self.waiting])
+        for (name, parameter), ran_anywhere in zip(list(self.waiting.items()), ran, strict=True):
+            if not ran_anywhere or self.finite.in_a_row:  # such a step is skipped
                 continue
             self.steps[name] += 1
             if parameter.grad is None:

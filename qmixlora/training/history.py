@@ -21,7 +21,8 @@ from qmixlora.recipe import Recipe, load_run_recipe
 
 RECIPE, HISTORY = "recipe.yaml", "history.jsonl"  # in a run's folder
 LIBRARIES = ("qmixlora", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
-BATCH = ("train.micro_batch_size", "train.gradient_accumulation")  # their product may not change
+PROCESSES = "processes"  # no key of a recipe
+BATCH = ("train.micro_batch_size", "train.gradient_accumulation", PROCESSES)  # their product may not change
 MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the data, as long as its rows are the same
     *("train.output", "train.epochs", "train.max_steps", "train.max_minutes", "train.on_oom", "train.on_nan"),
     *(
@@ -68,9 +69,11 @@ def changes_of(own: Recipe, new: Recipe) -> list[Change]:
 
 def refused(changes: list[Change], new: Recipe, own: Recipe) -> list[Change]:
     """The changes with which a checkpoint would mean something else."""
+    was, now = next(((change.own, change.new) for change in changes if change.path == PROCESSES), (1, 1))
     spec, before = new.train, own.train
     same_batch = (
-        spec.micro_batch_size * spec.gradient_accumulation == before.micro_batch_size * before.gradient_accumulation
+        spec.micro_batch_size * spec.gradient_accumulation * now
+        == before.micro_batch_size * before.gradient_accumulation * was
     )
     may = (*MAY_CHANGE, *(lever.key for lever in LEVERS if lever.learns_the_same and lever.key not in BATCH))
     may += BATCH if same_batch else ()
@@ -81,10 +84,15 @@ def refused(changes: list[Change], new: Recipe, own: Recipe) -> list[Change]:
     ]
 
 
-def check_changes(folder: Path, new: Recipe) -> list[Change]:
-    """What a recipe changes of a run that is to go on. Raises UserError, by name, for what a run cannot change."""
-    own = own_recipe(folder)
+def check_changes(folder: Path, new: Recipe, processes: int = 1) -> list[Change]:
+    """What a recipe changes of a run that is to go on, in so many processes.
+
+    Raises UserError, by name, for what a run cannot change.
+    """
+    own, before = own_recipe(folder), History(folder).processes()
     changes = [] if own is None else changes_of(own, new)
+    if before != processes:
+        changes.append(Change(PROCESSES, before, processes))
     if own is not None and (wrong := refused(changes, new, own)):
         raise UserError(
             "A run goes on with what its checkpoints were trained with, and these differ:\n"
@@ -135,6 +143,10 @@ class History:
         """Whether the run's last start came to its end."""
         records = self._records()
         return bool(records) and records[-1].get("event") == "finished"
+
+    def processes(self) -> int:
+        """The number of processes of the run's last start."""
+        return next((int(record["processes"]) for record in reversed(self._records()) if "processes" in record), 1)
 
     def check_data(self, digest: str) -> None:
         """Raise UserError if the training rows are others than those that the run began with."""

@@ -15,6 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from qmixlora import processes
 from qmixlora.errors import UserError
 
 from .checkpoints import damage
@@ -66,6 +67,10 @@ class OutOfMemoryError(UserError):
         )
 
 
+class OutOfMemoryInStep(torch.OutOfMemoryError):
+    """Memory ran out in one of several processes, in a step that none of them completes."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on the card or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -78,12 +83,22 @@ def unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
     Then everything that it had allocated is free again: its exception ends here, whose frames hold the tensors of the
     step.
+
+    Raises:
+        UserError: memory ran out in one of several processes, and the others do not know.
     """
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        if processes.are_several() and not isinstance(error, OutOfMemoryInStep):
+            raise UserError(
+                f"Memory ran out in process {processes.rank()} outside of a training step.",
+                where=f"{processes.count()} processes",
+                fix="`qmixlora plan` says what takes less memory. (Levers are pulled for the training step alone where "
+                "there are several processes.)",
+            ) from None
     clear_device_cache(garbage_collection=True)
     return None
 
@@ -184,8 +199,14 @@ def keep_last_step(trainer: Trainer, start: StepStart, first_step: int, *, anew:
     if step <= first_step or not start.rewind():
         return first_step > 0
     folder = Path(output) / f"checkpoint-{step}"
-    if anew or damage(folder) is not None:
+
+    def to_be_written() -> bool:
+        if not anew and damage(folder) is None:
+            return False
         shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    if processes.from_main(to_be_written):
         trainer._save_checkpoint(model, trial=None)
         trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
     return True

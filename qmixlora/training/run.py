@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
 from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
-from qmixlora.adapter import ADAPTER_WEIGHTS, check_fit_of_files, load_adapter, read_weights
+from qmixlora import processes
+from qmixlora.adapter import check_fit_of_files, load_adapter, read_weights
 from qmixlora.data import DataFacts, indices_by_answer, splits_of, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing, write_json
@@ -29,32 +27,18 @@ from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
 from .features import with_cached_features
 from .finite import NotFiniteError
 from .guard import check_has_images
-from .history import HISTORY, Change, Event, History, check_changes, check_same_adapter, fingerprint
+from .history import History, check_same_adapter, fingerprint
 from .look_ahead import check_look_ahead
-from .owner import is_empty, owned
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
 from .schedule import schedule_problems
+from .start import Start, started
 from .stopping import Stop, StopAskedError
 from .trackers import check_installed
 from .trainer import SupervisedTrainer, make_trainer
 
 TASK_MEANS = "mixlora_task_"  # of the buffers of a MixLoRA layer that have a row for every task
-MORE_STEPS = ("train.epochs", "train.max_steps")
 SURVEY = "survey.json"
 FULL_DISK = "Free some space and go on with --resume (from the last complete checkpoint)."
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins and what may end it: the checkpoint that it goes on from (None: its first step), the run whose
-    adapter a new one begins with, what this start changes of the recipe, and the stop that can be asked for.
-    """
-
-    checkpoint: Path | None
-    init_from: Path | None
-    event: Event
-    changed: Mapping[str, Any]
-    stop: Stop
 
 
 def train(
@@ -77,65 +61,11 @@ def train(
         return Path(recipe.train.output) if start is None else train_from(start, recipe, console)
 
 
-@contextmanager
-def started(recipe: Recipe, resume: bool, init_from: Path | None, console: Console) -> Iterator[Start | None]:
-    """Own the run's folder in a block, and say where the run begins; None for a run that is finished.
-
-    Raises:
-        UserError: there is nothing to resume from, a new run would overwrite something, the recipe changes what a run
-            cannot change, or another process has the folder.
-    """
-    folder = Path(recipe.train.output)
-    with owned(folder):
-        checkpoint = starting_point(recipe, resume)
-        changes = check_changes(folder, recipe) if resume else []
-        if resume and is_finished(folder, checkpoint, changes):
-            console.print(f"Nothing is left to do: {folder} is finished.", highlight=False, soft_wrap=True)
-            yield None
-            return
-        if resume and checkpoint is None:
-            raise UserError(
-                "There is no checkpoint to resume from.",
-                where=str(folder / "checkpoints"),
-                fix="Remove the folder and train without --resume; set train.save_every to have checkpoints.",
-            )
-        differs = [str(change) for change in changes] + (History(folder).other_libraries() if resume else [])
-        for difference in differs:
-            console.print(f"Differs from the run so far: {difference}", highlight=False, soft_wrap=True, markup=False)
-        changed = {change.path: [change.own, change.new] for change in changes}
-        stop = Stop(recipe.train.max_minutes, lambda text: console.print(text, highlight=False))
-        yield Start(checkpoint, init_from, "resumed" if resume else "started", changed, stop)
-
-
-def starting_point(recipe: Recipe, resume: bool) -> Path | None:
-    """The newest checkpoint in a run's folder. Raises UserError if a new run would overwrite something."""
-    folder = Path(recipe.train.output)
-    if not resume and not is_empty(folder):
-        raise UserError(
-            "The run's folder is not empty.",
-            where=str(folder),
-            fix="Go on with --resume, choose another train.output, or remove the folder.",
-        )
-    return last_checkpoint(folder)
-
-
-def is_finished(folder: Path, last: Path | None, changes: Sequence[Change]) -> bool:
-    """Whether a run has taken all its steps, and none are added."""
-    if not (folder / "adapter" / ADAPTER_WEIGHTS).is_file() or not {c.path for c in changes}.isdisjoint(MORE_STEPS):
-        return False
-    if (folder / HISTORY).is_file():
-        return History(folder).finished()
-    if last is None:
-        return True
-    state = TrainerState.load_from_json(str(last / STATE))  # a run of an earlier release
-    return bool(state.global_step >= state.max_steps)
-
-
 def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
     folder = Path(recipe.train.output)
     check_installed(recipe.train.report_to)
-    learned, facts = _looked_at(recipe)
+    learned, facts = processes.main_first(lambda: _looked_at(recipe))
     rows, validation = learned["train"], learned.get("validation")
     tasks = list(indices_by_answer(rows))
     _check_tasks(recipe, tasks)
@@ -148,24 +78,35 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     history, digest, step = History(folder), fingerprint(rows), Moment("loading", start.checkpoint).step
     history.check_data(digest)
     origin = {"init_from": str(start.init_from.resolve())} if start.init_from else {}
+    facts_of_start = {"data": digest, "processes": processes.count(), **origin}
     with clear_disk_errors(folder, FULL_DISK):
-        (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was finished, whose files change from now on
-        history.add(start.event, step, recipe, start.changed, data=digest, **origin)
-        write_json(folder / SURVEY, facts.to_dict())
+        if processes.is_main():
+            (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was finished, whose files change from now on
+            history.add(start.event, step, recipe, start.changed, **facts_of_start)
+            write_json(folder / SURVEY, facts.to_dict())
         if recipe.train.cache_features:
-            session = _without_vision(session, [rows, *([validation] if validation else [])], start.checkpoint, console)
+            splits = [rows, *([validation] if validation else [])]
+            with_vision = session
+            session = processes.main_first(lambda: _without_vision(with_vision, splits, start.checkpoint, console))
         unless_out_of_memory(lambda: check_look_ahead(session, rows[0]))  # if it runs out, so will the first step
         with start.stop.deferred():
             state = _fit(session, rows, validation, tasks, start, console)
-            best = take_best(session, state, folder)
-            with replacing(folder / "adapter") as temporary:
-                session.model.save_pretrained(str(temporary))
-        if best is not None and best != state.global_step:
-            console.print(f"Kept: the adapter of step {best}, of {state.global_step}.", highlight=False)
-        kept = {} if best is None else {"kept_step": best, "kept_for": state.best_metric}
-        history.add("finished", state.global_step, recipe, {}, **kept)
-        seal(folder, _finished_files(folder))
+            if processes.is_main():
+                _keep(session, state, console)
     return folder
+
+
+def _keep(session: TunedSession, state: TrainerState, console: Console) -> None:
+    """Write what a run that took all its steps has learned: its best step, where it was judged, or its last."""
+    folder = Path(session.recipe.train.output)
+    best = take_best(session, state, folder)
+    with replacing(folder / "adapter") as temporary:
+        session.model.save_pretrained(str(temporary))
+    if best is not None and best != state.global_step:
+        console.print(f"Kept: the adapter of step {best}, of {state.global_step}.", highlight=False)
+    kept = {} if best is None else {"kept_step": best, "kept_for": state.best_metric}
+    History(folder).add("finished", state.global_step, session.recipe, {}, **kept)
+    seal(folder, _finished_files(folder))
 
 
 def _finished_files(folder: Path) -> list[str]:
@@ -242,7 +183,7 @@ def _fit(
         if done is None:
             keep_last_step(trainer, begun, first, anew=True)
             during: During = "evaluation" if trainer.control.should_evaluate and not begun.torn else "training"
-            raise OutOfMemoryError(Moment(during, last_checkpoint(folder)), folder)
+            raise OutOfMemoryError(Moment(during, processes.from_main(lambda: last_checkpoint(folder))), folder)
         return trainer.state
     finally:
         display.close()

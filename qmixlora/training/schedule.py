@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from qmixlora import processes
 from qmixlora.recipe import Recipe
 
 FEW = 10  # optimiser steps in which nothing is learned
@@ -15,14 +16,14 @@ def steps_of(recipe: Recipe, samples: int) -> int:
     spec = recipe.train
     if spec.max_steps is not None:
         return spec.max_steps
-    batches = -(-samples // spec.micro_batch_size)
+    batches = -(-samples // (spec.micro_batch_size * processes.count()))
     return math.ceil(spec.epochs * -(-batches // spec.gradient_accumulation))
 
 
 def schedule_problems(recipe: Recipe, samples: int) -> list[str]:
     """What will surprise in a run on so many samples, each in one sentence with the values to set."""
     spec, steps = recipe.train, steps_of(recipe, samples)
-    effective = spec.micro_batch_size * spec.gradient_accumulation
+    effective = spec.micro_batch_size * spec.gradient_accumulation * processes.count()
     often = max(1, int(SHORT * steps))
     problems = []
     if steps < FEW and spec.max_steps is None:

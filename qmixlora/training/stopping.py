@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from qmixlora import processes
 from qmixlora.errors import UserError
 from qmixlora.interrupts import Interrupted, Requests
 
@@ -33,8 +34,11 @@ class Stop(Requests, TrainerCallback):
         self.has_stepped = False  # a start that only loads would never come to an end, however often it is made
 
     def check(self) -> None:
-        """Raise StopAskedError if the run is to stop."""
-        if self.number is not None or (self.end is not None and self.has_stepped and time.monotonic() >= self.end):
+        """Raise StopAskedError if the run is to stop, in all its processes: a signal may have come to one of them."""
+        is_over = self.end is not None and self.has_stepped and time.monotonic() >= self.end
+        number, is_over_anywhere = processes.largest([self.number or 0, is_over])
+        if number or is_over_anywhere:
+            self.number = int(number) or None
             raise StopAskedError
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

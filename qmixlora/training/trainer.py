@@ -12,7 +12,7 @@ import torch
 from bitsandbytes.optim.optimizer import GlobalOptimManager
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -27,6 +27,7 @@ from qmixlora.session import TunedSession
 from .best import SCORE, Examination, evaluations_since, judged_by
 from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
+from .data_parallel import Meeting, deal, is_idle
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
@@ -104,6 +105,9 @@ class SupervisedTrainer(Trainer):
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
+        self.meeting = Meeting(arguments["model"])
+        # in place of a model that accelerate has wrapped
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.loss_chunk, self.lengths = loss_chunk, lengths
         self.steps, self.judged = steps, True
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
@@ -125,6 +129,7 @@ class SupervisedTrainer(Trainer):
         With an 8-bit optimiser, Trainer (5.23) registers every embedding with bitsandbytes' process-wide
         `GlobalOptimManager`, which would keep the weights on the card for the next attempt.
         """
+        self.meeting.begin()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -175,6 +180,14 @@ class SupervisedTrainer(Trainer):
             )
         return is_best
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The loader as Trainer makes it; of several processes, each has its part of every step."""
+        return deal(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The loader as Trainer makes it; of several processes, each has its part of the rows."""
+        return deal(super().get_eval_dataloader(eval_dataset))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as Trainer does, into a folder that says it is not whole until `SealedCheckpoints` has sealed it."""
         assert self.args.output_dir is not None, "a run has a folder"
@@ -186,7 +199,7 @@ class SupervisedTrainer(Trainer):
         if self.lengths is None:
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return sampler
-        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SeededLengthGroupedSampler(step, self.lengths, self.args.seed)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -207,15 +220,27 @@ class SupervisedTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Take a micro-batch as Trainer does, and note its loss and its samples for the judgement of the step."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if is_idle(inputs):
+            return self.meeting.nothing()
+        step = super().training_step
+        loss = self.meeting.attempt(lambda: step(model, inputs, num_items_in_batch))
         self.steps.add(loss, inputs.get(SAMPLES, ()))
         return loss
 
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """Clip as Trainer does. A step that is not finite raises, or loses its gradients: then no optimiser moves.
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of a batch as Trainer computes it; nothing, where this process has no row left."""
+        if is_idle(inputs):
+            self._get_num_items_in_batch([inputs], self.args.device)  # the others count with this process
+            return self.meeting.nothing(), None, None
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
-        Raises NotFiniteError as `FiniteSteps`.
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip as Trainer does, when all processes have met. A step that is not finite raises, or loses its gradients:
+        then no optimiser moves.
+
+        Raises NotFiniteError as `FiniteSteps`, and OutOfMemoryInStep as `Meeting`.
         """
+        self.meeting.meet(idle=not self.steps.batches)
         norm: Tensor = super()._clip_grad_norm(model)
         if self.judged and not self.steps.may_be_taken(self.state.global_step + 1, norm):
             model.zero_grad(set_to_none=True)
@@ -234,6 +259,8 @@ class SupervisedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        if not model.training:  # of an evaluation Trainer takes the mean over batches
+            num_items_in_batch = None
         loss = supervised_loss(model, inputs, num_items_in_batch, chunk=self.loss_chunk)
         if self.gradient_scale is not None and num_items_in_batch is not None:
             loss = self.gradient_scale(loss, num_items_in_batch)

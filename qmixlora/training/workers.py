@@ -12,6 +12,7 @@ from typing import Any
 from qmixlora.data import Conversation
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
+from qmixlora.launch import processes_here
 from qmixlora.parallel import usable_cores
 
 MOST = 4  # one model takes batches no faster
@@ -30,7 +31,7 @@ def loader_workers(asked: int | None, samples: int) -> int:
         return asked
     if samples < FEW or not _forks_by_default() or (SHARED.is_dir() and shutil.disk_usage(SHARED).free < GIB):
         return 0
-    return min(MOST, usable_cores() - 1)
+    return max(0, min(MOST, usable_cores() // processes_here() - 1))
 
 
 def _forks_by_default() -> bool:

@@ -5,6 +5,7 @@ from .checkpointing import enable_checkpointing
 from .checks import check_levers
 from .chunked_mlp import chunk_mlps
 from .host_embedding import HostEmbedding
+from .sharding import shard_layers
 from .vision import in_place_of_images, take_out_vision, use_features
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "host_bytes",
     "host_tensors",
     "in_place_of_images",
+    "shard_layers",
     "take_out_vision",
     "use_features",
     "without_levers",
