@@ -26,6 +26,7 @@ class Form(StrEnum):
 
 
 Base = Literal["nf4", "original"]
+Projector = Literal["base", "adapter", "low-rank"]
 
 
 def export(
@@ -46,13 +47,28 @@ def export(
         int | None, typer.Option(min=0, help="Further steps on the task (default: the recipe's, where it lost some).")
     ] = None,
     calibration: Annotated[str | None, typer.Option(help="Samples for the routing (default: as trained).")] = None,
-    projector_rank: Annotated[int | None, typer.Option(min=1, help="The projector as LoRA of this rank.")] = None,
+    projector: Annotated[
+        Projector | None,
+        typer.Option(help="Of a LoRA: in a base of its own (default), whole in the adapter, or as low-rank factors."),
+    ] = None,
+    projector_rank: Annotated[
+        int | None, typer.Option(min=1, help="Of --projector low-rank (default: the adapter's).")
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Held-out samples per task (default: recipe).")] = None,
+    fingerprint: Annotated[
+        bool, typer.Option("--fingerprint/--no-fingerprint", help="Made for `qmixlora check`.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON, and nothing else.")] = False,
 ) -> None:
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     if every == bool(task):
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
+    if projector_rank is not None and (projector := projector or "low-rank") != "low-rank":
+        raise UserError(
+            f"--projector-rank is of --projector low-rank, and this is {projector}.",
+            where="command line",
+            fix=f"Type --projector {projector} alone, or --projector low-rank --projector-rank {projector_rank}.",
+        )
     from .quiet import quiet
 
     quiet()
@@ -68,8 +84,10 @@ def export(
         rank=rank,
         polish=polish,
         calibration=calibration,
+        projector=projector or "base",
         projector_rank=projector_rank,
         samples=samples,
+        fingerprint=fingerprint,
     )
     exports = run_export(run, request, console)
     if as_json:

@@ -11,7 +11,7 @@ import typer
 from qmixlora.errors import UserError
 from qmixlora.interrupts import Interrupted, raised
 
-from . import chat, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, train
+from . import chat, check, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, train
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
@@ -26,6 +26,7 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
   qmixlora compare RUN RUN              what is better, and whether it is a difference
   qmixlora chat RUN --image FILE        ask it
   qmixlora export RUN --all --as lora   ordinary adapters (or checkpoints: --as merged)
+  qmixlora check EXPORT --url URL       whether a server really applies it
 
 `qmixlora COMMAND --help` says more.
 """
@@ -44,6 +45,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
+app.command("check")(check.check)
 app.command("plan")(plan.plan)
 app.command("data")(data.data)
 app.command("inspect")(inspect.inspect)
