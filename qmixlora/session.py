@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .adapter import (
@@ -26,6 +26,7 @@ from .adapter import (
     read_weights,
 )
 from .backbone import Anatomy, load_backbone, open_processor
+from .backbone.full_precision import train_in_fp32
 from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import without_levers
 from .data import BatchCollator, Collator, Conversation, image_tokens_of
@@ -226,7 +227,7 @@ def with_fresh_adapter(recipe: Recipe, backbone: PreTrainedModel, config: PeftCo
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for copy in module.modules_to_save.values():
-                _train_in_fp32(copy)
+                train_in_fp32(copy)
     return model
 
 
@@ -281,28 +282,3 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
 
 def _matches(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
-
-
-def _train_in_fp32(module: nn.Module) -> None:
-    """Hold and compute a fully trained module in fp32 inside a 16-bit model: inputs up, outputs back.
-
-    PEFT leaves the trained copy in the base dtype, in which small optimiser steps are lost.
-    """
-    module.float()
-    dtype = torch.get_default_dtype()
-
-    def up(value: Any) -> Any:
-        nonlocal dtype
-        if not (isinstance(value, Tensor) and value.is_floating_point()):
-            return value
-        dtype = value.dtype
-        return value.float()
-
-    def raise_inputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return tuple(up(value) for value in args), {name: up(value) for name, value in kwargs.items()}
-
-    def lower_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return output.to(dtype) if isinstance(output, Tensor) else output
-
-    module.register_forward_pre_hook(raise_inputs, with_kwargs=True)
-    module.register_forward_hook(lower_output)

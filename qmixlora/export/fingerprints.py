@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from qmixlora.data import Conversation, open_images, to_messages
 from qmixlora.manifest import add
 from qmixlora.serving import making
-from qmixlora.serving.fingerprint import BASE, EXPORT, FINGERPRINT, NO_PROJECTOR, ORIGINAL, Answer, Message
+from qmixlora.serving.fingerprint import BASE, EXPORT, FINGERPRINT, NO_PROJECTOR, ORIGINAL, Answer, Fingerprint, Message
 from qmixlora.serving.stock import StockModel, load_model, put_adapter, with_values, without_parts
 
 from .fidelity import Fidelity
@@ -24,8 +24,8 @@ from .job import Job
 from .live import Live
 from .static import Learned
 
-ROWS, LARGEST = 3, 896  # held-out rows in a fingerprint; pixels along an image's edge
-SKIPPED = "{folder} has no fingerprint to check servers by: {reason}"
+ROWS, LARGEST = 3, 672  # held-out rows in a fingerprint; pixels along an image's edge
+SKIPPED = "Not every export has a fingerprint to check servers by: {reason}"
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,26 @@ def write_fingerprints(
     if not job.request.fingerprint:
         return
     job.say("fingerprints: what the exports answer")
-    folders = [fidelity.folder for fidelity in made] + ([] if base is None else [base])
+    ready: list[tuple[Path, Fingerprint]] = []
     try:
-        _write(job, learned, live, base, made)
+        ready.extend(_fingerprints(job, learned, live, base, made))
     except Exception as error:  # of any model's own code, on any machine: the exports are whole and measured
-        for folder in folders:
-            if not (folder / FINGERPRINT).is_file():
-                job.say(SKIPPED.format(folder=folder, reason=f"{type(error).__name__}: {error}"))
+        job.say(SKIPPED.format(reason=f"{type(error).__name__}: {error}"))
+    for folder, fingerprint in ready:
+        fingerprint.write(folder)
+        add(folder, [FINGERPRINT])
 
 
-def _write(job: Job, learned: Learned, live: Sequence[Live], base: Path | None, made: Sequence[Fidelity]) -> None:
+def _fingerprints(
+    job: Job, learned: Learned, live: Sequence[Live], base: Path | None, made: Sequence[Fidelity]
+) -> Iterator[tuple[Path, Fingerprint]]:
     longest = job.longest_fingerprint
     stock = _load(job, base)
     originals = {} if base is None else learned.originals
     asked = {one.target.name: _ask_without(job, stock, one, originals) for one in live}
     if base is not None and not (base / FINGERPRINT).is_file():
         first = asked[live[0].target.name]
-        _save(job, base, first, {EXPORT: first.answers[BASE], BASE: first.answers[ORIGINAL]})
+        yield _made(job, base, first, {EXPORT: first.answers[BASE], BASE: first.answers[ORIGINAL]})
     by_folder = {job.folder_of(one.target, form): one.target.name for one in live for form in job.request.forms}
     for fidelity in (one for one in made if one.form == "lora"):
         own = asked[by_folder[fidelity.folder]]
@@ -71,14 +74,14 @@ def _write(job: Job, learned: Learned, live: Sequence[Live], base: Path | None, 
         if fidelity.projector is not None:
             with _without_projector(stock, learned, originals):
                 answers[NO_PROJECTOR] = making.answers_of(stock, own.prompts, longest)
-        _save(job, fidelity.folder, own, answers, {} if base else job.recipe.model.template_arguments)
+        yield _made(job, fidelity.folder, own, answers, {} if base else job.recipe.model.template_arguments)
     del stock
     for fidelity in (one for one in made if one.form == "merged"):
         clear_device_cache(garbage_collection=True)
         own = asked[by_folder[fidelity.folder]]
         without = own.answers.get(ORIGINAL, own.answers[BASE])
         merged = making.answers_of(_load(job, fidelity.folder), own.prompts, longest)
-        _save(job, fidelity.folder, own, {EXPORT: merged, BASE: without})
+        yield _made(job, fidelity.folder, own, {EXPORT: merged, BASE: without})
 
 
 def _load(job: Job, export: Path | None) -> StockModel:
@@ -114,17 +117,16 @@ def _without_projector(stock: StockModel, learned: Learned, originals: Mapping[s
     return without_parts(stock, parts) if parts else nullcontext()
 
 
-def _save(
+def _made(
     job: Job,
     folder: Path,
     asked: Asked,
     answers: Mapping[str, Sequence[Answer]],
     template_arguments: Mapping[str, Any] | None = None,
-) -> None:
+) -> tuple[Path, Fingerprint]:
     name, _, form = folder.name.rpartition("-")
     of = (name or form, form, job.recipe.model.dtype, job.longest_fingerprint)
-    making.make_fingerprint(*of, asked.prompts, answers, template_arguments).write(folder)
-    add(folder, [FINGERPRINT])
+    return folder, making.make_fingerprint(*of, asked.prompts, answers, template_arguments)
 
 
 def _prompts(job: Job, live: Live) -> list[list[Message]]:

@@ -86,7 +86,9 @@ def llama_server(url: str, fingerprint: Fingerprint, folder: str, name: str | No
     """llama.cpp's server, which takes a scale for each of its adapters. Raises UserError as `openai_server`."""
     adapters = list(call(url, "/lora-adapters") or [])
     wanted = name or fingerprint.name
-    own = [one for one in adapters if wanted in str(one.get("path", "")) or wanted == one.get("task_name")]
+    stems = {id(one): str(one.get("path", "")).rpartition("/")[2].removesuffix(".gguf") for one in adapters}
+    own = [one for one in adapters if wanted in (stems[id(one)], one.get("task_name"))]
+    own = own or [one for one in adapters if wanted in stems[id(one)]]
     if fingerprint.form == "lora" and adapters and len(own) != 1:
         paths = ", ".join(str(one.get("path")) for one in adapters)
         raise UserError(f"Which adapter is {wanted!r}? The server has {paths}.", where=url, fix="Say it: --name.")

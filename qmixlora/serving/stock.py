@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.image_utils import load_images
 
 from .fingerprint import Answer, Message, Step
 
@@ -150,9 +151,9 @@ def _stops(config: GenerationConfig) -> list[int]:
 
 
 def _for_transformers(message: Message) -> Message:
-    """A message of OpenAI's protocol as chat templates of transformers take it."""
+    """A message of OpenAI's protocol as chat templates of transformers take it, its images (PNG, RGB) decoded."""
     parts = [
-        part if part["type"] == "text" else {"type": "image", "url": part["image_url"]["url"]}
+        part if part["type"] == "text" else {"type": "image", "image": load_images(part["image_url"]["url"])}
         for part in message["content"]
     ]
     return {**message, "content": parts}

@@ -84,6 +84,7 @@ def test_the_file_holds_everything() -> None:
         "held_out": True,
         "samples": 2,
         "rank": 4,
+        "projector": "base",
         "polish_steps": 0,
         "polish_tried": 0,
         "decided_on": "validation",

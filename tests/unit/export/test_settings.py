@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from qmixlora.data import open_images, to_messages
+from qmixlora.data import load_conversations, open_images, to_messages
 from qmixlora.export.settings import GENERATION, TEMPLATE, carry_settings
 from qmixlora.recipe import Recipe
 from qmixlora.session import open_collator, open_run
@@ -98,12 +98,12 @@ def test_stock_processors_make_the_runs_tokens_of_large_images(
     model, recipe = checkpoint_with(variant, data={"max_image_tokens": budget})
     if layout == "older":
         AutoProcessor.from_pretrained(model).image_processor.save_pretrained(model)
-        (model / "processor_config.json").unlink()
+        content = json.loads((model / "processor_config.json").read_text())
+        del content["image_processor"]
+        (model / "processor_config.json").write_text(json.dumps(content))
     collator = open_collator(recipe)
     export = Path(shutil.copytree(model, tmp_path / "export"))
     carry_settings(export, recipe, collator)
-    from qmixlora.data import load_conversations
-
     row = load_conversations(str(recipe.data.train))[2]  # the largest image
     stock = tokens_of(AutoProcessor.from_pretrained(export), row)
     expected = collator.prompts([row])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -48,19 +47,19 @@ def exports(made_exports: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made_exports, tmp_path / "exports"))
 
 
-@pytest.fixture
-def serve() -> Callable[..., Any]:
-    @contextmanager
-    def serving(model: Path, *arguments: str) -> Iterator[str]:
-        """The address of a server process."""
-        command = [sys.executable, str(SERVER), str(model), *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        try:
-            port = process.stdout.readline().strip()
-            assert port, "it did not start"
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.communicate()
-
-    return serving
+@pytest.fixture(scope="session")
+def server(made_exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of `base` with its adapter `a`, and with another one of twice its scale as `doubled`."""
+    doubled = Path(shutil.copytree(made_exports / "a-lora", tmp_path_factory.mktemp("adapters") / "doubled"))
+    config = json.loads((doubled / "adapter_config.json").read_text())
+    (doubled / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 2 * config["lora_alpha"]}))
+    adapters = (f"a={made_exports / 'a-lora'}", f"doubled={doubled}")
+    command = [sys.executable, str(SERVER), str(made_exports / "base"), *adapters]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = process.stdout.readline().strip()
+        assert port, "it did not start"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.communicate()

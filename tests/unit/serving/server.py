@@ -1,9 +1,9 @@
 """A server of OpenAI's protocol, in a process of its own: stock transformers and PEFT behind http.server.
 
-    python server.py MODEL [NAME=ADAPTER ...] [--llama]
+    python server.py MODEL NAME=ADAPTER ...
 
-Serves the model as `base` and every adapter by its name; it prints its port, and stops when its input ends. `--llama`
-speaks as llama-server does: one model, adapters by their scales.
+It serves the model as `base` and every adapter by its name, or, as llama-server, by scales in the request (without images,
+it says there). It prints its port, and stops when its input ends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.image_utils import load_images
 
 
 class Engine:
@@ -67,32 +68,29 @@ class Engine:
 
 
 def part_of(part: dict[str, Any]) -> dict[str, Any]:
-    return part if part["type"] == "text" else {"type": "image", "url": part["image_url"]["url"]}
+    return part if part["type"] == "text" else {"type": "image", "image": load_images(part["image_url"]["url"])}
 
 
-def handler(engine: Engine, names: list[str], llama: bool) -> type[BaseHTTPRequestHandler]:
+def handler(engine: Engine, names: list[str]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path == "/v1/models":
-                models = [{"id": "base", "parent": None}, *({"id": name, "parent": "base"} for name in names)]
-                self.reply(200, {"object": "list", "data": models})
-            elif llama and self.path == "/lora-adapters":
-                self.reply(200, [{"id": i, "path": f"/x/{n}.gguf", "scale": 0.0} for i, n in enumerate(names)])
-            elif llama and self.path == "/props":
-                self.reply(200, {"modalities": {"vision": False}})
-            else:
-                self.reply(404, {"error": "no such path"})
+            replies: dict[str, Any] = {
+                "/v1/models": {"data": [{"id": "base"}, *({"id": name, "parent": "base"} for name in names)]},
+                "/lora-adapters": [{"id": i, "path": f"/x/{name}.gguf", "scale": 0.0} for i, name in enumerate(names)],
+                "/props": {"modalities": {"vision": False}},
+            }
+            self.reply(200, replies[self.path])
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             adapter = None if request["model"] == "base" else request["model"]
-            if llama:
-                scaled = [entry["id"] for entry in request.get("lora", []) if entry["scale"] == 1.0]
+            if "lora" in request:  # as llama-server is asked
+                scaled = [entry["id"] for entry in request["lora"] if entry["scale"] == 1.0]
                 adapter = names[scaled[0]] if scaled else None
-                if any(part["type"] != "text" for m in request["messages"] for part in m["content"]):
-                    self.reply(500, {"error": "image input is not supported"})
-                    return
-            self.reply(200, engine.answer(request, adapter))
+            if adapter is None or adapter in names:
+                self.reply(200, engine.answer(request, adapter))
+            else:
+                self.reply(404, {"error": f"The model {adapter} does not exist."})
 
         def reply(self, status: int, content: Any) -> None:
             body = json.dumps(content).encode()
@@ -111,12 +109,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("adapters", nargs="*")
-    parser.add_argument("--llama", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     adapters = dict(text.split("=", 1) for text in options.adapters)
     engine = Engine(options.model, adapters)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(engine, list(adapters), options.llama))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(engine, list(adapters)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,6 @@ def by_peft(adapter: Path, base: Path | None = None) -> Report:
 def by_transformers(folder: Path) -> Report:
     fingerprint = read_fingerprint(folder)
     return check(fingerprint, with_transformers(folder, fingerprint))
-
-
-def by_url(adapter: Path, url: str, name: str | None = None) -> Report:
-    fingerprint = read_fingerprint(adapter)
-    return check(fingerprint, openai_server(url, fingerprint, str(adapter), name))
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -129,43 +124,40 @@ def test_a_merged_checkpoint_of_the_base_alone_is_not_applied(exports: Path) -> 
     assert by_transformers(merged).verdict == "not applied"
 
 
-def test_a_server_is_told_from_one_that_drops_the_adapter(
-    qmixlora: CommandLine, exports: Path, serve: Callable[..., Any]
+def test_a_server_that_applies_an_adapter_is_told_from_those_that_do_not(
+    qmixlora: CommandLine, made_exports: Path, server: str
 ) -> None:
-    """Two of its names: the adapter as it is, and one of another scale. Asked for its base, it does not apply it."""
-    lora, doubled = exports / "a-lora", Path(shutil.copytree(exports / "a-lora", exports / "doubled"))
-    edit(doubled / "adapter_config.json", lora_alpha=8)
-    with serve(exports / "base", f"a={lora}", f"doubled={doubled}") as url:
-        done = qmixlora("check", lora, "--url", url, "--json")
-        report = json.loads(done.stdout)
-        assert (done.code, report["verdict"]) == (0, "applied"), done.stdout + done.stderr
-        assert report["against"]["export"]["same"] == report["prompts"]
-        done = qmixlora("check", lora, "--url", f"{url}/v1", "--name", "base")
-        assert done.code == 1 and "not applied" in done.stdout, done.stdout + done.stderr
-        assert "another scale" in by_url(lora, url, "doubled").reasons[0]
-        done = qmixlora("check", lora, "--url", url, "--name", "other")
-        assert done.code == 2 and "it has base, a, doubled" in done.stderr
-    done = qmixlora("check", lora, "--url", url)
-    assert done.code == 2 and "No server answers" in done.stderr
+    lora = made_exports / "a-lora"
+    done = qmixlora("check", lora, "--url", server, "--json")
+    report = json.loads(done.stdout)
+    assert (done.code, report["verdict"]) == (0, "applied"), done.stdout + done.stderr
+    assert report["against"]["export"]["same"] == report["prompts"]
+    done = qmixlora("check", lora, "--url", f"{server}/v1", "--name", "base")
+    assert done.code == 1 and "not applied" in done.stdout, done.stdout + done.stderr
+    done = qmixlora("check", lora, "--url", server, "--name", "doubled")
+    assert done.code == 1 and "another scale (alpha)" in done.stdout
+    done = qmixlora("check", lora, "--url", server, "--name", "other")
+    assert done.code == 2 and "it has base, a, doubled" in done.stderr
 
 
-def test_llama_server_is_asked_by_the_scales_of_its_adapters(exports: Path, serve: Callable[..., Any]) -> None:
+def test_llama_server_is_asked_by_the_scales_of_its_adapters(made_exports: Path, server: str) -> None:
     """Without eyes, as it is for most models: prompts without an image alone."""
-    lora, fingerprint = exports / "a-lora", read_fingerprint(exports / "a-lora")
-    with serve(exports / "base", f"a={lora}", "--llama") as url:
-        report = check(fingerprint, llama_server(url, fingerprint, str(lora), None))
+    fingerprint = read_fingerprint(made_exports / "a-lora")
+    report = check(fingerprint, llama_server(server, fingerprint, "", None))
     assert report.verdict == "applied" and any("takes no images" in note for note in report.notes)
-    with serve(exports / "base", "--llama") as url:
-        assert check(fingerprint, llama_server(url, fingerprint, str(lora), None)).verdict == "not applied"
+    doubled = check(fingerprint, llama_server(server, fingerprint, "", "doubled"))
+    assert doubled.verdict == "something else" and "another scale" in doubled.reasons[0]
+    with pytest.raises(UserError, match="Which adapter is 'b'"):
+        llama_server(server, fingerprint, "", "b")
 
 
-def test_what_a_server_refuses_fails_the_check(exports: Path, serve: Callable[..., Any]) -> None:
-    fingerprint = read_fingerprint(exports / "a-lora")
-    with serve(exports / "base", f"a={exports / 'a-lora'}", "--llama") as url:
-        with pytest.raises(CheckError, match="image input is not supported"):
-            by_url(exports / "a-lora", url)
-        with pytest.raises(UserError, match="Which adapter is 'b'"):
-            llama_server(url, fingerprint, "", "b")
+def test_a_server_that_refuses_or_is_not_there_is_told(qmixlora: CommandLine, made_exports: Path, server: str) -> None:
+    fingerprint = read_fingerprint(made_exports / "a-lora")
+    asked = replace(openai_server(server, fingerprint, "", None), model="nobody")
+    with pytest.raises(CheckError, match="The model nobody does not exist"):
+        check(fingerprint, asked)
+    done = qmixlora("check", made_exports / "a-lora", "--url", "http://127.0.0.1:9")
+    assert done.code == 2 and "No server answers" in done.stderr
 
 
 def test_an_adapter_of_another_tool_gets_a_fingerprint(qmixlora: CommandLine, exports: Path) -> None:

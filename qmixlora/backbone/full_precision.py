@@ -1,0 +1,33 @@
+"""A module in full precision inside a model of 16 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def train_in_fp32(module: nn.Module) -> None:
+    """Hold and compute a fully trained module in fp32 inside a 16-bit model: inputs up, outputs back.
+
+    PEFT leaves the trained copy in the base dtype, in which small optimiser steps are lost.
+    """
+    module.float()
+    dtype = torch.get_default_dtype()
+
+    def up(value: Any) -> Any:
+        nonlocal dtype
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        dtype = value.dtype
+        return value.float()
+
+    def raise_inputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(up(value) for value in args), {name: up(value) for name, value in kwargs.items()}
+
+    def lower_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return output.to(dtype) if isinstance(output, Tensor) else output
+
+    module.register_forward_pre_hook(raise_inputs, with_kwargs=True)
+    module.register_forward_hook(lower_output)
