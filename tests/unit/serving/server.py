@@ -2,8 +2,8 @@
 
     python server.py MODEL NAME=ADAPTER ...
 
-It serves the model as `base` and every adapter by its name, or, as llama-server, by scales in the request (without images,
-it says there). It prints its port, and stops when its input ends.
+It serves the model as `base` and every adapter by its name; or, as llama-server, adapters by scales in the request (and
+says there that it takes no images). It prints its port, and stops when its input ends.
 """
 
 from __future__ import annotations
