@@ -88,7 +88,7 @@ def llama_server(url: str, fingerprint: Fingerprint, folder: str, name: str | No
     wanted = name or fingerprint.name
     stems = {id(one): str(one.get("path", "")).rpartition("/")[2].removesuffix(".gguf") for one in adapters}
     own = [one for one in adapters if wanted in (stems[id(one)], one.get("task_name"))]
-    own = own or [one for one in adapters if wanted in stems[id(one)]]
+    own = own or [one for one in adapters if stems[id(one)].startswith((f"{wanted}-", f"{wanted}.", f"{wanted}_"))]
     if fingerprint.form == "lora" and adapters and len(own) != 1:
         paths = ", ".join(str(one.get("path")) for one in adapters)
         raise UserError(f"Which adapter is {wanted!r}? The server has {paths}.", where=url, fix="Say it: --name.")
