@@ -28,32 +28,52 @@ class Form(StrEnum):
 
 
 Base = Literal["nf4", "original"]
+Projector = Literal["base", "adapter", "low-rank"]
+
+Tasks = Annotated[
+    list[str] | None, typer.Option(help="A task, one export each; T=0.7 with others mixes them into one.")
+]
+Forms = Annotated[
+    list[Form] | None, typer.Option("--as", help="lora: a plain PEFT adapter. merged: a whole checkpoint.")
+]
+MergeInto = Annotated[Base, typer.Option(help="What to merge into: as training saw it, or as it is on the disk.")]
+Polish = Annotated[
+    int | None, typer.Option(min=0, help="Further steps on the task (default: the recipe's, where it lost some).")
+]
+OfProjector = Annotated[
+    Projector | None,
+    typer.Option(help="Of a LoRA: in a base of its own (default), whole in the adapter, or as low-rank factors."),
+]
+ProjectorRank = Annotated[int | None, typer.Option(min=1, help="Of --projector low-rank (default: the adapter's).")]
+Fingerprint = Annotated[bool, typer.Option("--fingerprint/--no-fingerprint", help="Made for `qmixlora check`.")]
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    task: Annotated[
-        list[str] | None, typer.Option(help="A task, one export each; T=0.7 with others mixes them into one.")
-    ] = None,
+    task: Tasks = None,
     every: Annotated[bool, typer.Option("--all", help="Every task of the run.")] = False,
-    forms: Annotated[
-        list[Form] | None, typer.Option("--as", help="lora: a plain PEFT adapter. merged: a whole checkpoint.")
-    ] = None,
+    forms: Forms = None,
     together: Annotated[bool, typer.Option("--together", help="One static adapter for all these tasks.")] = False,
-    base: Annotated[Base, typer.Option(help="Merge into it as training saw it, or as it is on the disk.")] = "nf4",
+    base: MergeInto = "nf4",
     rank: Annotated[int | None, typer.Option(min=1, help="Cut the updates to this rank (default: exact).")] = None,
-    polish: Annotated[
-        int | None, typer.Option(min=0, help="Further steps on the task (default: the recipe's, where it lost some).")
-    ] = None,
+    polish: Polish = None,
     calibration: Annotated[str | None, typer.Option(help="Samples for the routing (default: as trained).")] = None,
-    projector_rank: Annotated[int | None, typer.Option(min=1, help="The projector as LoRA of this rank.")] = None,
+    projector: OfProjector = None,
+    projector_rank: ProjectorRank = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Held-out samples per task (default: recipe).")] = None,
+    fingerprint: Fingerprint = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON, and nothing else.")] = False,
 ) -> None:
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     if every == bool(task):
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
     here.folder_of_run(run)
+    if projector_rank is not None and (projector := projector or "low-rank") != "low-rank":
+        raise UserError(
+            f"--projector-rank is of --projector low-rank, and this is {projector}.",
+            where="command line",
+            fix=f"Type --projector {projector} alone, or --projector low-rank --projector-rank {projector_rank}.",
+        )
     from .quiet import quiet
 
     quiet()
@@ -70,8 +90,10 @@ def export(
         rank=rank,
         polish=polish,
         calibration=calibration,
+        projector=projector or "base",
         projector_rank=projector_rank,
         samples=samples,
+        fingerprint=fingerprint,
     )
     exports = run_export(run, request, console)
     console.print(refresh_report(run), highlight=False, soft_wrap=True)

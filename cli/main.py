@@ -11,7 +11,7 @@ import typer
 from qmixlora.errors import UserError
 from qmixlora.interrupts import Interrupted, raised
 
-from . import chat, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, report, train
+from . import chat, check, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, report, train
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
@@ -27,6 +27,7 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
   qmixlora report RUN                   a page: curves, scores, answers, routing, exports
   qmixlora chat RUN --image FILE        ask it
   qmixlora export RUN --all --as lora   ordinary adapters (or checkpoints: --as merged)
+  qmixlora check EXPORT --url URL       whether a server really applies it
 
 `qmixlora COMMAND --help` says more.
 """
@@ -45,6 +46,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("check")(check.check)
 app.command("plan")(plan.plan)
 app.command("data")(data.data)
 app.command("inspect")(inspect.inspect)

@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .bases import own_base
 from .errors import UserError
 from .files import clear_read_errors
 from .mixlora import FORMAT, MixLoraConfig
-from .recipe import Adapter
+from .recipe import Adapter, Model
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 COPY = "Take a whole copy of the folder, or make it anew."
@@ -56,6 +57,12 @@ def check_same_settings(config: PeftConfig, adapter: Adapter, where: str) -> Non
                 where=where,
                 fix=COPY,
             )
+
+
+def model_below(folder: Path, spec: Model) -> Model:
+    """The model that the adapter in a folder lies on: a base of its own, else the recipe's. Raises as `own_base`."""
+    base = own_base(folder)
+    return spec if base is None else spec.model_copy(update={"id": str(base), "revision": None})
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

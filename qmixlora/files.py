@@ -56,6 +56,14 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Make a second name for a file's bytes, a hard link; a copy where the file system has none, or is another one."""
+    try:
+        os.link(source.resolve(), path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, so that nobody ever reads half of it."""
     with replacing(path) as temporary:

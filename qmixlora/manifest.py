@@ -32,6 +32,14 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     write_json(folder / MANIFEST, {"version": VERSION, "files": files})
 
 
+def add(folder: Path, names: Iterable[str]) -> None:
+    """Enter files into the manifest of a sealed folder, in place of earlier ones of their names."""
+    files = _listed(folder / MANIFEST)
+    assert isinstance(files, dict), "it was sealed"
+    files |= {name: _described(folder / name) for name in names}
+    write_json(folder / MANIFEST, {"version": VERSION, "files": files})
+
+
 def has_manifest(folder: Path) -> bool:
     """Whether this release, or a later one, has written the folder."""
     return (folder / MANIFEST).exists()

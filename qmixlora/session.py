@@ -17,7 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from . import processes
-from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_same_settings, load_adapter, read_config, read_weights
+from .adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_same_settings,
+    load_adapter,
+    model_below,
+    read_config,
+    read_weights,
+)
 from .backbone import Anatomy, load_backbone, open_processor
 from .backbone.full_precision import train_in_fp32
 from .backbone.image_tokens import limit_image_tokens
@@ -153,14 +161,14 @@ def _open_adapter(recipe: Recipe, folder: Path, adapter: Path) -> TunedSession:
     if adapter != folder:  # an export has the recipe of its run, and an adapter of its own
         check_same_settings(config, recipe.adapter, str(config_file))
     check_unchanged(folder, [_within(folder, config_file)], "The adapter")
+    recipe = recipe.model_copy(update={"model": model_below(adapter, recipe.model)})
     backbone, anatomy, collator = _load(recipe)
     model = with_fresh_adapter(recipe, backbone, config)
     load_adapter(model, weights, where=str(weights_file))
     check_unchanged(folder, [_within(folder, weights_file)], "The adapter")  # when what does not fit has been named
     if change := first_change(folder, ["recipe.yaml"]):
         print(f"{folder}: the recipe was changed since the run wrote it: {change}.", file=sys.stderr)
-    model.eval()
-    return TunedSession(recipe, model, anatomy, collator)
+    return TunedSession(recipe, model.eval(), anatomy, collator)
 
 
 def _within(folder: Path, file: Path) -> str:

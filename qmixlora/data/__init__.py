@@ -4,7 +4,7 @@ from qmixlora.mixlora import IGNORED
 
 from .checking.facts import DataFacts
 from .checking.taught import Checked, checked, taught
-from .formats import IMAGE, Conversation, ImageFile, Turn, question_about
+from .formats import IMAGE, Conversation, ImageFile, Turn, question_about, to_messages
 from .images.appearance import APPEARANCE_VERSION
 from .images.files import locate
 from .images.opening import check_body, check_header, image_size, open_images
@@ -51,4 +51,5 @@ __all__ = [
     "rendering_problem",
     "splits_of",
     "taught",
+    "to_messages",
 ]

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from qmixlora.export.checkpoint import take_hub_names
 from qmixlora.files import cache_folder, replacing
 from qmixlora.training.checkpoints import SealedCheckpoints
 
@@ -86,7 +87,13 @@ def _train_and_save(folder: Path, on_progress: Callable[[int, int], None], seed:
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )
+    save_backbone(model, processor, folder)
+
+
+def save_backbone(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """Save a model and its processor as an ordinary checkpoint, whose tensors have the names that servers know."""
     model.save_pretrained(folder)
+    take_hub_names(folder, model)
     processor.save_pretrained(folder)
 
 

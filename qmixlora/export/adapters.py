@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,26 +12,43 @@ from typing import NamedTuple
 from datasets import Dataset
 from torch import Tensor
 
-from qmixlora.files import replacing
+from qmixlora.adapter import ADAPTER_CONFIG
+from qmixlora.bases import RECORD
+from qmixlora.files import replacing, write_json
 from qmixlora.session import TunedSession
 
-from .fidelity import WHOLE_MODULES, ByLayer, Fidelity, write_card
+from .card import write_card
+from .fidelity import LIMITED, ByLayer, Fidelity, notes_on
 from .job import Job, rows_of
 from .live import Live
 from .measurement import measure, supervised_outputs
 from .polish import START, has_lost, is_better, polish
-from .static import Learned, StaticAdapter, lora_session, projector_as_low_rank, put, taken_off
-from .stops import CARRIED, carry_stops
+from .settings import CARRIED, carry_stops
+from .static import (
+    Learned,
+    StaticAdapter,
+    lora_session,
+    projector_as_low_rank,
+    projector_in_base,
+    put,
+    read,
+    taken_off,
+)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A static adapter that is written, and the logits that a merged checkpoint of it has to give."""
+    """A written static adapter, what its base has of it, and the logits that a merged checkpoint has to give."""
 
     live: Live
     folder: Path
     fidelity: Fidelity
     outputs: Tensor | None
+    in_base: Mapping[str, Tensor]
+
+    def read(self) -> StaticAdapter:
+        """All of it."""
+        return replace(read(self.folder), in_base=dict(self.in_base))
 
 
 class Polished(NamedTuple):
@@ -40,14 +59,17 @@ class Polished(NamedTuple):
 
 
 def write_adapters(
-    job: Job, session: TunedSession, learned: Learned, live: Sequence[Live], scratch: Path
+    job: Job, session: TunedSession, learned: Learned, live: Sequence[Live], base: Path | None, scratch: Path
 ) -> list[Adapter]:
-    """Write the static adapter of every target; into `scratch` where only merged checkpoints are asked for."""
+    """Write the static adapter of every target, on `base` if they have one of their own; into `scratch` where only
+    merged checkpoints are asked for.
+    """
     static = lora_session(session, _static(job, learned, live[0])[0], trained=set(learned.pools))
     adapters = []
     for number, one in enumerate(live, start=1):
         mean, kept = _static(job, learned, one)
         put(static.model, mean)
+        rank, projector = _rank(mean, learned), job.request.projector if learned.modules else None
         polished = _polish(job, static, mean, one, learned.is_mixture, f"{number}/{len(live)} {one.target.name}")
         wanted = "lora" in job.request.forms
         final = job.folder_of(one.target, "lora") if wanted else scratch / f"{one.target.name}-lora"
@@ -57,7 +79,7 @@ def write_adapters(
             tasks=one.target.shares,
             split=one.split,
             samples=len(one.rows),
-            rank=max(update.rank for update in mean.updates.values()),
+            rank=rank,
             polish_steps=polished.kept,
             polish_tried=polished.tried,
             decided_on=None if one.check is None else one.check.source,
@@ -65,20 +87,34 @@ def write_adapters(
             update_error=ByLayer(one.updates.errors(learned, taken_off(static.model))),
             live=one.measurement,
             measurements={"lora": measure(static, one.rows)},
-            notes=(WHOLE_MODULES,) if mean.modules else (),
+            projector=projector,
+            notes=notes_on(projector, rank),
         )
         compares = "merged" in job.request.forms and not job.into_another_base
         outputs = supervised_outputs(static, one.compared) if compares else None
         if wanted:
             job.say_what_is_replaced(final, fidelity)
         with replacing(final) as temporary:
-            static.model.save_pretrained(str(temporary))
-            if carry_stops(temporary, static):
-                fidelity = replace(fidelity, notes=(*fidelity.notes, CARRIED))
-            write_card(temporary, fidelity)
-            job.finish(temporary, fidelity)
-        adapters.append(Adapter(one, final, fidelity, outputs))
+            fidelity = _save(job, static, base, temporary, fidelity)
+        adapters.append(Adapter(one, final, fidelity, outputs, mean.in_base))
     return adapters
+
+
+def _save(job: Job, static: TunedSession, base: Path | None, folder: Path, fidelity: Fidelity) -> Fidelity:
+    """Write the adapter on the model into the folder; returns its fidelity, with what else there is to know."""
+    static.model.save_pretrained(str(folder))
+    if base is not None:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        write_json(folder / ADAPTER_CONFIG, {**config, "base_model_name_or_path": str(base.resolve())})
+        shutil.copyfile(base / RECORD, folder / RECORD)
+    else:
+        limit = job.recipe.data.max_image_tokens
+        carried = (CARRIED,) if carry_stops(folder, static) else ()
+        limited = () if limit is None else (LIMITED.format(limit=limit),)
+        fidelity = replace(fidelity, notes=(*fidelity.notes, *carried, *limited))
+    write_card(folder, fidelity, static.recipe.model.id if base is None else str(base.resolve()))
+    job.finish(folder, fidelity)
+    return fidelity
 
 
 def _static(job: Job, learned: Learned, live: Live) -> tuple[StaticAdapter, dict[str, dict[str, float]]]:
@@ -87,9 +123,17 @@ def _static(job: Job, learned: Learned, live: Live) -> tuple[StaticAdapter, dict
     kept: dict[str, dict[str, float]] = {}
     if job.request.rank is not None:
         adapter, kept["rank"] = adapter.truncated(job.request.rank)
-    if job.request.projector_rank is not None:
-        adapter, kept["projector"] = projector_as_low_rank(adapter, learned, job.request.projector_rank)
+    if job.request.projector == "base":
+        adapter = projector_in_base(adapter)
+    elif job.request.projector == "low-rank" and learned.modules:
+        rank = job.request.projector_rank or _rank(adapter, learned)
+        adapter, kept["projector"] = projector_as_low_rank(adapter, learned, rank)
     return adapter, kept
+
+
+def _rank(adapter: StaticAdapter, learned: Learned) -> int:
+    """The rank of the language model's layers."""
+    return max(adapter.updates[layer].rank for layer in learned.pools)
 
 
 def _polish(job: Job, static: TunedSession, mean: StaticAdapter, live: Live, is_mixture: bool, name: str) -> Polished:

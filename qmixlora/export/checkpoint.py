@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,13 +20,15 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 
 from qmixlora.errors import UserError
+from qmixlora.files import replacing
 from qmixlora.recipe import Model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*")
+IMAGE_ENCODER = "vision_model"  # of CLIP and its kin, in the hub's checkpoints
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -48,13 +51,21 @@ class Shard:
             size = file.read(8)
             text = file.read(int.from_bytes(size, "little"))
         self.header = size + text
-        described = json.loads(text)
-        described.pop("__metadata__", None)
+        self._described: dict[str, Any] = json.loads(text)
+        described = {name: item for name, item in self._described.items() if name != "__metadata__"}
         order = sorted(described.items(), key=lambda item: item[1]["data_offsets"])
         self.entries = [
             Entry(name, item["dtype"], tuple(item["shape"]), item["data_offsets"][1] - item["data_offsets"][0])
             for name, item in order
         ]
+
+    def header_with(self, names: Mapping[str, str]) -> bytes:
+        """The header with other names for some tensors."""
+        if names.keys().isdisjoint(self._described):
+            return self.header
+        text = json.dumps({names.get(name, name): item for name, item in self._described.items()}).encode()
+        text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+        return len(text).to_bytes(8, "little") + text
 
     def read(self) -> Iterator[tuple[Entry, bytearray]]:
         """Every tensor's bytes, one after the other, into memory of their own (a mapped file would stay resident)."""
@@ -94,11 +105,13 @@ class Checkpoint:
     """A checkpoint folder and its shards; `names` gives, for each tensor on the disk, its parameter in the model.
 
     Left out are tensors that transformers converts while loading (stacks, splits, transposes): they are not parameters.
+    `hub_names` are those of tensors that are called otherwise in the hub's checkpoints of this kind of model.
     """
 
     folder: Path
     shards: tuple[Shard, ...]
     names: dict[str, str]
+    hub_names: dict[str, str]
 
 
 def open_checkpoint(spec: Model, skeleton: PreTrainedModel) -> Checkpoint:
@@ -120,6 +133,11 @@ def open_checkpoint(spec: Model, skeleton: PreTrainedModel) -> Checkpoint:
                 fix="Be online for the download, or put the checkpoint into a local folder of that name.",
             ) from error
         folder = Path(downloaded)
+    return read_checkpoint(folder, skeleton)
+
+
+def read_checkpoint(folder: Path, skeleton: PreTrainedModel) -> Checkpoint:
+    """The checkpoint in a folder, of the model that `skeleton` is. Raises UserError if it has no safetensors."""
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         files = sorted(set(index["weight_map"].values()))
@@ -133,11 +151,42 @@ def open_checkpoint(spec: Model, skeleton: PreTrainedModel) -> Checkpoint:
             fix="Only safetensors checkpoints can be merged; convert it, or download it again.",
         )
     shards = tuple(Shard(folder / name) for name in files)
-    return Checkpoint(folder, shards, _parameters(skeleton, [e.name for shard in shards for e in shard.entries]))
-
-
-def _parameters(skeleton: PreTrainedModel, stored: list[str]) -> dict[str, str]:
     rules = get_model_conversion_mapping(skeleton) or []
+    names = _parameters(skeleton, rules, [entry.name for shard in shards for entry in shard.entries])
+    return Checkpoint(folder, shards, names, _hub_names(rules, names))
+
+
+def take_hub_names(folder: Path, model: PreTrainedModel) -> None:
+    """Give the tensors of a model that was never loaded, saved in a folder in one file, the names that they have on the
+    hub.
+    """
+    checkpoint = read_checkpoint(folder, model)
+    (shard,) = checkpoint.shards
+    with replacing(shard.path) as temporary, temporary.open("wb") as file, shard.path.open("rb") as before:
+        file.write(shard.header_with(checkpoint.hub_names))
+        before.seek(len(shard.header))
+        shutil.copyfileobj(before, file)
+
+
+def _hub_names(rules: list[Any], names: Mapping[str, str]) -> dict[str, str]:
+    """The names on the hub of an image encoder's tensors that lack the prefix which transformers takes off in loading.
+
+    transformers loads both, and saves a model that was never loaded (one trained from scratch) without it; vLLM and
+    llama.cpp know the hub's alone.
+    """
+    renamed = {}
+    for rule in rules:
+        if not isinstance(rule, PrefixChange) or rule.prefix_to_remove != IMAGE_ENCODER or not rule.scope_prefix:
+            continue
+        for stored, parameter in names.items():
+            _, _, tensor = f".{parameter}".partition(f".{rule.scope_prefix}.")
+            owner = stored.removesuffix(f".{tensor}")
+            if tensor and owner != stored and not owner.endswith(f".{IMAGE_ENCODER}"):
+                renamed[stored] = f"{owner}.{IMAGE_ENCODER}.{tensor}"
+    return renamed
+
+
+def _parameters(skeleton: PreTrainedModel, rules: list[Any], stored: list[str]) -> dict[str, str]:
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     known: dict[str, Any] = skeleton.state_dict()

@@ -1,4 +1,5 @@
-"""A run to ordinary artefacts, `exports/NAME-lora/` and `exports/NAME-merged/`, measured before they are in place.
+"""A run to ordinary artefacts, `exports/NAME-lora/` on `exports/base/`, and `exports/NAME-merged/`, measured before
+they are in place.
 
 Three passes over the targets, so that never more than one model is in memory: `measure_live` with the run's own model,
 `write_adapters` with the static adapters on the same backbone, `write_merged` with the merged checkpoints.
@@ -16,7 +17,9 @@ from qmixlora.files import clear_disk_errors
 from qmixlora.session import open_tuned_run
 
 from .adapters import write_adapters
+from .base import write_base
 from .fidelity import Fidelity
+from .fingerprints import write_fingerprints
 from .job import FOLDER, Job
 from .live import measure_live
 from .merged import write_merged
@@ -39,9 +42,12 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
     with clear_disk_errors(folder / FOLDER, "Free some space and export again; what is in place is whole."):
         scratch = folder / FOLDER / ".scratch"
         try:
-            adapters = write_adapters(job, session, learned, live, scratch)
+            base = write_base(job, learned)
+            adapters = write_adapters(job, session, learned, live, base, scratch)
             del session  # before other models are loaded
             made = [adapter.fidelity for adapter in adapters if "lora" in request.forms]
-            return made + (write_merged(job, adapters) if "merged" in request.forms else [])
+            made += write_merged(job, adapters) if "merged" in request.forms else []
+            write_fingerprints(job, learned, live, base, made)
+            return made
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -14,9 +14,21 @@ FIDELITY = "fidelity.json"
 TOLERATED = 0.95  # of the live score; an export below it is warned of
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 WHOLE_MODULES = (
-    "The projector is in the adapter as a whole (modules_to_save). Servers that refuse that, such as vLLM, take "
-    "--projector-rank K, or a run trained with adapter.projector=lora."
+    "The projector is in the adapter as a whole (modules_to_save): vLLM refuses that, llama.cpp leaves the projector "
+    "out in silence, and PEFT neither adds such adapters nor mixes them in a batch. --projector base has none of this."
 )
+LOW_RANK = (
+    "The projector is in the adapter as low-rank factors: vLLM leaves that half out unless it is started with "
+    "--enable-tower-connector-lora, which not every model bears (LLaVA with CLIP: name the language model's layers and "
+    "linear_1 linear_2 in --lora-target-modules). --projector base has none of this, and loses nothing."
+)
+LIMITED = (
+    "The run held images to data.max_image_tokens={limit}, and these adapters lie on a model that does not: limit "
+    "images where you serve them too (vLLM: --mm-processor-kwargs)."
+)
+TALL = "The rank is over 16, the most that vLLM takes by default: start it with --max-lora-rank {rank}."
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank may be
+BY_DEFAULT = 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,8 @@ class Fidelity:
     (`lora`, `merged`), the last one of the folder's own contents. `kept` are shares that cuts keep of a squared norm;
     `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`. `polish_steps` are those of the adapter itself, `polish_tried`
     those that were made; where they were thrown away the mean stands. `decided_on` names the rows on which that was
-    decided (None: nothing was to decide).
+    decided (None: nothing was to decide). `projector` says where the trained projector is: in the adapter's own base
+    (`base`), whole in the adapter (`adapter`), in it as low-rank factors; None if none was trained.
     """
 
     folder: Path
@@ -68,6 +81,7 @@ class Fidelity:
     update_error: ByLayer
     live: Measurement
     measurements: Mapping[str, Measurement]
+    projector: str | None
     merging: Merging | None = None
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(
@@ -113,6 +127,7 @@ class Fidelity:
             "held_out": self.split != "train",
             "samples": self.samples,
             "rank": self.rank,
+            "projector": self.projector,
             "polish_steps": self.polish_steps,
             "polish_tried": self.polish_tried,
             "decided_on": self.decided_on,
@@ -128,32 +143,10 @@ class Fidelity:
         }
 
 
-def write_card(folder: Path, fidelity: Fidelity) -> None:
-    """Describe an adapter in its `README.md`, under the metadata that PEFT wrote, in place of PEFT's empty form."""
-    _, metadata, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", maxsplit=2)
-    shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in fidelity.tasks.items())
-    live, own = fidelity.live, fidelity.measurements["lora"]
-    text = f"""---{metadata}---
-
-# LoRA for {shares}
-
-Exported by qmixlora from a run that was tuned on several tasks: rank {fidelity.rank}, polished for \
-{fidelity.polish_steps} steps. It needs `peft` and `transformers` alone:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText
-
-model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE), THIS_FOLDER)
-```
-
-On {fidelity.samples} samples (split {fidelity.split}), over the NF4 base that it was trained on:
-
-| | exact match | loss |
-|---|---|---|
-| the run itself | {live.exact_match:.3f} | {live.loss:.3f} |
-| this adapter | {own.exact_match:.3f} | {own.loss:.3f} |
-
-`{FIDELITY}` has the rest.
-"""
-    (folder / "README.md").write_text(text, encoding="utf-8")
+def notes_on(projector: str | None, rank: int) -> tuple[str, ...]:
+    """What servers make of an adapter of this rank, with its trained projector in this place (None: there is none)."""
+    of_projector = {"adapter": WHOLE_MODULES, "low-rank": LOW_RANK}
+    notes = [of_projector[projector]] if projector in of_projector else []
+    if rank > BY_DEFAULT:
+        notes.append(TALL.format(rank=min((known for known in VLLM_RANKS if known >= rank), default=rank)))
+    return tuple(notes)

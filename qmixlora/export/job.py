@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from datasets import Dataset
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from qmixlora.backbone.levers import has_quantized_parts
+from qmixlora.bases import BASE
 from qmixlora.data import Collator, indices_by_task, taught
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
 from qmixlora.manifest import seal
 from qmixlora.recipe import Recipe
+from qmixlora.serving import making
 
 from .fidelity import FIDELITY, Fidelity
 from .targets import Request, Target
 
-FOLDER = "exports"
+FOLDER, RECIPE = "exports", "recipe.yaml"
 TOLD = ("rank", "polish_steps", "base", "split", "samples")  # of a fidelity, where it is replaced
 
 
@@ -59,13 +64,22 @@ class Job:
         spec = self.recipe.model
         return self.request.base == "original" or has_quantized_parts(spec)
 
+    @property
+    def longest_fingerprint(self) -> int:
+        """Tokens of an answer in a fingerprint, at most."""
+        return min(self.recipe.train.max_new_tokens, making.MAX_TOKENS)
+
+    @property
+    def base_folder(self) -> Path:
+        """The folder of the base that the run's LoRAs lie on."""
+        return self.folder / FOLDER / BASE
+
     def folder_of(self, target: Target, form: str) -> Path:
         return self.folder / FOLDER / f"{target.name}-{form}"
 
     def finish(self, folder: Path, fidelity: Fidelity) -> None:
         """Put the run's recipe and the fidelity into the folder of an export, and seal it."""
-        if not (folder / "recipe.yaml").is_file():
-            shutil.copyfile(self.folder / "recipe.yaml", folder / "recipe.yaml")
+        shutil.copyfile(self.folder / RECIPE, folder / RECIPE)
         write_json(folder / FIDELITY, fidelity.to_dict())
         seal(folder)
 
@@ -83,6 +97,16 @@ class Job:
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)
+
+    @contextmanager
+    def bar(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar over bytes; a plain line off a terminal."""
+        if not self.console.is_terminal:
+            self.say(text)
+        columns = (TextColumn(text), BarColumn(), DownloadColumn(binary_units=True))
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def rows_of(rows: Dataset, target: Target, per_task: int | None, split: str) -> Dataset:

@@ -15,15 +15,21 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qmixlora.backbone import find_anatomy, source_of
+from qmixlora.bases import RECORD
 from qmixlora.device import default_device
 from qmixlora.errors import UserError
+from qmixlora.files import link_or_copy, write_json
+from qmixlora.manifest import MANIFEST
 from qmixlora.recipe import Model
+from qmixlora.serving.fingerprint import FINGERPRINT
 
 from .checkpoint import INDEX, Checkpoint, Entry, as_tensor, open_checkpoint
+from .fidelity import FIDELITY
 from .low_rank import LowRank
 from .static import StaticAdapter
 
 Base = Literal["original", "nf4"]
+OF_AN_EXPORT = {"recipe.yaml", FIDELITY, FINGERPRINT, MANIFEST, RECORD}
 BLOCK = 2**20  # weights at a time, in all that needs more memory than the tensor itself
 
 
@@ -40,40 +46,42 @@ class Merge:
     def write(self, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Write the merged checkpoint into `folder`; `on_progress` is told bytes done and bytes in all.
 
-        The processor's and generation's files are copied as they are, the config without its quantisation. One tensor
-        is in memory at a time. Names, shapes and dtypes stay those of the base, sums are made in fp32.
+        The processor's and generation's files are copied as they are, the config without its quantisation; shards in
+        which nothing changes are hard links where the file system allows it. One tensor is in memory at a time. Names
+        are those of the base, or the hub's where it has others; shapes and dtypes stay, sums are made in fp32.
 
         Raises:
             UserError: the base cannot be read, or is quantised; a module of the adapter has no tensor of its own in it,
                 or of another shape; a merged tensor is not finite.
         """
         checkpoint, rounded = self._open()
-        expected = {f"{layer}.weight" for layer in self.adapter.updates} | set(self.adapter.modules)
+        changed = {f"{layer}.weight" for layer in self.adapter.updates} | rounded
+        changed |= self.adapter.modules.keys() | self.adapter.in_base.keys()
         folder.mkdir(parents=True, exist_ok=True)
         total = sum(entry.length for shard in checkpoint.shards for entry in shard.entries)
         done, merged = 0, set()
         for shard in checkpoint.shards:
-            with (folder / shard.path.name).open("wb") as file:
-                file.write(shard.header)
+            path, header = folder / shard.path.name, shard.header_with(checkpoint.hub_names)
+            own = {checkpoint.names.get(entry.name, "") for entry in shard.entries} & changed
+            if not own and header == shard.header:
+                link_or_copy(shard.path, path)
+                on_progress(done := done + sum(entry.length for entry in shard.entries), total)
+                continue
+            with path.open("wb") as file:
+                file.write(header)
                 for entry, data in shard.read():
-                    name = checkpoint.names.get(entry.name)
-                    if name in expected | rounded:
-                        weight = as_tensor(entry, data)
-                        if name in rounded:
-                            nf4_round_trip(weight, getattr(torch, self.spec.dtype), default_device())
-                        self._merge(name, weight, entry)
-                        del weight
-                        merged.add(name)
+                    if (name := checkpoint.names.get(entry.name, "")) in own:
+                        self._change(name, entry, data, rounded)
                     file.write(data)
                     del data  # before the next one is read
-                    done += entry.length
-                    on_progress(done, total)
-        if missing := sorted((expected | rounded) - merged):
+                    on_progress(done := done + entry.length, total)
+            merged |= own
+        if missing := sorted(changed - merged):
             raise UserError(
                 f"{len(missing)} tensors to merge have no place of their own in the base, such as {missing[0]}.",
                 where=str(checkpoint.folder),
                 fix="Merge into the base that the run was trained on. If it stores these in another form than the model"
-                " has them, export --as lora.",
+                " has them, export --as lora --projector adapter.",
             )
         _copy_other_files(checkpoint, folder)
 
@@ -85,12 +93,15 @@ class Merge:
         targets = find_anatomy(skeleton).targets if self.base == "nf4" else ()
         return open_checkpoint(self.spec, skeleton), {f"{layer}.weight" for layer in targets}
 
-    def _merge(self, name: str, weight: Tensor, entry: Entry) -> None:
-        """Change one tensor in place."""
-        layer = name.removesuffix(".weight")
-        if name in self.adapter.modules:
-            _check_shape(self.adapter.modules[name].shape, weight, entry)
-            weight.copy_(self.adapter.modules[name])
+    def _change(self, name: str, entry: Entry, data: bytearray, rounded: set[str]) -> None:
+        """Change one tensor in its bytes."""
+        layer, weight = name.removesuffix(".weight"), as_tensor(entry, data)
+        if name in rounded:
+            nf4_round_trip(weight, getattr(torch, self.spec.dtype), default_device())
+        whole = self.adapter.modules | self.adapter.in_base
+        if name in whole:
+            _check_shape(whole[name].shape, weight, entry)
+            weight.copy_(whole[name])
         elif layer in self.adapter.updates:
             update = self.adapter.updates[layer]
             _check_shape(torch.Size((len(update.up_OK), update.down_KI.shape[1])), weight, entry)
@@ -145,11 +156,15 @@ def _copy_other_files(checkpoint: Checkpoint, folder: Path) -> None:
     weights = {shard.path.name for shard in checkpoint.shards}
     for path in sorted(checkpoint.folder.iterdir()):
         other_weights = path.suffix in {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".safetensors"}
-        if not path.is_file() or path.name in weights or other_weights or path.name.endswith(".index.json"):
+        ours = path.name in OF_AN_EXPORT  # where the base is itself one
+        if not path.is_file() or path.name in weights or other_weights or ours or path.name.endswith(".index.json"):
             continue
         shutil.copyfile(path, folder / path.name)
     if (checkpoint.folder / INDEX).is_file():
-        shutil.copyfile(checkpoint.folder / INDEX, folder / INDEX)
+        index = json.loads((checkpoint.folder / INDEX).read_text(encoding="utf-8"))
+        names = checkpoint.hub_names
+        index["weight_map"] = {names.get(name, name): shard for name, shard in index["weight_map"].items()}
+        write_json(folder / INDEX, index)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.pop("quantization_config", None) is not None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

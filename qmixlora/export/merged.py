@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from qmixlora.backbone.levers import without_levers
 from qmixlora.errors import CheckError
@@ -20,11 +18,11 @@ from qmixlora.training.recovery import unless_out_of_memory
 
 from .adapters import Adapter
 from .fidelity import Fidelity, Merging
-from .job import Job
+from .job import RECIPE, Job
 from .measurement import measure, supervised_outputs
 from .merge import Merge
-from .static import lora_session, put, read
-from .stops import carry_stops
+from .settings import carry_settings
+from .static import lora_session, put
 
 # ||merged - adapter|| / ||adapter|| over logits, as far as rounding the sums once explains it, by the weights' dtype.
 # Seen on the embedded model: 4e-7, 7e-4 and 6e-3; a deeper one rounds more often.
@@ -41,12 +39,12 @@ def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
         clear_device_cache(garbage_collection=True)
         live, final = adapter.live, job.folder_of(adapter.live.target, "merged")
         with replacing(final) as temporary:
-            merge = Merge(read(adapter.folder), job.recipe.model, job.request.base)
-            with _bar(job, f"{number}/{len(adapters)} {live.target.name}: merging") as show:
+            merge = Merge(adapter.read(), job.recipe.model, job.request.base)
+            with job.bar(f"{number}/{len(adapters)} {live.target.name}: merging") as show:
                 merge.write(temporary, show)
-            shutil.copyfile(job.folder / "recipe.yaml", temporary / "recipe.yaml")
+            shutil.copyfile(job.folder / RECIPE, temporary / RECIPE)
+            carry_settings(temporary, job.recipe, job.collator)
             merged = open_run(temporary)
-            carry_stops(temporary, merged)
             outputs = supervised_outputs(merged, live.compared)
             assert adapter.outputs is not None, "they were computed on the base"
             difference = float((outputs - adapter.outputs).norm() / adapter.outputs.norm())
@@ -74,10 +72,10 @@ def _on_base(job: Job, adapters: Sequence[Adapter]) -> list[Adapter]:
         spec = spec.model_copy(update={"quantization": "none"})
     recipe = job.recipe.model_copy(update={"model": spec})
     session = unless_out_of_memory(lambda: open_model(recipe)) or open_model(recipe, torch.device("cpu"))
-    static = lora_session(session, read(adapters[0].folder))
+    static = lora_session(session, adapters[0].read())
     moved = []
     for adapter in adapters:
-        put(static.model, read(adapter.folder))
+        put(static.model, adapter.read())
         moved.append(replace(adapter, outputs=supervised_outputs(static, adapter.live.compared)))
     return moved
 
@@ -91,14 +89,3 @@ def _check_difference(job: Job, difference: float, final: Path) -> None:
             where=str(final),
             fix="Export --as lora, which is measured on its own; and report this, with the model's name.",
         )
-
-
-@contextmanager
-def _bar(job: Job, text: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over bytes; a plain line off a terminal."""
-    if not job.console.is_terminal:
-        job.say(text)
-    columns = (TextColumn(text), BarColumn(), DownloadColumn(binary_units=True))
-    with Progress(*columns, console=job.console, transient=True, disable=not job.console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -9,7 +9,7 @@ Everything that is exported is a `StaticAdapter`: made from what a run learned, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,20 @@ from torch import Tensor
 
 from qmixlora.adapter import ADAPTER_WEIGHTS
 from qmixlora.mixlora import PEFT_PREFIX, MixLoraLayer, StaticLinear
-from qmixlora.session import Session, TunedSession, with_adapter
+from qmixlora.session import Session, TunedSession, backbone_of, with_adapter
 
 from .low_rank import LowRank, mixed
 
 
 @dataclass(frozen=True)
 class StaticAdapter:
-    """`updates` by the layer's path in the model; `modules`: parameters that replace the model's own, by theirs."""
+    """`updates` by the layer's path in the model; `modules`: parameters that replace the model's own, by theirs, and go
+    along in the adapter; `in_base`: such parameters that a base of the adapter's own has.
+    """
 
     updates: dict[str, LowRank]
-    modules: dict[str, Tensor]
+    modules: dict[str, Tensor] = field(default_factory=dict)
+    in_base: dict[str, Tensor] = field(default_factory=dict)
 
     def scaled(self, share: float) -> StaticAdapter:
         """A share of every update; whole modules stay."""
@@ -100,10 +103,15 @@ def learned_by(model: PeftModel) -> Learned:
     return Learned(pools, beside, scaling, modules, originals, is_mixture)
 
 
+def projector_in_base(adapter: StaticAdapter) -> StaticAdapter:
+    """The adapter on a base that has the trained modules."""
+    return StaticAdapter(adapter.updates, in_base=adapter.modules)
+
+
 def projector_as_low_rank(
     adapter: StaticAdapter, learned: Learned, rank: int
 ) -> tuple[StaticAdapter, dict[str, float]]:
-    """The change of the trained modules as low-rank updates, for servers that refuse whole modules beside a LoRA.
+    """The change of the trained modules as low-rank updates beside those of the language model.
 
     Returns the adapter without whole modules, and the share of each parameter's squared change that is kept: the best
     of that rank for matrices, nothing for the rest (biases, norms), which a LoRA has no place for.
@@ -117,25 +125,26 @@ def projector_as_low_rank(
             updates[name.removesuffix(".weight")], kept[name] = wide.truncated(rank)
         else:
             kept[name] = 1.0 if not change.any() else 0.0
-    return StaticAdapter(updates, {}), kept
+    return StaticAdapter(updates), kept
 
 
 def lora_session(session: Session, adapter: StaticAdapter, trained: Iterable[str] = ()) -> TunedSession:
     """The session's backbone with the adapter on it as a stock PEFT LoRA, in place of its present adapter.
 
-    Only the low-rank factors of the layers in `trained` are trainable.
+    Only the low-rank factors of the layers in `trained` are trainable. `r` and `lora_alpha` are those of the language
+    model's layers, and patterns say it of others: some servers (llama.cpp) read the one alpha alone.
     """
     ranks = {layer: update.rank for layer, update in adapter.updates.items()}
-    rank = max(ranks.values())
-    smaller = {layer: r for layer, r in ranks.items() if r != rank}
+    rank = max(ranks[layer] for layer in ranks if layer in session.anatomy.targets)
+    others = {layer: r for layer, r in ranks.items() if r != rank}
     projectors = [p for p in session.anatomy.projectors if any(name.startswith(f"{p}.") for name in adapter.modules)]
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # a scaling of 1, whatever the layer's rank
         lora_dropout=session.recipe.adapter.dropout,
         target_modules=list(adapter.updates),
-        rank_pattern=smaller,
-        alpha_pattern=dict(smaller),
+        rank_pattern=others,
+        alpha_pattern=dict(others),
         modules_to_save=projectors or None,
     )
     changes = {"method": "lora", "r": rank, "alpha": float(rank), "task_mix": 0.0}
@@ -159,10 +168,12 @@ def put(model: PeftModel, adapter: StaticAdapter) -> None:
         for path, wrapper in _wrappers(model).items():
             for parameter, value in wrapper.modules_to_save[name].named_parameters():
                 value.copy_(adapter.modules[f"{path}.{parameter}"])
+        for module_parameter, whole in adapter.in_base.items():
+            backbone_of(model).get_parameter(module_parameter).copy_(whole)
 
 
 def taken_off(model: PeftModel) -> StaticAdapter:
-    """The adapter on a LoRA model, its scaling folded in; layers may differ in rank."""
+    """The adapter on a LoRA model, its scaling folded in; layers may differ in rank. What its base has stays there."""
     name = model.active_adapter
     updates = {
         path: LowRank(_copy(layer.lora_A[name].weight), _copy(layer.scaling[name] * layer.lora_B[name].weight))
@@ -177,7 +188,7 @@ def taken_off(model: PeftModel) -> StaticAdapter:
 
 
 def read(folder: Path) -> StaticAdapter:
-    """The adapter in a folder that was exported as LoRA (its scaling is 1)."""
+    """The adapter in a folder that was exported as LoRA (its scaling is 1), without what a base of its own has."""
     tensors = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
     layers = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
     updates = {

@@ -25,6 +25,7 @@ from .names import folder_names, mixture_name
 
 RECORD = "Take a whole copy of the run's folder; or move the record away, and export with --calibration FILE."
 Form = Literal["lora", "merged"]
+Projector = Literal["base", "adapter", "low-rank"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Request:
 
     `tasks` as on the command line (`T`, or `T=0.7`), empty for all of the run; `together` makes one adapter of them.
     `rank` cuts the updates; `polish` is the number of further steps (None: the recipe's, where a mean lost something);
-    `calibration` a file of samples to take the routing from; `projector_rank` writes the projector as low-rank
-    factors; `samples` limits the held-out rows measured per task (None: the recipe's).
+    `calibration` a file of samples to take the routing from; `projector` is where a trained projector of a LoRA goes,
+    `projector_rank` its rank as low-rank factors (None: the adapter's); `samples` limits the held-out rows measured per
+    task (None: the recipe's); `fingerprint` says whether one is made.
     """
 
     tasks: tuple[str, ...] = ()
@@ -44,8 +46,10 @@ class Request:
     rank: int | None = None
     polish: int | None = None
     calibration: str | None = None
+    projector: Projector = "base"
     projector_rank: int | None = None
     samples: int | None = None
+    fingerprint: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 from rich.console import Console
 
+from qmixlora.demo.backbone import save_backbone
 from qmixlora.demo.real.backbone import assemble
 from qmixlora.demo.real.dataset import make_real_dataset
 from qmixlora.manifest import MANIFEST
@@ -105,7 +106,6 @@ class RealStandIn(NamedTuple):
 def real_standin(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> RealStandIn:
     folder = tmp_path_factory.mktemp("real")
     model, processor = assemble(*small_language_model(), backbone, seed=0)
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    save_backbone(model, processor, folder / "model")
     data = make_real_dataset(folder / "data", splits={"train": 2, "validation": 1, "test": 1})
     return RealStandIn(folder / "model", data)

@@ -73,6 +73,15 @@ def test_an_export_in_the_place_of_another_is_told(qmixlora: CommandLine, copied
     assert done.code == 0 and "digit-lora is replaced (rank 4, now 2)" in done.stdout, done.stdout
 
 
+def test_a_rank_of_the_projector_means_low_rank_factors(qmixlora: CommandLine, copied_run: Path) -> None:
+    options = ("--task", "digit", "--polish", 0, "--samples", 1, "--no-fingerprint", "--projector-rank", 2)
+    done = qmixlora("export", copied_run, *options, "--json")
+    assert done.code == 0 and json.loads(done.stdout)[0]["projector"] == "low-rank", done.stderr
+    assert [path.name for path in (copied_run / "exports").iterdir()] == ["digit-lora"]
+    done = qmixlora("export", copied_run, *options, "--projector", "base")
+    assert done.code == 2 and "Type --projector base alone, or --projector low-rank --projector-rank 2" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"), [((), "--all"), (("--task", "juggling"), "no task 'juggling'")], ids=["none", "unknown"]
 )

@@ -87,14 +87,14 @@ class Case:
     @cached_property
     def lora(self) -> Path:
         """The run's LoRA of one task."""
-        export(self.run, Request(tasks=("a",), forms=("lora",)), QUIET)
+        export(self.run, Request(tasks=("a",), forms=("lora",), fingerprint=False), QUIET)
         return self.run / "exports" / "a-lora"
 
     @cached_property
     def merged(self) -> Path:
         """The same, merged into the NF4 backbone."""
         assert self.lora.is_dir()
-        export(self.run, Request(tasks=("a",), forms=("merged",)), QUIET)
+        export(self.run, Request(tasks=("a",), forms=("merged",), fingerprint=False), QUIET)
         return self.run / "exports" / "a-merged"
 
 

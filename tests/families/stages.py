@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
@@ -19,16 +20,17 @@ from transformers import AutoModelForImageTextToText
 from qmixlora.backbone import make_skeleton, shares_of
 from qmixlora.backbone.image_tokens import placeholder_of
 from qmixlora.backbone.image_tokens.families import family_of
+from qmixlora.bases import own_base
 from qmixlora.data import IGNORED
 from qmixlora.data.formats import IMAGE
 from qmixlora.evaluation import answer_rows
-from qmixlora.export.static import lora_session, read
+from qmixlora.export.static import learned_by, lora_session, read
 from qmixlora.files import read_log
 from qmixlora.loss import supervised_loss
 from qmixlora.memory import plan
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.simulation.batch import batches_of
-from qmixlora.session import open_model, open_run, open_session
+from qmixlora.session import open_model, open_run, open_session, open_tuned_run
 from qmixlora.training import train
 from qmixlora.training.probe import probe
 
@@ -141,20 +143,20 @@ def padding(case: Case) -> None:
 
 
 def stock_lora(case: Case) -> None:
-    """An exported LoRA in stock PEFT on the original base is the base with the update in its weights."""
+    """An exported LoRA in stock PEFT on its base is the model with the update in its weights and the new projector."""
     folder = case.lora
     session = open_model(case.recipe(model={"quantization": "none"}))
     batch = plain_inputs(session, case.rows)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected).*key")
-        stock = AutoModelForImageTextToText.from_pretrained(case.model, dtype=torch.float32)
+        stock = AutoModelForImageTextToText.from_pretrained(own_base(folder) or case.model, dtype=torch.float32)
         stock = PeftModel.from_pretrained(stock, str(folder)).eval()
     adapter = read(folder)
     with torch.no_grad():
         before = session.model(**batch, use_cache=False).logits
         for layer, update in adapter.updates.items():
             session.model.get_submodule(layer).weight += update.up_OK @ update.down_KI
-        for name, value in adapter.modules.items():
+        for name, value in learned_by(open_tuned_run(case.run).model).modules.items():
             session.model.get_parameter(name).copy_(value)
         by_hand, computed = session.model(**batch, use_cache=False).logits, stock(**batch, use_cache=False).logits
     torch.testing.assert_close(computed, by_hand, atol=1e-3, rtol=1e-3)
@@ -163,7 +165,9 @@ def stock_lora(case: Case) -> None:
 
 def stock_merged(case: Case) -> None:
     """A merged checkpoint in stock transformers is the NF4 backbone with the exported LoRA."""
-    expected = lora_session(open_run(case.run), read(case.lora))
+    session = open_tuned_run(case.run)
+    adapter = replace(read(case.lora), in_base=learned_by(session.model).modules)
+    expected = lora_session(session, adapter)
     stock, info = AutoModelForImageTextToText.from_pretrained(case.merged, dtype="auto", output_loading_info=True)
     assert not any(info.values()), info
     batch = plain_inputs(expected, case.rows)

@@ -34,6 +34,7 @@ from qmixlora.demo.backbone import (
     VERSION,
     first_held_out_scan,
     normalised,
+    save_backbone,
     train_in_order,
 )
 from qmixlora.demo.scenes import CELL, GRID, Scene, draw_scene, sample_scene
@@ -88,8 +89,7 @@ def make_real_backbone(
         fit_to_words(sight, processor, seed)
     _train_on_captions(sight, processor, scratch, on_progress, seed)
     with replacing(folder, unless_there=True) as temporary:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+        save_backbone(model, processor, temporary)
     shutil.rmtree(scratch, ignore_errors=True)
     return folder
 

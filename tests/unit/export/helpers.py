@@ -29,7 +29,7 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values")
 
 def exported(run: Path, **request: Any) -> Fidelity:
     """Export a run as the one folder that is asked for; `color` unless said otherwise."""
-    (fidelity,) = export(run, Request(**{"tasks": ("color",), **request}), QUIET)
+    (fidelity,) = export(run, Request(**{"tasks": ("color",), "fingerprint": False, **request}), QUIET)
     return fidelity
 
 
@@ -45,6 +45,24 @@ def edit_recipe(run: Path, **changes: Any) -> None:
 
 def unquantised(run: Path) -> Recipe:
     return Edit({"model.quantization": "none"}).apply(recipe_of(run))
+
+
+def on_the_hub(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a checkpoint under the names that LLaVA has on the hub."""
+    return {name_on_the_hub(name): tensor for name, tensor in tensors.items()}
+
+
+def name_on_the_hub(name: str) -> str:
+    """`language_model.model.layers...`, `vision_tower.vision_model.embeddings...`"""
+    if name.startswith("language_model."):
+        return name
+    return (
+        name.replace("model.language_model.", "language_model.model.")
+        .replace("lm_head", "language_model.lm_head")
+        .replace("model.vision_tower", "vision_tower")
+        .replace("vision_tower.", "vision_tower.vision_model.")
+        .replace("model.multi_modal", "multi_modal")
+    )
 
 
 def rows_of(run: Path, task: str, split: str = "test") -> Dataset:

@@ -20,7 +20,7 @@ from qmixlora.errors import CheckError, UserError
 from qmixlora.export import Request, export
 from qmixlora.session import open_run
 
-from .helpers import QUIET, TASKS, edit_recipe, exported, logits, recipe_of, rows_of
+from .helpers import QUIET, TASKS, edit_recipe, exported, logits, on_the_hub, recipe_of, rows_of
 
 
 def exports_of(run: Path) -> list[str]:
@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_while_merging_leaves_the_finished_adapter(
     monkeypatch.setattr(merge_module, "add_update", full)
     with pytest.raises(UserError, match="The disk is full"):
         export(run, Request(tasks=("color",), forms=("lora", "merged")), QUIET)
-    assert exports_of(run) == ["color-lora"]  # whole, and measured
+    assert exports_of(run) == ["base", "color-lora"]  # whole, and measured
     assert (run / "exports" / "color-lora" / "fidelity.json").is_file()
 
 
@@ -124,7 +124,7 @@ def test_layers_without_an_adapter_went_through_nf4_too(some_layers: Path) -> No
     assert fidelity.merging is not None and fidelity.merging.logits_difference < 1e-4
     assert len(fidelity.update_error.layers) == 4
     changed = load_file(some_layers / "exports" / "color-merged" / "model.safetensors")
-    base = load_file(Path(recipe_of(some_layers).model.id) / "model.safetensors")
+    base = on_the_hub(load_file(Path(recipe_of(some_layers).model.id) / "model.safetensors"))
     different = {name for name, tensor in base.items() if not torch.equal(tensor, changed[name])}
     assert len(different) == 14 and not any("projector" in name for name in different)
 

@@ -33,6 +33,7 @@ def made(
         update_error=ByLayer({"q": 0.1, "k": 0.3}),
         live=Measurement(live, 1.0, ["a", "b"]),
         measurements={form: Measurement(score, 1.5, ["a", "c"]) for form, score in scores.items()},
+        projector="base",
         merging=merging,
         versions={"torch": "2"},
     )
@@ -83,6 +84,7 @@ def test_the_file_holds_everything() -> None:
         "held_out": True,
         "samples": 2,
         "rank": 4,
+        "projector": "base",
         "polish_steps": 0,
         "polish_tried": 0,
         "decided_on": "validation",

@@ -41,7 +41,8 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, processor: Any
     size = source.stat().st_size
     assert size > 2e9
     memory = in_its_own_process(MEASURE, source.parent, merged, "nf4")
-    assert (merged / "model.safetensors").stat().st_size == size
+    longer = (merged / "model.safetensors").stat().st_size - size  # by the names that the tower has on the hub
+    assert 0 < longer < 1000
     for path in (source, merged / "model.safetensors"):
         path.unlink()
     assert memory["peak"] - memory["idle"] < 2 * memory["largest"] + 400, memory

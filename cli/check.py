@@ -1,0 +1,101 @@
+"""qmixlora check"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from qmixlora.errors import UserError
+
+if TYPE_CHECKING:
+    from qmixlora.serving.check import Asked, Report
+    from qmixlora.serving.fingerprint import Fingerprint
+
+
+def check(
+    export: Annotated[Path | None, typer.Argument(help="The folder of an export.")] = None,
+    url: Annotated[str | None, typer.Option(help="A server of OpenAI's protocol (vLLM, SGLang).")] = None,
+    llama_server: Annotated[str | None, typer.Option(help="A llama-server.")] = None,
+    peft: Annotated[bool, typer.Option("--peft", help="Stock PEFT, here: the adapter on its base.")] = False,
+    transformers: Annotated[bool, typer.Option("--transformers", help="Stock transformers, here.")] = False,
+    name: Annotated[str | None, typer.Option(help="What the server calls it (default: as the export).")] = None,
+    base: Annotated[str | None, typer.Option(help="The base of the adapter (default: its own).")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Make a fingerprint of another tool's adapter.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the fingerprint that is made: auto, float32, bfloat16.")] = "auto",
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Mean difference of log-probabilities (default: by the dtype).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+) -> None:
+    """Ask a server whether it applies an export: exit 0 if it does, 1 if it answers as anything else."""
+    from .quiet import quiet
+
+    quiet()
+    console = Console(stderr=as_json)
+    if adapter is not None:
+        export = _make(adapter, base, dtype, console)
+        if not (url or llama_server or peft):
+            return
+    if export is None:
+        raise UserError("Say which export: qmixlora check EXPORT, or --adapter DIR.", where="command line")
+    from qmixlora.serving.check import check as run_check
+    from qmixlora.serving.fingerprint import read_fingerprint
+
+    if sum(map(bool, (url, llama_server, peft, transformers))) > 1:
+        raise UserError("One server at a time.", where="--url, --llama-server, --peft, --transformers")
+    fingerprint = read_fingerprint(export)
+    report = run_check(fingerprint, _asked(export, fingerprint, url, llama_server, transformers, name, base), tolerance)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        _show(report, console)
+    if report.verdict != "applied":
+        raise typer.Exit(1)
+
+
+def _asked(
+    export: Path,
+    fingerprint: Fingerprint,
+    url: str | None,
+    llama_server: str | None,
+    transformers: bool,
+    name: str | None,
+    base: str | None,
+) -> Asked:
+    if url or llama_server:
+        from qmixlora.serving import servers
+
+        find = servers.openai_server if url else servers.llama_server
+        return find(str(url or llama_server), fingerprint, str(export), name)
+    from qmixlora.serving import local
+
+    if transformers or fingerprint.form != "lora":
+        return local.with_transformers(export, fingerprint)
+    return local.with_peft(export, fingerprint, base)
+
+
+def _make(adapter: Path, base: str | None, dtype: str, console: Console) -> Path:
+    if base is None:
+        raise UserError("Say what the adapter lies on: --base MODEL.", where="--adapter")
+    from qmixlora.serving.fingerprint import FINGERPRINT
+    from qmixlora.serving.making import fingerprint_adapter
+
+    fingerprint_adapter(adapter, base, dtype).write(adapter)
+    console.print(f"Written: {adapter / FINGERPRINT}", highlight=False, soft_wrap=True)
+    return adapter
+
+
+def _show(report: Report, console: Console) -> None:
+    colour = "green" if report.verdict == "applied" else "bold red"
+    console.print(f"[{colour}]{report.verdict}[/{colour}]")
+    for line in (*report.reasons, *report.notes):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    from qmixlora.serving.check import NAMES
+
+    for whose, one in report.found.items():
+        by = f", log-probabilities {one.mean:.2g} apart, {one.largest:.2g} at most" if one.largest is not None else ""
+        console.print(f"  {NAMES[whose]}: {one.same} of {one.prompts} answers the same{by}", highlight=False)

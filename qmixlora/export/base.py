@@ -1,0 +1,65 @@
+"""The base of a run's LoRAs: its model with the trained projector, once for all of them, as an ordinary checkpoint.
+
+A run's projector is the same in all of its exports, and servers take no whole modules beside a LoRA: vLLM refuses
+them, llama.cpp's converter leaves them out, and PEFT neither adds nor mixes adapters that have them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from qmixlora.bases import RECORD, base_record, read_record
+from qmixlora.files import replacing, write_json
+from qmixlora.manifest import first_change, seal
+
+from .job import RECIPE, Job
+from .merge import Merge
+from .settings import carry_settings
+from .static import Learned, StaticAdapter
+
+
+def write_base(job: Job, learned: Learned) -> Path | None:
+    """Write `exports/base/` for the run's LoRAs, unless it is there already; returns its folder.
+
+    None where no LoRA is asked for, or none that needs it: a run without a trained projector lies on its own model.
+
+    Raises:
+        UserError: the model's checkpoint cannot be read, or the projector has no tensors of its own in it.
+    """
+    if "lora" not in job.request.forms or job.request.projector != "base" or not learned.modules:
+        return None
+    folder, spec = job.base_folder, job.recipe.model
+    record = base_record(spec.id, spec.revision, _digest(learned.modules))
+    if _is_there(job, folder, record):
+        return folder
+    if folder.exists():
+        job.say(f"{folder} is replaced. Adapters that lie on the former one are of use no longer: export them again.")
+    with replacing(folder) as temporary:
+        with job.bar("base: with the trained projector") as show:
+            Merge(StaticAdapter({}, in_base=learned.modules), spec, "original").write(temporary, show)
+        carry_settings(temporary, job.recipe, job.collator)
+        shutil.copyfile(job.folder / RECIPE, temporary / RECIPE)
+        write_json(temporary / RECORD, record)
+        seal(temporary)
+    return folder
+
+
+def _is_there(job: Job, folder: Path, record: Mapping[str, object]) -> bool:
+    """Whether a whole base of this projector, and of this recipe, is in place."""
+    if not folder.is_dir() or read_record(folder) != record or first_change(folder, [RECORD, RECIPE]):
+        return False
+    return (folder / RECIPE).read_bytes() == (job.folder / RECIPE).read_bytes()
+
+
+def _digest(modules: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the modules' names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        digest.update(name.encode())
+        digest.update(modules[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""The card of an exported adapter, `README.md`: what it is, and how stock libraries load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .fidelity import FIDELITY, Fidelity
+
+
+def write_card(folder: Path, fidelity: Fidelity, base: str) -> None:
+    """Describe an adapter on `base` under the metadata that PEFT wrote, in place of PEFT's empty form."""
+    _, metadata, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", maxsplit=2)
+    shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in fidelity.tasks.items())
+    live, own = fidelity.live, fidelity.measurements["lora"]
+    has = "has the run's trained projector" if fidelity.projector == "base" else "is what it was trained on"
+    text = f"""---{metadata}---
+
+# LoRA for {shares}
+
+Exported by qmixlora from a run that was tuned on several tasks: rank {fidelity.rank}, polished for \
+{fidelity.polish_steps} steps. It needs `peft` and `transformers` alone:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+BASE = {base!r}
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE), THIS_FOLDER)
+```
+
+The base {has}: on another one the adapter does something else. `qmixlora check THIS_FOLDER --url URL` asks a server
+whether it applies the adapter.
+
+On {fidelity.samples} samples (split {fidelity.split}), over the NF4 base that it was trained on:
+
+| | exact match | loss |
+|---|---|---|
+| the run itself | {live.exact_match:.3f} | {live.loss:.3f} |
+| this adapter | {own.exact_match:.3f} | {own.loss:.3f} |
+
+`{FIDELITY}` has the rest.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,61 @@
+"""An export asked in this process, as stock transformers or PEFT loads it: its folder as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from qmixlora.bases import named_base, own_base
+from qmixlora.errors import UserError
+
+from .fingerprint import Answer, Fingerprint, Message
+from .stock import StockModel, load_model, put_adapter
+
+
+@dataclass(frozen=True)
+class Local:
+    """A model in this process."""
+
+    stock: StockModel
+    sees: bool = True
+
+    def __str__(self) -> str:
+        return "this process"
+
+    def answer(self, messages: list[Message], max_tokens: int) -> Answer:
+        """The model's answer."""
+        return self.stock.answer(messages, max_tokens)
+
+    def answer_of_base(self, messages: list[Message], max_tokens: int) -> Answer | None:
+        """The answer without the adapter; None for a whole model."""
+        model: Any = self.stock.model
+        if not isinstance(model, PeftModel):
+            return None
+        with model.disable_adapter():
+            return self.stock.answer(messages, max_tokens)
+
+
+def with_peft(folder: Path, fingerprint: Fingerprint, base: str | None) -> Local:
+    """An exported adapter on its base (or on `base`). Raises UserError if they cannot be loaded."""
+    model = base or str(own_base(folder) or named_base(folder))
+    stock = _loaded(folder, model, fingerprint)
+    try:
+        put_adapter(stock, folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"PEFT cannot load the adapter: {error}", where=f"{folder}, on {model}") from error
+    return Local(stock)
+
+
+def with_transformers(folder: Path, fingerprint: Fingerprint) -> Local:
+    """A merged checkpoint or a base. Raises UserError if it cannot be loaded."""
+    return Local(_loaded(folder, str(folder), fingerprint))
+
+
+def _loaded(folder: Path, model: str, fingerprint: Fingerprint) -> StockModel:
+    try:
+        return load_model(model, fingerprint.dtype, template_arguments=fingerprint.template_arguments)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"transformers cannot load the model: {error}", where=f"{folder}: {model}") from error

@@ -1,0 +1,184 @@
+"""The check of an export: what it says of servers that apply it, and of those that do something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from qmixlora.bases import own_base
+from qmixlora.errors import CheckError, UserError
+from qmixlora.manifest import first_change
+from qmixlora.serving.check import Report, check
+from qmixlora.serving.fingerprint import FINGERPRINT, read_fingerprint
+from qmixlora.serving.local import with_peft, with_transformers
+from qmixlora.serving.making import fingerprint_adapter
+from qmixlora.serving.servers import llama_server, openai_server
+from tests.conftest import CommandLine
+
+
+def by_peft(adapter: Path, base: Path | None = None) -> Report:
+    fingerprint = read_fingerprint(adapter)
+    return check(fingerprint, with_peft(adapter, fingerprint, None if base is None else str(base)))
+
+
+def by_transformers(folder: Path) -> Report:
+    fingerprint = read_fingerprint(folder)
+    return check(fingerprint, with_transformers(folder, fingerprint))
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def scale_tensors(path: Path, factor: float, of: str) -> None:
+    tensors = load_file(path)
+    assert any(of in name for name in tensors)
+    save_file({n: factor * t if of in n else t for n, t in tensors.items()}, path, {"format": "pt"})
+
+
+def original_of(exports: Path) -> str:
+    return str(json.loads((exports / "base" / "base.json").read_text())["model"])
+
+
+def test_every_export_has_a_fingerprint_and_is_applied_by_stock_libraries(made_exports: Path) -> None:
+    for report in (
+        by_peft(made_exports / "a-lora"),
+        by_transformers(made_exports / "a-merged"),
+        by_transformers(made_exports / "base"),
+    ):
+        assert report.verdict == "applied" and report.found["export"].mean < 1e-4 and report.notes == ()
+        assert report.found["base"].mean > 0.05
+    for form in ("a-lora", "a-merged", "base"):
+        assert FINGERPRINT in json.loads((made_exports / form / "manifest.json").read_text())["files"]
+        assert first_change(made_exports / form) is None
+
+
+def test_a_fingerprint_holds_its_images_and_asks_without_one_and_of_a_large_one(made_exports: Path) -> None:
+    prompts = read_fingerprint(made_exports / "a-lora").prompts
+    assert {prompt.has_image for prompt in prompts} == {True, False}
+    urls = [p["image_url"]["url"] for q in prompts for m in q.messages for p in m["content"] if p["type"] != "text"]
+    assert all(url.startswith("data:image/png;base64,") for url in urls) and len(urls) == len(prompts) - 1
+    assert set(prompts[0].answers) == {"export", "base", "original", "without_projector"}
+    assert (made_exports / "a-lora" / FINGERPRINT).stat().st_size < 1e6
+
+
+def test_an_adapter_that_was_dropped_answers_as_the_base(exports: Path) -> None:
+    scale_tensors(exports / "a-lora" / "adapter_model.safetensors", 0.0, of="lora_B")
+    report = by_peft(exports / "a-lora")
+    assert (report.verdict, report.reasons) == ("not applied", ("It answers as the base without it.",))
+
+
+def test_an_adapter_on_the_model_before_training_lacks_its_projector(exports: Path) -> None:
+    report = by_peft(exports / "a-lora", base=Path(original_of(exports)))
+    assert report.verdict == "something else"
+    limited = by_peft(exports / "a-lora", base=with_settings_of(exports))
+    assert limited.verdict == "something else"
+    assert limited.reasons == ("It answers as the export without its projector.",)
+
+
+def with_settings_of(exports: Path) -> Path:
+    """The original model behind the processor of the run's base, as where the projector alone is dropped."""
+    folder = Path(shutil.copytree(exports / "base", exports.parent / "dropped"))
+    shutil.copyfile(Path(original_of(exports)) / "model.safetensors", folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("alpha", [2, 16])
+def test_another_alpha_is_something_else_on_the_right_base(exports: Path, alpha: int) -> None:
+    edit(exports / "a-lora" / "adapter_config.json", lora_alpha=alpha)
+    report = by_peft(exports / "a-lora")
+    assert report.verdict == "something else" and "another scale (alpha)" in report.reasons[0]
+    assert report.found["export"].mean > report.tolerance
+
+
+def test_another_base_is_told_from_another_scale(exports: Path) -> None:
+    scale_tensors(exports / "base" / "model.safetensors", 1.3, of="down_proj")
+    report = by_peft(exports / "a-lora")
+    assert report.verdict == "something else" and "base below the adapter is another one" in report.reasons[0]
+
+
+def test_images_of_another_size_are_told(exports: Path) -> None:
+    shutil.copyfile(Path(original_of(exports)) / "processor_config.json", exports / "base" / "processor_config.json")
+    report = by_peft(exports / "a-lora")
+    assert report.verdict == "something else" and report.reasons[0].startswith("Images of another size:")
+
+
+def test_another_chat_template_is_told(exports: Path) -> None:
+    template = exports / "base" / "chat_template.jinja"
+    template.write_text("say this : " + template.read_text())
+    report = by_peft(exports / "a-lora")
+    assert report.verdict == "something else" and report.reasons[0].startswith("Another chat template or tokenizer:")
+
+
+def test_a_merged_checkpoint_of_the_base_alone_is_not_applied(exports: Path) -> None:
+    merged = exports / "a-merged"
+    shutil.copyfile(Path(original_of(exports)) / "model.safetensors", merged / "model.safetensors")
+    assert by_transformers(merged).verdict == "not applied"
+
+
+def test_a_server_that_applies_an_adapter_is_told_from_those_that_do_not(
+    qmixlora: CommandLine, made_exports: Path, server: str
+) -> None:
+    lora = made_exports / "a-lora"
+    done = qmixlora("check", lora, "--url", server, "--json")
+    report = json.loads(done.stdout)
+    assert (done.code, report["verdict"]) == (0, "applied"), done.stdout + done.stderr
+    assert report["against"]["export"]["same"] == report["prompts"]
+    done = qmixlora("check", lora, "--url", f"{server}/v1", "--name", "base")
+    assert done.code == 1 and "not applied" in done.stdout, done.stdout + done.stderr
+    done = qmixlora("check", lora, "--url", server, "--name", "doubled")
+    assert done.code == 1 and "another scale (alpha)" in done.stdout
+    done = qmixlora("check", lora, "--url", server, "--name", "other")
+    assert done.code == 2 and "it has base, a, doubled" in done.stderr
+
+
+def test_llama_server_is_asked_by_the_scales_of_its_adapters(made_exports: Path, server: str) -> None:
+    """Without eyes, as it is for most models: prompts without an image alone."""
+    fingerprint = read_fingerprint(made_exports / "a-lora")
+    report = check(fingerprint, llama_server(server, fingerprint, "", None))
+    assert report.verdict == "applied" and any("takes no images" in note for note in report.notes)
+    doubled = check(fingerprint, llama_server(server, fingerprint, "", "doubled"))
+    assert doubled.verdict == "something else" and "another scale" in doubled.reasons[0]
+    with pytest.raises(UserError, match="Which adapter is 'b'"):
+        llama_server(server, fingerprint, "", "b")
+
+
+def test_a_server_that_refuses_or_is_not_there_is_told(qmixlora: CommandLine, made_exports: Path, server: str) -> None:
+    fingerprint = read_fingerprint(made_exports / "a-lora")
+    asked = replace(openai_server(server, fingerprint, "", None), model="nobody")
+    with pytest.raises(CheckError, match="The model nobody does not exist"):
+        check(fingerprint, asked)
+    done = qmixlora("check", made_exports / "a-lora", "--url", "http://127.0.0.1:9")
+    assert done.code == 2 and "No server answers" in done.stderr
+
+
+def test_an_adapter_of_another_tool_gets_a_fingerprint(qmixlora: CommandLine, exports: Path) -> None:
+    adapter, base = exports / "a-lora", exports / "base"
+    for name in (FINGERPRINT, "base.json"):
+        (adapter / name).unlink()
+    assert own_base(adapter) is None
+    assert qmixlora("check", adapter).code == 2
+    done = qmixlora("check", "--adapter", adapter, "--base", base, "--dtype", "float32")
+    assert done.code == 0 and (adapter / FINGERPRINT).is_file(), done.stderr
+    assert by_peft(adapter).verdict == "applied"
+    edit(adapter / "adapter_config.json", lora_alpha=0)
+    assert by_peft(adapter).verdict == "not applied"
+    with pytest.raises(UserError, match="does not load on this base"):
+        fingerprint_adapter(adapter, str(exports / "a-lora"), "float32")
+
+
+def test_asking_a_server_needs_no_torch() -> None:
+    script = (
+        "import sys, qmixlora.serving.check, qmixlora.serving.servers, qmixlora.serving.fingerprint\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
