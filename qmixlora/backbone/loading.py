@@ -28,6 +28,8 @@ from qmixlora.recipe import Model
 
 from .anatomy import Anatomy
 from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
+from .experts import use_own_forward
+from .frozen import freeze
 from .image_tokens import limit_image_tokens
 from .levers import apply_levers, check_levers, has_levers
 from .quantizer import LoadingOutOfMemory, PlacedConfig, as_plain
@@ -44,7 +46,7 @@ def load_backbone(
 
     With `quantization: nf4` every linear layer of the decoder is a bitsandbytes `Linear4bit` (NF4, double
     quantisation); vision tower, projector, embeddings and lm_head keep `spec.dtype`, unless the recipe says otherwise
-    of the latter two. Nothing is upcast. safetensors files only.
+    of the latter two. Experts held as one parameter are `NF4Experts`. Nothing is upcast. safetensors files only.
 
     Raises:
         UserError: the model cannot be found or read, is of another kind, is not quantised as declared, or does not have
@@ -158,10 +160,11 @@ def _clear_errors(where: str) -> Iterator[None]:
 
 def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch.device) -> None:
     """Freeze the model, apply its levers, and check it."""
-    model.requires_grad_(False)
+    freeze(model, anatomy)
     model.config.use_cache = True
     if isinstance(getattr(model.config, "quantization_config", None), PlacedConfig):
         as_plain(model)
+    use_own_forward(model)
     if has_levers(spec):
         error = apply_levers(model, anatomy, spec, device)
         if error is not None:
@@ -195,7 +198,7 @@ def _check_template(processor: ProcessorMixin, where: str) -> None:
 
 
 def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Model, device: torch.device) -> Any:
-    if isinstance(quantization, PlacedConfig):
+    if quantization is not None and has_levers(spec):
         return {"": "cpu"}
     if offload and device.type == "cuda" and quantization is None and not has_levers(spec):
         return "auto"
@@ -213,7 +216,8 @@ def _quantization(spec: Model, anatomy: Anatomy, device: torch.device) -> BitsAn
         # full paths: transformers matches from the start of the whole name, or as a suffix, never in the middle
         llm_int8_skip_modules=list(anatomy.kept),
     )
-    if not has_levers(spec):
+    if not has_levers(spec) and not anatomy.experts_in_nf4:
         return plain
     streamed = anatomy.in_first_layers(spec.stream_layers)
-    return PlacedConfig(plain, device, frozenset(f"{path}.weight" for path in streamed))
+    to_host = frozenset(f"{path}.weight" for path in streamed)
+    return PlacedConfig(plain, device, to_host, frozenset(anatomy.experts_in_nf4))

@@ -162,8 +162,9 @@ def stock_lora(case: Case) -> None:
 
 
 def stock_merged(case: Case) -> None:
-    """A merged checkpoint in stock transformers is the NF4 backbone with the exported LoRA."""
-    expected = lora_session(open_run(case.run), read(case.lora))
+    """A merged checkpoint in stock transformers is the NF4 backbone, its experts in 16 bits, with the exported LoRA."""
+    keep = [*case.session.anatomy.experts_in_nf4]
+    expected = lora_session(open_model(case.recipe(model={"keep": keep})), read(case.lora))
     stock, info = AutoModelForImageTextToText.from_pretrained(case.merged, dtype="auto", output_loading_info=True)
     assert not any(info.values()), info
     batch = plain_inputs(expected, case.rows)

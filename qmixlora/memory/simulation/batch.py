@@ -105,9 +105,14 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
         "labels": labels_BS,
         "routing_mask": labels_BS == IGNORED,
         "tasks": ["plan"] * rows,
-        **images,
+        **{name: _cast(tensor, getattr(torch, recipe.model.dtype)) for name, tensor in images.items()},
     }
     return Batch(inputs, tokens, int(is_image_S.sum()))
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of images as the collator gives it."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _largest(
