@@ -145,7 +145,8 @@ def _scales(state: bnb.functional.QuantState, first: int, last: int) -> Tensor:
     )  # fmt: skip
     begin = outer[0] * SCALE_BLOCK
     scales: Tensor = bnb.functional.dequantize_blockwise(state.absmax[begin : outer[1] * SCALE_BLOCK], nested)
-    return (scales + state.offset)[first - begin : last - begin].contiguous()
+    own: Tensor = (scales + state.offset)[first - begin : last - begin].contiguous()
+    return own
 
 
 def nf4_experts(parameter: Tensor, device: torch.device) -> NF4Experts:

@@ -55,8 +55,10 @@ class PlacedQuantizer(Bnb4BitHfQuantizer):
         experts: frozenset[str] = self.quantization_config.experts  # type: ignore[attr-defined]
         return param_name in experts or super().param_needs_quantization(model, param_name, **kwargs)
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        super()._process_model_before_weight_loading(model, **kwargs)
+    def _process_model_before_weight_loading(  # type: ignore[override]  # as its parent's
+        self, model: PreTrainedModel, device_map: Any, **kwargs: Any
+    ) -> None:
+        super()._process_model_before_weight_loading(model, device_map, **kwargs)
         experts: frozenset[str] = self.quantization_config.experts  # type: ignore[attr-defined]
         self.shapes = {name: model.get_parameter(name).shape for name in experts}
 

@@ -45,7 +45,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "loss",
         "memory",
     },
-    "inspection": {"errors", "files", "recipe", "mixlora", "data", "session", "loss"},
+    "inspection": {"errors", "files", "recipe", "mixlora", "backbone", "data", "session", "loss"},
     "export": {
         "errors",
         "files",
