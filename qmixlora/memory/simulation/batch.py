@@ -17,9 +17,9 @@ from transformers import PretrainedConfig, ProcessorMixin
 
 from qmixlora.backbone import load_processor
 from qmixlora.backbone.image_tokens import largest_images, placeholder_of
+from qmixlora.backbone.image_tokens.families import is_measured
 from qmixlora.data import IGNORED, Collator, taught
 from qmixlora.data.checking.survey import Survey
-from qmixlora.errors import UserError
 from qmixlora.recipe import Data, Model, Recipe
 from qmixlora.session import make_collator
 
@@ -118,14 +118,9 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _largest(
     config: PretrainedConfig, recipe: Recipe, rows: int, tokens: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`largest_images`, measured with the model's processor where the family is not known and there is one here."""
-    budget = recipe.data.max_image_tokens
-    try:
-        return largest_images(config, rows, tokens, budget)
-    except UserError:
-        if (processor := _processor_here(recipe.model)) is None:
-            raise
-    return largest_images(config, rows, tokens, budget, processor)
+    """`largest_images`, measured with the model's processor where that is how the family is known, and it is here."""
+    processor = _processor_here(recipe.model) if is_measured(config) else None
+    return largest_images(config, rows, tokens, recipe.data.max_image_tokens, processor)
 
 
 @lru_cache(maxsize=1)

@@ -1,43 +1,15 @@
-"""Models that can be planned before anything is downloaded: the facts of their configurations that decide sizes.
-
-They are those of the checkpoints' `config.json`; what transformers' configuration classes have as default is left out.
-"""
+"""Facts of the checkpoints' own `config.json`; what transformers' configuration classes have as default is left out."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
-
-from qmixlora.backbone import source_of
-from qmixlora.errors import UserError
-from qmixlora.recipe import Model
-
-Facts = dict[str, Any]
-
-
-def _decoder(kind: str, width: int, inside: int, layers: int, heads: int, kv_heads: int, words: int) -> Facts:
-    """A text_config."""
-    return {
-        "model_type": kind, "hidden_size": width, "intermediate_size": inside, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": words,
-    }  # fmt: skip
-
-
-def _tower(kind: str, width: int, inside: int, layers: int, heads: int, size: int, patch: int) -> Facts:
-    """A vision_config, for images (or tiles) of one size in pixels."""
-    return {
-        "model_type": kind, "hidden_size": width, "intermediate_size": inside, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "image_size": size, "patch_size": patch,
-    }  # fmt: skip
+from .parts import Facts, decoder, tower
 
 
 def _llava(width: int, inside: int, layers: int, heads: int) -> Facts:
     return {
         "model_type": "llava",
-        "text_config": _decoder("llama", width, inside, layers, heads, heads, 32064),
-        "vision_config": _tower("clip_vision_model", 1024, 4096, 24, 16, 336, 14),
+        "text_config": decoder("llama", width, inside, layers, heads, heads, 32064),
+        "vision_config": tower("clip_vision_model", 1024, 4096, 24, 16, 336, 14),
     }
 
 
@@ -47,7 +19,7 @@ def _llava_onevision(text: Facts, tied: bool) -> Facts:
     return {
         "model_type": "llava_onevision",
         "text_config": {**text, "rope_parameters": rope, "tie_word_embeddings": tied},
-        "vision_config": {**_tower("siglip_vision_model", 1152, 4304, 26, 16, 384, 14), "vision_use_head": False},
+        "vision_config": {**tower("siglip_vision_model", 1152, 4304, 26, 16, 384, 14), "vision_use_head": False},
         "tie_word_embeddings": tied,
     }
 
@@ -95,7 +67,7 @@ def _gemma3(text: Facts, head: int, query_scale: int) -> Facts:
             **text, "head_dim": head, "query_pre_attn_scalar": query_scale, "sliding_window": 1024,
             "rope_parameters": rope,
         },
-        "vision_config": {**_tower("siglip_vision_model", 1152, 4304, 27, 16, 896, 14), "vision_use_head": False},
+        "vision_config": {**tower("siglip_vision_model", 1152, 4304, 27, 16, 896, 14), "vision_use_head": False},
     }  # fmt: skip
 
 
@@ -104,9 +76,9 @@ def _internvl3(width: int, inside: int, layers: int, heads: int, kv_heads: int) 
     rope = {"rope_type": "default", "rope_theta": 1e6}
     return {
         "model_type": "internvl",
-        "text_config": {**_decoder("qwen2", width, inside, layers, heads, kv_heads, 151674), "rope_parameters": rope},
+        "text_config": {**decoder("qwen2", width, inside, layers, heads, kv_heads, 151674), "rope_parameters": rope},
         "vision_config": {
-            **_tower("internvl_vision", 1024, 4096, 24, 16, 448, 14), "attention_bias": True,
+            **tower("internvl_vision", 1024, 4096, 24, 16, 448, 14), "attention_bias": True,
         },
         "tie_word_embeddings": False,
     }  # fmt: skip
@@ -123,62 +95,41 @@ def _smolvlm2(text: Facts, rope_theta: float, vision: Facts, scale: int) -> Fact
     }  # fmt: skip
 
 
-ARCHITECTURES: dict[str, Facts] = {
+PUBLISHED: dict[str, Facts] = {
     "llava-hf/llava-1.5-7b-hf": _llava(4096, 11008, 32, 32),
     "llava-hf/llava-1.5-13b-hf": _llava(5120, 13824, 40, 40),
     "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": _llava_onevision(
-        _decoder("qwen2", 896, 4864, 24, 14, 2, 152000), tied=True
+        decoder("qwen2", 896, 4864, 24, 14, 2, 152000), tied=True
     ),
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": _llava_onevision(
-        _decoder("qwen2", 3584, 18944, 28, 28, 4, 152128), tied=False
+        decoder("qwen2", 3584, 18944, 28, 28, 4, 152128), tied=False
     ),
     "Qwen/Qwen2.5-VL-3B-Instruct": _qwen25_vl(
-        _decoder("qwen2_5_vl_text", 2048, 11008, 36, 16, 2, 151936), 3420, tied=True
+        decoder("qwen2_5_vl_text", 2048, 11008, 36, 16, 2, 151936), 3420, tied=True
     ),
     "Qwen/Qwen2.5-VL-7B-Instruct": _qwen25_vl(
-        _decoder("qwen2_5_vl_text", 3584, 18944, 28, 28, 4, 152064), 3420, tied=False
+        decoder("qwen2_5_vl_text", 3584, 18944, 28, 28, 4, 152064), 3420, tied=False
     ),
     "Qwen/Qwen2.5-VL-32B-Instruct": _qwen25_vl(
-        _decoder("qwen2_5_vl_text", 5120, 27648, 64, 40, 8, 152064), 3456, tied=False
+        decoder("qwen2_5_vl_text", 5120, 27648, 64, 40, 8, 152064), 3456, tied=False
     ),
-    "Qwen/Qwen3-VL-2B-Instruct": _qwen3_vl(_decoder("qwen3_vl_text", 2048, 6144, 28, 16, 8, 151936), tied=True),
-    "Qwen/Qwen3-VL-4B-Instruct": _qwen3_vl(_decoder("qwen3_vl_text", 2560, 9728, 36, 32, 8, 151936), tied=True),
-    "Qwen/Qwen3-VL-8B-Instruct": _qwen3_vl(_decoder("qwen3_vl_text", 4096, 12288, 36, 32, 8, 151936), tied=False),
-    "Qwen/Qwen3-VL-32B-Instruct": _qwen3_vl(_decoder("qwen3_vl_text", 5120, 25600, 64, 64, 8, 151936), tied=False),
-    "google/gemma-3-4b-it": _gemma3(_decoder("gemma3_text", 2560, 10240, 34, 8, 4, 262208), 256, 256),
-    "google/gemma-3-12b-it": _gemma3(_decoder("gemma3_text", 3840, 15360, 48, 16, 8, 262208), 256, 256),
-    "google/gemma-3-27b-it": _gemma3(_decoder("gemma3_text", 5376, 21504, 62, 32, 16, 262208), 128, 168),
+    "Qwen/Qwen3-VL-2B-Instruct": _qwen3_vl(decoder("qwen3_vl_text", 2048, 6144, 28, 16, 8, 151936), tied=True),
+    "Qwen/Qwen3-VL-4B-Instruct": _qwen3_vl(decoder("qwen3_vl_text", 2560, 9728, 36, 32, 8, 151936), tied=True),
+    "Qwen/Qwen3-VL-8B-Instruct": _qwen3_vl(decoder("qwen3_vl_text", 4096, 12288, 36, 32, 8, 151936), tied=False),
+    "Qwen/Qwen3-VL-32B-Instruct": _qwen3_vl(decoder("qwen3_vl_text", 5120, 25600, 64, 64, 8, 151936), tied=False),
+    "google/gemma-3-4b-it": _gemma3(decoder("gemma3_text", 2560, 10240, 34, 8, 4, 262208), 256, 256),
+    "google/gemma-3-12b-it": _gemma3(decoder("gemma3_text", 3840, 15360, 48, 16, 8, 262208), 256, 256),
+    "google/gemma-3-27b-it": _gemma3(decoder("gemma3_text", 5376, 21504, 62, 32, 16, 262208), 128, 168),
     "OpenGVLab/InternVL3-1B-hf": _internvl3(896, 4864, 24, 14, 2),
     "OpenGVLab/InternVL3-2B-hf": _internvl3(1536, 8960, 28, 12, 2),
     "OpenGVLab/InternVL3-8B-hf": _internvl3(3584, 18944, 28, 28, 4),
     "OpenGVLab/InternVL3-14B-hf": _internvl3(5120, 13824, 48, 40, 8),
     "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": _smolvlm2(
-        _decoder("llama", 960, 2560, 32, 15, 5, 49280), 1e5,
-        _tower("smolvlm_vision", 768, 3072, 12, 12, 512, 16), scale=4,
+        decoder("llama", 960, 2560, 32, 15, 5, 49280), 1e5,
+        tower("smolvlm_vision", 768, 3072, 12, 12, 512, 16), scale=4,
     ),
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": _smolvlm2(
-        _decoder("llama", 2048, 8192, 24, 32, 32, 49280), 130000.0,
-        _tower("smolvlm_vision", 1152, 4304, 27, 16, 384, 14), scale=3,
+        decoder("llama", 2048, 8192, 24, 32, 32, 49280), 130000.0,
+        tower("smolvlm_vision", 1152, 4304, 27, 16, 384, 14), scale=3,
     ),
 }  # fmt: skip
-
-
-def config_of(spec: Model) -> PretrainedConfig:
-    """The configuration of a recipe's model: from the table, a local folder, or the hub.
-
-    Raises:
-        UserError: it is in none of them.
-    """
-    if spec.id in ARCHITECTURES:
-        facts = copy.deepcopy(ARCHITECTURES[spec.id])  # configurations keep, and change, the dicts that they are given
-        config: PretrainedConfig = CONFIG_MAPPING[facts.pop("model_type")](**facts)
-        return config
-    try:
-        read: PretrainedConfig = AutoConfig.from_pretrained(spec.id, **source_of(spec))
-        return read
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The model's configuration cannot be read: {error}",
-            where=f"model.id: {spec.id}",
-            fix=f"Give a local folder, be online once, or use one of: {', '.join(ARCHITECTURES)}.",
-        ) from error
