@@ -57,7 +57,8 @@ def family_of(
         raise UserError(
             f"The number of tokens that images of {kind!r} models take is not known.",
             where=where,
-            fix=f"Known without a processor are: {', '.join([*FAMILIES, *UNMEASURED])}. Of others, name a folder with the processor.",
+            fix=f"Known without a processor are: {', '.join([*FAMILIES, *UNMEASURED])}. Of others, name a folder with "
+            "the processor.",
         )
     if budget is not None and budget < (smallest := family.smallest(config)):
         raise UserError(

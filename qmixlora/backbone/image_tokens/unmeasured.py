@@ -14,6 +14,9 @@ from transformers import PretrainedConfig
 from .family import TEXT, Family, ImageInput
 from .qwen_vl import QwenVL
 
+# Gemma 4's budgets: rows and columns of tokens
+STEPS = {70: (7, 10), 140: (10, 14), 280: (14, 20), 560: (20, 28), 1120: (28, 40)}
+
 
 class PaddleOcrVL(QwenVL):
     """Qwen's grids, of single images."""
@@ -48,14 +51,13 @@ class Gemma4(Family):
     """As many patches as a budget of a few steps allows, nine of them to a token; 280 tokens unless it is said."""
 
     kinds = "mm_token_type_ids"
-    steps = {70: (7, 10), 140: (10, 14), 280: (14, 20), 560: (20, 28), 1120: (28, 40)}  # rows and columns of tokens
 
     def smallest(self, config: PretrainedConfig) -> int:
-        return min(self.steps)
+        return min(STEPS)
 
     def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
         vision = config.vision_config
-        rows, columns = self.steps[max(step for step in self.steps if step <= min(budget or 280, 280))]
+        rows, columns = STEPS[max(step for step in STEPS if step <= min(budget or 280, 280))]
         across, down = torch.meshgrid(
             torch.arange(columns * vision.pooling_kernel_size), torch.arange(rows * vision.pooling_kernel_size),
             indexing="xy",

@@ -1,9 +1,9 @@
 """Facts of newer models, written from memory and not from the checkpoints' `config.json`, which could not be read here.
 
-What transformers' configuration classes have as default is left out: it is the first published checkpoint's. A model's
+What transformers' configuration classes have as default is left out: it is the first checkpoint's. A model's
 number of parameters, as it was published, agrees with these facts (a test says how closely); a number that does not
-change it may be wrong, such as how many heads share a key. `qmixlora plan` reads the real `config.json` of a model whose
-folder is named.
+change it may be wrong, such as how many heads share a key. `qmixlora plan` reads the real `config.json` of a model
+whose folder is named.
 """
 
 from __future__ import annotations
