@@ -10,12 +10,28 @@ import typer
 
 def doctor(
     model: Annotated[str | None, typer.Option(help="Look at a model instead: a folder, or an id on the hub.")] = None,
+    nf4: Annotated[
+        bool,
+        typer.Option("--nf4", help="With --model: measure what NF4 does to each kind of layer (loads the weights)."),
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="With --nf4: data whose first samples the layers are run on.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="With --data: so many samples.")] = 4,
+    over: Annotated[float, typer.Option(help="With --nf4: the error from which a kind is advised to be kept.")] = 0.15,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
     """Examine this machine, or the parts of a model: what there is, and what to do about what is lacking."""
     from .quiet import quiet
 
     quiet()
+    if model is None and (nf4 or data is not None):
+        from qmixlora.errors import UserError
+
+        raise UserError("There is no model to measure.", where="--nf4", fix="Name one with --model.")
+    if model is not None and nf4:
+        _measure(model, data, samples, over, as_json)
+        return
     if model is not None:
         _look_at(model, as_json)
         return
@@ -44,3 +60,17 @@ def _look_at(model: str, as_json: bool) -> None:
         return
     for what, found in parts.lines():
         print(f"{what}: {found}")
+
+
+def _measure(model: str, data: str | None, samples: int, over: float, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from qmixlora.inspection.damage import damage_lines, measure_nf4
+    from qmixlora.recipe import Model
+
+    kinds = measure_nf4(Model(id=model), data, samples)
+    if as_json:
+        print(json.dumps([asdict(kind) for kind in kinds], indent=2))
+        return
+    for line in damage_lines(kinds, over):
+        print(line)

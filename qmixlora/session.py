@@ -249,13 +249,13 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
     """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer,
     or the projector has none for factors.
     """
-    targets = list(anatomy.targets)
+    targets = list(anatomy.adaptable)
     if adapter.target_modules != "language":
         for suffix in adapter.target_modules:
-            if not any(_matches(name, suffix) for name in anatomy.targets):
-                kinds = sorted({name.rpartition(".")[2] for name in anatomy.targets})
+            if not any(_matches(name, suffix) for name in targets):
+                kinds = sorted({name.rpartition(".")[2] for name in targets})
                 raise UserError(
-                    f"No linear layer of the language model is called {suffix!r}.",
+                    f"No linear layer of the language model that can be adapted is called {suffix!r}.",
                     where="adapter.target_modules",
                     fix=f"Its layers are: {', '.join(kinds)}.",
                 )

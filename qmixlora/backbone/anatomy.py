@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from qmixlora.errors import UserError
+
+from .experts import expert_parameters
+from .rewritten import rewritten_by_peft
 
 OTHERS = re.compile(r"audio|speech|video|generation")  # names of what serves another modality than reading images
 
@@ -21,7 +26,9 @@ class Anatomy:
     `language` is the decoder (without lm_head); `vision` the image encoders; `projectors` the modules that map image
     features to the decoder's width; `targets` every linear layer of the decoder; `kept` the modules that are not
     quantised; `others` what stands beside them (audio, a second tower, an image decoder), which is neither trained nor
-    quantised; `projector_targets` the linear layers of the projectors.
+    quantised; `projector_targets` the linear layers of the projectors. `experts` are the parameters of the decoder that
+    hold several experts, which are quantised and not adapted. `wide` are the targets and experts that a recipe keeps in
+    16 bits; `rewritten` the targets that are not adapted, since PEFT would adapt other parameters under their names.
     """
 
     language: str
@@ -31,6 +38,46 @@ class Anatomy:
     kept: tuple[str, ...]
     others: tuple[str, ...] = ()
     projector_targets: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
+
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """The targets that an adapter may be on."""
+        return tuple(path for path in self.targets if path not in self.rewritten)
+
+    @property
+    def in_nf4(self) -> tuple[str, ...]:
+        """The targets that are quantised."""
+        return tuple(path for path in self.targets if path not in self.wide)
+
+    @property
+    def experts_in_nf4(self) -> tuple[str, ...]:
+        """The experts that are quantised."""
+        return tuple(name for name in self.experts if name not in self.wide)
+
+    def keeping(self, patterns: Sequence[str]) -> Anatomy:
+        """The anatomy with the layers and experts in 16 bits that match one of the patterns (`model.keep`): the end of
+        a path, or whole names in it, with the wildcards of a shell.
+
+        Raises:
+            UserError: a pattern matches nothing.
+        """
+        wide = []
+        for pattern in patterns:
+            forms = (pattern, f"*.{pattern}", f"*.{pattern}.*", f"{pattern}.*")
+            matching = [p for p in (*self.targets, *self.experts) if any(fnmatchcase(p, form) for form in forms)]
+            if not matching:
+                kinds = sorted({path.rpartition(".")[2] for path in (*self.targets, *self.experts)})
+                raise UserError(
+                    f"No layer of the language model matches {pattern!r}.",
+                    where="model.keep",
+                    fix=f"Its layers are: {', '.join(kinds)}.",
+                )
+            wide += matching
+        layers = tuple(path for path in wide if path in self.targets)
+        return replace(self, kept=(*self.kept, *layers), wide=tuple(wide)) if wide else self
 
     @property
     def layers(self) -> dict[str, list[str]]:
@@ -44,7 +91,8 @@ class Anatomy:
 
     def in_first_layers(self, count: int) -> frozenset[str]:
         """The linear layers in the first `count` of the decoder's layers, which are those that are streamed."""
-        return frozenset(path for paths in list(self.layers.values())[:count] for path in paths)
+        first = frozenset(path for paths in list(self.layers.values())[:count] for path in paths)
+        return first & frozenset(self.in_nf4)
 
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
@@ -81,14 +129,17 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     kept = [vision, *projectors, *(name for key, name in paths.items() if key in embeddings)]
     kept += [f"{language}.{name}" for name in linear if name not in targets and linear[name] is not head]
     others = tuple(path for path in beside if path not in projectors)
+    paths_of_targets = tuple(f"{language}.{name}" for name in linear if name in targets)
     return Anatomy(
         language,
         (vision,),
         projectors,
-        tuple(f"{language}.{name}" for name in linear if name in targets),
+        paths_of_targets,
         (*kept, *others),
         others,
         tuple(name for path in projectors for name in _plain_linears(path, model.get_submodule(path))),
+        tuple(f"{language}.{name}" for name in expert_parameters(decoder)),
+        rewritten=rewritten_by_peft(model, paths_of_targets),
     )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from qmixlora.errors import UserError
 
 from .anatomy import Anatomy
+from .experts import NF4Experts
 from .levers.quantized_head import PiecewiseLinear
 from .nf4 import quant_state_of
 
@@ -27,12 +28,13 @@ def check_quantized(model: nn.Module, anatomy: Anatomy, *, vision: bool = False)
         if not isinstance(module, nn.Linear):
             continue
         if not isinstance(module, Linear4bit):
-            if name in anatomy.targets:
+            if name in anatomy.in_nf4:
                 wrong.append(f"{name} is {module.weight.dtype}, not NF4")
         elif _within(name, anatomy.kept) and not _within(name, asked):
             wrong.append(f"{name} is quantised and should not be")
         elif not _is_nf4_double(module):
             wrong.append(f"{name} is 4-bit, but not NF4 with double quantisation")
+    wrong += [f"{name} is not NF4" for name in anatomy.experts_in_nf4 if not _are_nf4(model, name)]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise UserError(
@@ -46,7 +48,13 @@ def _within(name: str, paths: tuple[str, ...] | list[str]) -> bool:
     return any(name == path or name.startswith(path + ".") for path in paths)
 
 
-def _is_nf4_double(module: Linear4bit) -> bool:
+def _are_nf4(model: nn.Module, experts: str) -> bool:
+    path, _, own = experts.rpartition(".")
+    module = getattr(model.get_submodule(path), own)
+    return isinstance(module, NF4Experts) and _is_nf4_double(module)
+
+
+def _is_nf4_double(module: nn.Module) -> bool:
     state = quant_state_of(module)  # none before it is quantised
     return state is not None and state.quant_type == "nf4" and bool(state.nested)
 

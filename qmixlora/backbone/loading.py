@@ -28,6 +28,8 @@ from qmixlora.recipe import Model
 
 from .anatomy import Anatomy
 from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
+from .experts import use_own_forward
+from .frozen import freeze
 from .image_tokens import limit_image_tokens
 from .levers import apply_levers, check_levers, has_levers
 from .quantizer import LoadingOutOfMemory, PlacedConfig, as_plain
@@ -45,7 +47,7 @@ def load_backbone(
 
     With `quantization: nf4` every linear layer of the decoder is a bitsandbytes `Linear4bit` (NF4, double
     quantisation); vision tower, projector, embeddings and lm_head keep `spec.dtype`, unless the recipe says otherwise
-    of the latter two. Nothing is upcast. safetensors files only.
+    of the latter two. Experts held as one parameter are `NF4Experts`. Nothing is upcast. safetensors files only.
 
     Raises:
         UserError: the model cannot be found or read, is of another kind, is not quantised as declared, or does not have
@@ -159,10 +161,11 @@ def _clear_errors(where: str) -> Iterator[None]:
 
 def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch.device) -> None:
     """Freeze the model, apply its levers, and check it."""
-    model.requires_grad_(False)
+    freeze(model, anatomy)
     model.config.use_cache = True
     if isinstance(getattr(model.config, "quantization_config", None), PlacedConfig):
         as_plain(model)
+    use_own_forward(model)
     if has_levers(spec):
         error = apply_levers(model, anatomy, spec, device)
         if error is not None:
@@ -196,7 +199,7 @@ def _check_template(processor: ProcessorMixin, where: str) -> None:
 
 
 def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Model, device: torch.device) -> Any:
-    if isinstance(quantization, PlacedConfig):
+    if quantization is not None and has_levers(spec):
         return {"": "cpu"}
     if offload and device.type == "cuda" and quantization is None and not has_levers(spec):
         return "auto"
@@ -215,7 +218,14 @@ def _quantization(spec: Model, anatomy: Anatomy, device: torch.device, to_shard:
         llm_int8_skip_modules=list(anatomy.kept),
         bnb_4bit_quant_storage=getattr(torch, spec.dtype) if to_shard else None,
     )
-    if not has_levers(spec) and not to_shard:
+    if not has_levers(spec) and not to_shard and not anatomy.experts_in_nf4:
         return plain
+    if to_shard and anatomy.experts_in_nf4:
+        raise UserError(
+            "FSDP cannot share out experts in NF4.",
+            where="model.id",
+            fix="Train without FSDP (each card then holds the whole model), or keep them in 16 bits (model.keep).",
+        )
     on_host = anatomy.in_first_layers(len(anatomy.layers) if to_shard else spec.stream_layers)
-    return PlacedConfig(plain, device, frozenset(f"{path}.weight" for path in on_host))
+    to_host = frozenset(f"{path}.weight" for path in on_host)
+    return PlacedConfig(plain, device, to_host, frozenset(anatomy.experts_in_nf4))

@@ -10,7 +10,7 @@ from typing import Any, cast
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
-from torch import Tensor
+from torch import Tensor, nn
 
 BLOCK, SCALE_BLOCK = 64, 256
 
@@ -26,7 +26,7 @@ def nf4_linear(weight_OI: Tensor, bias_O: Tensor | None, device: torch.device) -
         device="meta",
     )  # fmt: skip
     if device.type == "meta":
-        layer.weight = _meta_weight(weight_OI)
+        layer.weight = meta_weight(weight_OI)
     else:
         # `.to` quantises; a slice of a larger weight must not bring all of it along
         weight = Params4bit(
@@ -40,16 +40,16 @@ def nf4_linear(weight_OI: Tensor, bias_O: Tensor | None, device: torch.device) -
     return layer
 
 
-def quant_state_of(layer: Linear4bit) -> bnb.functional.QuantState:
-    """The scales of a quantised layer, which the layer itself holds where its weight is sharded."""
-    state = getattr(layer.weight, "quant_state", None) or layer.quant_state
+def quant_state_of(layer: nn.Module) -> bnb.functional.QuantState:
+    """The scales of a quantised layer, or of experts; a layer holds them itself where its weight is sharded."""
+    state = getattr(layer.weight, "quant_state", None) or getattr(layer, "quant_state", None)
     return cast(bnb.functional.QuantState, state)
 
 
-def _meta_weight(weight_OI: Tensor) -> Params4bit:
+def meta_weight(weight: Tensor) -> Params4bit:
     """Packed bytes and their scales as bitsandbytes leaves them on a card, without storage."""
     meta: dict[str, Any] = {"device": "meta"}
-    count = weight_OI.numel()
+    count = weight.numel()
     scales = -(-count // BLOCK)
     nested = bnb.functional.QuantState(
         absmax=torch.empty(-(-scales // SCALE_BLOCK), **meta),
@@ -59,8 +59,8 @@ def _meta_weight(weight_OI: Tensor) -> Params4bit:
     )
     state = bnb.functional.QuantState(
         absmax=torch.empty(scales, dtype=torch.uint8, **meta),
-        shape=weight_OI.shape,
-        dtype=weight_OI.dtype,
+        shape=weight.shape,
+        dtype=weight.dtype,
         blocksize=BLOCK,
         code=torch.empty(16, **meta),
         quant_type="nf4",

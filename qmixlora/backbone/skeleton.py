@@ -26,18 +26,26 @@ REFUSED = {  # model types whose training would differ from generation, and why
 
 @dataclass(frozen=True)
 class Shares:
-    """The weights of a decoder, embeddings and head apart: those of its linear layers (in NF4, and adapted), those that
-    are neither, and the names of the latter's parameters, the layer's number taken off.
+    """The weights of a decoder, embeddings and head apart: those of its linear layers that are in NF4 (and adapted),
+    those of its experts in NF4 (not adapted), those that a recipe keeps in 16 bits, those that are none of these, and
+    the names of the latter's parameters, the layer's number taken off.
     """
 
     adapted: int
+    experts: int
+    kept: int
     neither: int
     names: tuple[str, ...]
 
     @property
     def of_neither(self) -> float:
         """The share of what is neither."""
-        return self.neither / max(1, self.adapted + self.neither)
+        return self.neither / self.all
+
+    @property
+    def all(self) -> int:
+        """How many there are."""
+        return max(1, self.adapted + self.experts + self.kept + self.neither)
 
 
 def shares_of(model: PreTrainedModel, anatomy: Anatomy) -> Shares:
@@ -46,20 +54,25 @@ def shares_of(model: PreTrainedModel, anatomy: Anatomy) -> Shares:
     apart = {id(p) for m in decoder.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     if (head := model.get_output_embeddings()) is not None:
         apart |= {id(parameter) for parameter in head.parameters()}
-    targets = {f"{path}.{kind}" for path in anatomy.targets for kind in ("weight", "bias")}
-    adapted, neither = 0, 0
+    targets = {f"{path}.{kind}" for path in anatomy.in_nf4 for kind in ("weight", "bias")}
+    wide = {*anatomy.wide, *(f"{path}.{kind}" for path in anatomy.wide for kind in ("weight", "bias"))}
+    adapted = experts = kept = neither = 0
     names: dict[str, int] = {}
     for name, parameter in decoder.named_parameters(prefix=anatomy.language):
         if id(parameter) in apart:
             continue
         if name in targets:
             adapted += parameter.numel()
+        elif name in anatomy.experts_in_nf4:
+            experts += parameter.numel()
+        elif name in wide:
+            kept += parameter.numel()
         else:
             neither += parameter.numel()
             if parameter.dim() >= 2:
                 short = re.sub(r"\.\d+\.", ".*.", name)
                 names[short] = names.get(short, 0) + parameter.numel()
-    return Shares(adapted, neither, tuple(sorted(names, key=lambda name: -names[name])))
+    return Shares(adapted, experts, kept, neither, tuple(sorted(names, key=lambda name: -names[name])))
 
 
 def make_skeleton(
@@ -70,7 +83,7 @@ def make_skeleton(
 
     Raises:
         UserError: the model cannot be tuned: no such decoder and encoder; too much of it is neither quantised nor
-            adapted; or its kind is refused by name.
+            adapted; its kind is refused by name; or a pattern of `model.keep` matches nothing.
         ValueError, ImportError: transformers refuses it otherwise.
     """
     if (why := REFUSED.get(config.model_type)) is not None:
@@ -82,7 +95,7 @@ def make_skeleton(
             raise
         _say_eager(type(config).__name__)
         model = _on_meta(config, spec, "eager")
-    anatomy = find_anatomy(model)
+    anatomy = find_anatomy(model).keeping(spec.keep)
     if spec.quantization == "nf4":
         _check_shares(model, anatomy, spec)
     return model, anatomy
@@ -104,8 +117,8 @@ class Parts:
 
     def lines(self) -> list[tuple[str, str]]:
         """(what, found) for people."""
-        whole = self.shares.adapted + self.shares.neither
-        nf4 = self.shares.adapted / max(1, whole)
+        nf4, experts = self.shares.adapted / self.shares.all, self.shares.experts / self.shares.all
+        of_experts = f"{experts:.1%} NF4 and not adapted (experts), " if experts else ""
         of_which = f": {', '.join(self.shares.names[:3])}" if self.shares.of_neither > NEITHER else ""
         return [
             ("model", self.kind),
@@ -114,7 +127,10 @@ class Parts:
             ("image encoder (frozen)", ", ".join(self.vision)),
             ("others (frozen)", ", ".join(self.others) or "none"),
             ("attention", self.attention),
-            ("decoder's weights", f"{nf4:.1%} NF4 and adapted, {self.shares.of_neither:.1%} neither{of_which}"),
+            (
+                "decoder's weights",
+                f"{nf4:.1%} NF4 and adapted, {of_experts}{self.shares.of_neither:.1%} neither{of_which}",
+            ),
         ]
 
 
@@ -167,7 +183,8 @@ def _check_shares(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None
     if shares.of_neither > NEITHER:
         raise UserError(
             f"{shares.of_neither:.0%} of the decoder's weights would be neither NF4 nor adapted: "
-            f"{', '.join(shares.names[:2])} are no linear layers (experts held as one parameter), and stay in 16 bits.",
+            f"{', '.join(shares.names[:2])} are neither linear layers nor experts that can be quantised, "
+            "and stay in 16 bits.",
             where=f"model.id: {spec.id}",
             fix="Use a dense model of the family; or model.quantization: none, which adapts the linear layers alone.",
         )

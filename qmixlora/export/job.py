@@ -13,7 +13,9 @@ from pathlib import Path
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from transformers import AutoConfig
 
+from qmixlora.backbone import make_skeleton, source_of
 from qmixlora.backbone.levers import has_quantized_parts
 from qmixlora.bases import BASE
 from qmixlora.data import Collator, indices_by_task, taught
@@ -56,13 +58,21 @@ class Job:
     def polish_steps(self) -> int:
         return self.recipe.export.polish if self.request.polish is None else self.request.polish
 
+    @cached_property
+    def experts(self) -> tuple[str, ...]:
+        """The experts that the run had in NF4. Raises UserError as `make_skeleton`."""
+        spec = self.recipe.model
+        config = AutoConfig.from_pretrained(spec.id, **source_of(spec))
+        return make_skeleton(config, spec)[1].experts_in_nf4 if spec.quantization == "nf4" else ()
+
     @property
     def into_another_base(self) -> bool:
         """Whether merging is into other weights than the run's adapters lie on: into the original ones, or for a run
-        with its head, embeddings or vision tower in 8 or 4 bits, of which a merged checkpoint has the 16-bit ones.
+        with its experts, head, embeddings or vision tower in 8 or 4 bits, of which a merged checkpoint has the 16-bit
+        ones.
         """
         spec = self.recipe.model
-        return self.request.base == "original" or has_quantized_parts(spec)
+        return self.request.base == "original" or has_quantized_parts(spec) or bool(self.experts)
 
     @property
     def longest_fingerprint(self) -> int:

@@ -86,11 +86,14 @@ class Merge:
         _copy_other_files(checkpoint, folder)
 
     def _open(self) -> tuple[Checkpoint, set[str]]:
-        """The base, and the parameters that go through NF4 and back: all that training had in NF4, adapted or not."""
+        """The base, and the parameters that go through NF4 and back: all that training had in NF4, adapted or not,
+        but for experts, which stay as they are.
+        """
         config = AutoConfig.from_pretrained(self.spec.id, **source_of(self.spec))
         with torch.device("meta"):
             skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=self.spec.trust_remote_code)
-        targets = find_anatomy(skeleton).targets if self.base == "nf4" else ()
+        anatomy = find_anatomy(skeleton).keeping(self.spec.keep)
+        targets = anatomy.in_nf4 if self.base == "nf4" else ()
         return open_checkpoint(self.spec, skeleton), {f"{layer}.weight" for layer in targets}
 
     def _change(self, name: str, entry: Entry, data: bytearray, rounded: set[str]) -> None:

@@ -64,12 +64,14 @@ def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
 
 
 def _on_base(job: Job, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """The adapters with their logits on the base that they are merged into: the run's model without its levers, on the
-    CPU where a card that the levers were for does not hold it.
+    """The adapters with their logits on the base that they are merged into: the run's model without its levers, with
+    experts in 16 bits, on the CPU where a card that the levers were for does not hold it.
     """
     spec = without_levers(job.recipe.model)
     if job.request.base == "original":
         spec = spec.model_copy(update={"quantization": "none"})
+    else:
+        spec = spec.model_copy(update={"keep": [*spec.keep, *job.experts]})
     recipe = job.recipe.model_copy(update={"model": spec})
     session = unless_out_of_memory(lambda: open_model(recipe)) or open_model(recipe, torch.device("cpu"))
     static = lora_session(session, adapters[0].read())

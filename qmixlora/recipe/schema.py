@@ -35,6 +35,9 @@ class Model(_Section):
         default="bfloat16", description="compute dtype, and the dtype of everything that is not quantised"
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    keep: list[str] = Field(
+        default=[], description="decoder layers that stay in 16 bits under nf4, such as [down_proj, layers.0.*]"
+    )
     quantize_lm_head: Literal["none", "int8", "nf4"] = Field(
         default="none", description="hold lm_head in 8 or 4 bits (not where it is tied to the embeddings)"
     )

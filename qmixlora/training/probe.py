@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_map_only
 from transformers import PretrainedConfig, PreTrainedModel
 
 from qmixlora.backbone import Anatomy, make_skeleton, nf4_linear
+from qmixlora.backbone.experts import nf4_experts, put_experts, use_own_forward
+from qmixlora.backbone.frozen import freeze
 from qmixlora.backbone.levers import apply_levers, in_place_of_images, take_out_vision
 from qmixlora.backbone.nf4 import with_bytes
 from qmixlora.data import Conversation, PromptRouting
@@ -165,13 +167,16 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
     """
     model, anatomy = make_skeleton(config, spec)
     on_host = anatomy.in_first_layers(spec.stream_layers)
-    for path in anatomy.targets if spec.quantization == "nf4" else ():
+    for path in anatomy.in_nf4 if spec.quantization == "nf4" else ():
         linear = cast(nn.Linear, model.get_submodule(path))
         bias = None if linear.bias is None else _random(linear.bias, device)
         layer = nf4_linear(_random(linear.weight, device), bias, device)  # a card quantises much faster than a CPU
         if path in on_host:
             layer.weight = with_bytes(layer.weight, layer.weight.data.cpu())
         model.set_submodule(path, layer)
+    for name in anatomy.experts_in_nf4 if spec.quantization == "nf4" else ():
+        put_experts(model, name, nf4_experts(_random(model.get_parameter(name), device), device))
+    use_own_forward(model)
     embedding = model.get_input_embeddings()
     for module in model.modules():
         on_cpu = module is embedding and spec.offload_embeddings
@@ -179,6 +184,7 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
     model.tie_weights()
     model.initialize_weights()
     apply_levers(model, anatomy, spec, device)
+    freeze(model, anatomy)
     return model, anatomy
 
 

@@ -164,10 +164,10 @@ def stock_lora(case: Case) -> None:
 
 
 def stock_merged(case: Case) -> None:
-    """A merged checkpoint in stock transformers is the NF4 backbone with the exported LoRA."""
-    session = open_tuned_run(case.run)
+    """A merged checkpoint in stock transformers is the NF4 backbone, its experts in 16 bits, with the exported LoRA."""
+    session, keep = open_tuned_run(case.run), [*case.session.anatomy.experts_in_nf4]
     adapter = replace(read(case.lora), in_base=learned_by(session.model).modules)
-    expected = lora_session(session, adapter)
+    expected = lora_session(open_model(case.recipe(model={"keep": keep})), adapter)
     stock, info = AutoModelForImageTextToText.from_pretrained(case.merged, dtype="auto", output_loading_info=True)
     assert not any(info.values()), info
     batch = plain_inputs(expected, case.rows)

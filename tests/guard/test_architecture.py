@@ -63,7 +63,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "evaluation",
         "memory",
     },
-    "inspection": {"errors", "recipe", "mixlora", "webpage", "data", "session", "loss"},
+    "inspection": {"errors", "files", "recipe", "mixlora", "webpage", "backbone", "data", "session", "loss"},
     "export": {
         "errors",
         "files",

@@ -16,9 +16,9 @@ from qmixlora.errors import UserError
 
 from .family import Family, ImageInput
 
-RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0, 1 / 3, 3.0)
+RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0, 1 / 3, 3.0, 0.4, 2.5)
 SIZES = [
-    (int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448, 48) for ratio in RATIOS
+    (int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448, 48, 34) for ratio in RATIOS
 ]  # width, height
 Change = Callable[[Any, PretrainedConfig], None]  # of an image processor, and of a config that has to agree
 KINDS = ("mm_token_type_ids", "token_type_ids")
@@ -111,7 +111,7 @@ class _Counter:
     def __init__(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         self.processor, self.config = processor, config
         self.tells = False
-        self.tells = all(self._told(size) == self._counted(size) for size in SIZES[7:9])
+        self.tells = all(self._told(size) == self._counted(size) for size in SIZES[9:11])
 
     def __call__(self) -> int:
         """The most of any image."""
@@ -123,7 +123,7 @@ class _Counter:
         other.processor, other.config = copy.deepcopy(self.processor), copy.deepcopy(self.config)
         change(other.processor.image_processor, other.config)
         try:
-            other._counted(SIZES[7])  # what is told need not be what is taken
+            other._counted(SIZES[9])  # what is told need not be what is taken
             return other()
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError, KeyError):  # each in its own way
             return None
@@ -191,6 +191,8 @@ def _change(whole: bool, name: str | None, value: Any) -> Change:
                 setattr(images, switch, False)
         if name == "longest_edge":
             size = {edge: min(length, value) for edge, length in dict(images.size).items() if length is not None}
+            if size.get("shortest_edge") == value:  # both are areas: small images are scaled up, and rounded up
+                size["shortest_edge"] = max(1, value // 4)
             images.size = type(images.size)(**size) if not isinstance(images.size, dict) else size
         elif name is not None:
             setattr(images, name, value)

@@ -31,7 +31,7 @@ def stream_layers(model: PreTrainedModel, anatomy: Anatomy, count: int, device: 
     """
     paths = list(anatomy.layers.values())[:count]
     assert len(paths) == count, "check_levers has counted them"
-    layers = [[_linear4bit(model.get_submodule(path)) for path in layer] for layer in paths]
+    layers = [[_linear4bit(model.get_submodule(path)) for path in layer if path not in anatomy.wide] for layer in paths]
     ring = Ring(layers, device)
     for index, layer in enumerate(layers):
         for module in layer:

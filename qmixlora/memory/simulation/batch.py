@@ -17,9 +17,9 @@ from transformers import PretrainedConfig, ProcessorMixin
 
 from qmixlora.backbone import load_processor
 from qmixlora.backbone.image_tokens import largest_images, placeholder_of
+from qmixlora.backbone.image_tokens.families import is_measured
 from qmixlora.data import IGNORED, Collator, taught
 from qmixlora.data.checking.survey import Survey
-from qmixlora.errors import UserError
 from qmixlora.recipe import Data, Model, Recipe
 from qmixlora.session import make_collator
 
@@ -105,22 +105,22 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
         "labels": labels_BS,
         "routing_mask": labels_BS == IGNORED,
         "tasks": ["plan"] * rows,
-        **images,
+        **{name: _cast(tensor, getattr(torch, recipe.model.dtype)) for name, tensor in images.items()},
     }
     return Batch(inputs, tokens, int(is_image_S.sum()))
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of images as the collator gives it."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _largest(
     config: PretrainedConfig, recipe: Recipe, rows: int, tokens: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`largest_images`, measured with the model's processor where the family is not known and there is one here."""
-    budget = recipe.data.max_image_tokens
-    try:
-        return largest_images(config, rows, tokens, budget)
-    except UserError:
-        if (processor := _processor_here(recipe.model)) is None:
-            raise
-    return largest_images(config, rows, tokens, budget, processor)
+    """`largest_images`, measured with the model's processor where that is how the family is known, and it is here."""
+    processor = _processor_here(recipe.model) if is_measured(config) else None
+    return largest_images(config, rows, tokens, recipe.data.max_image_tokens, processor)
 
 
 @lru_cache(maxsize=1)

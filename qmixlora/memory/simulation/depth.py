@@ -23,6 +23,8 @@ def shallow_depths(config: PretrainedConfig, period: int) -> list[int]:
     `period` is the distance at which layers are treated alike (checkpointing of every n-th).
     """
     full = int(config.get_text_config().num_hidden_layers)
+    if getattr(config.get_text_config(), "num_kv_shared_layers", 0):  # the last layers read others' keys
+        return [full]
     least = first_layers(config, period) + period
     one = least + (full - least) % period
     return [one, one + period] if one + period < full else [full]

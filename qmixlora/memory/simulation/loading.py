@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qmixlora.backbone import Anatomy
+from qmixlora.backbone.experts import NF4Experts
 from qmixlora.backbone.levers import HostEmbedding, has_levers, host_bytes
 from qmixlora.backbone.levers.int8_linear import Int8Linear
 from qmixlora.backbone.levers.quantized_embedding import ROWS, Int8Embedding, NF4Embedding
@@ -29,6 +30,7 @@ from qmixlora.backbone.nf4 import quant_state_of
 from qmixlora.recipe import Model
 
 THREADS = 4  # tensors in flight without quantisation (transformers' GLOBAL_WORKERS)
+IN_NF4 = (Linear4bit, NF4Experts)
 SCALE = 4 / 64  # bytes per weight: fp32 scales of NF4 before they are quantised too
 
 
@@ -59,7 +61,7 @@ def loading_peak(model: PreTrainedModel, anatomy: Anatomy, spec: Model, stored: 
     device += sum(replaced) * wide if spec.quantization == "none" else 0
     host = sum(host_bytes(model)) + (_largest_streamed(model) if placed else 0)
     if stored.itemsize != wide:
-        four_bit = [quant_state_of(m).shape.numel() for m in model.modules() if isinstance(m, Linear4bit)]
+        four_bit = [quant_state_of(m).shape.numel() for m in model.modules() if isinstance(m, IN_NF4)]
         sizes = sorted([*_kept_wide(model), *replaced, *four_bit], reverse=True)
         host += wide * sum(sizes[: THREADS if spec.quantization == "none" else 1])
         host += (sum(_kept_wide(model)) + sum(replaced)) * wide if placed else 0
@@ -69,7 +71,7 @@ def loading_peak(model: PreTrainedModel, anatomy: Anatomy, spec: Model, stored: 
 def _on_device(model: nn.Module) -> int:
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if isinstance(module, Linear4bit):
+        if isinstance(module, IN_NF4):
             state = quant_state_of(module)
             tensors += [state.absmax, state.code, state.state2.absmax, state.state2.code]
     return _bytes(tensors)
@@ -88,7 +90,7 @@ def _on_their_way(model: nn.Module, wide: int) -> list[float]:
     """Bytes on the device of each tensor that is quantised there, while it is."""
     sizes: list[float] = []
     for module in model.modules():
-        if isinstance(module, Linear4bit):
+        if isinstance(module, IN_NF4):
             sizes.append(quant_state_of(module).shape.numel() * (wide + 0.5 + SCALE))
         elif isinstance(module, NF4Embedding):
             sizes.append(min(module.num_embeddings, ROWS) * module.embedding_dim * (wide + 0.5 + SCALE))

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from qmixlora.backbone import Anatomy, make_skeleton, nf4_linear, quant_state_of
+from qmixlora.backbone.experts import NF4Experts, nf4_experts, put_experts
+from qmixlora.backbone.frozen import freeze
 from qmixlora.backbone.levers import apply_levers
 from qmixlora.recipe import Model
 
 from .attention import FUSED
+from .experts import plan_experts
 
 META = torch.device("meta")
 
@@ -26,9 +29,13 @@ def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedMode
     model, anatomy = make_skeleton(config, spec, "eager" if spec.attention == "eager" else FUSED)
     model.name_or_path = spec.id  # PEFT compares it with the adapter's
     if spec.quantization == "nf4":
-        for path in anatomy.targets:
+        for path in anatomy.in_nf4:
             linear = cast(nn.Linear, model.get_submodule(path))
             model.set_submodule(path, nf4_linear(linear.weight, linear.bias, META))
+        for name in anatomy.experts_in_nf4:
+            put_experts(model, name, nf4_experts(model.get_parameter(name), META))
+        plan_experts(model)
+    freeze(model, anatomy)
     apply_levers(model, anatomy, spec, META)
     return model, anatomy
 
@@ -37,7 +44,7 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every tensor that the model holds, by name: parameters, buffers, and the scales of NF4 layers."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, module in model.named_modules():
-        if isinstance(module, Linear4bit):
+        if isinstance(module, Linear4bit | NF4Experts):
             state = quant_state_of(module)
             tensors += [(f"{name}.weight.scales", t) for t in (state.absmax, state.code, state.state2.absmax)]
     return tensors

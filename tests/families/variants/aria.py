@@ -8,13 +8,14 @@ from tests.families.variant import CHATML, Made, Variant, chatml, config_of, tex
 def make(tokens) -> Made:
     config = config_of(
         "aria", tokens, text_config=text("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
-        vision_config=vision("idefics3_vision", size=490, patch=70), image_token_index=tokens.image_token_id,
+        vision_config=vision("idefics3_vision", size=980, patch=140), image_token_index=tokens.image_token_id,
         projector_patch_to_query_dict={49: 4},
     )  # fmt: skip
-    return config, AriaProcessor(AriaImageProcessor(), tokens, size_conversion={490: 4})
+    return config, AriaProcessor(AriaImageProcessor(), tokens, size_conversion={980: 4})
 
 
 VARIANT = Variant(
     make, chatml("<fim_prefix><|img|><fim_suffix>"), named={"image_token": "<|img|>"},
-    marks=(*CHATML, "<fim_prefix>", "<fim_suffix>"), refused={"load": "neither NF4 nor adapted"},
+    marks=(*CHATML, "<fim_prefix>", "<fim_suffix>"),
+    refused={"probe": "fails: AssertionError"},  # planned a third above: images of 980 pixels under a tiny model
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""GLM-4.5V: experts, which are 3-D parameters; PEFT rewrites the targets of this model type."""
+"""GLM-4.5V: experts, which are 3-D parameters; PEFT rewrites the names of its other feed-forward layers."""
 
 from transformers import Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
 
@@ -19,5 +19,4 @@ def make(tokens) -> Made:
 
 VARIANT = Variant(
     make, glm4v.VARIANT.template, glm4v.VARIANT.named, glm4v.VARIANT.marks, eos=glm4v.VARIANT.eos,
-    refused={"load": "neither NF4 nor adapted"},
 )  # fmt: skip

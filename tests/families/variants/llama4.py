@@ -27,5 +27,5 @@ def make(tokens) -> Made:
 VARIANT = Variant(
     make,
     template("<|image|>", "<|header|>user\n\n", "<|header|>assistant\n\n", "<|eot|>", turn_end="<|eot|>", bos="<bos>"),
-    marks=(*MARKS, "<|header|>", "<|eot|>"), refused={"load": "neither NF4 nor adapted"},
+    marks=(*MARKS, "<|header|>", "<|eot|>"), refused={"cached": "other features of an image"},
 )  # fmt: skip

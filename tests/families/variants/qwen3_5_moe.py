@@ -13,5 +13,4 @@ DECODER = {
 VARIANT = Variant(
     partial(qwen3_vl.make, kind="qwen3_5_moe", decoder=DECODER, deepstack=()), qwen3_vl.VARIANT.template,
     qwen3_vl.VARIANT.named, qwen3_vl.VARIANT.marks, eos=qwen3_vl.VARIANT.eos,
-    refused={"load": "neither NF4 nor adapted"},
 )  # fmt: skip

@@ -12,5 +12,5 @@ DECODER = text(
 )  # fmt: skip
 VARIANT = Variant(
     partial(qwen3_vl.make, kind="qwen3_vl_moe", decoder=DECODER), qwen3_vl.VARIANT.template, qwen3_vl.VARIANT.named,
-    qwen3_vl.VARIANT.marks, eos=qwen3_vl.VARIANT.eos, refused={"load": "neither NF4 nor adapted"},
+    qwen3_vl.VARIANT.marks, eos=qwen3_vl.VARIANT.eos,
 )  # fmt: skip

@@ -1,0 +1,22 @@
+"""Layers whose names stock PEFT takes for other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+
+def rewritten_by_peft(model: PreTrainedModel, names: Sequence[str]) -> tuple[str, ...]:
+    """The layers of these that a LoRA in stock PEFT cannot be on. For kinds of models that had their experts as linear
+    layers before transformers 5, PEFT (0.21) takes `down_proj` for the experts', wherever such a layer is.
+    """
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # earlier releases rewrite nothing
+        return ()
+    config = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(config, model, None)
+    left = set(config.target_modules or ())
+    return tuple(name for name in names if name not in left)
