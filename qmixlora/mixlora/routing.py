@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .segments import Segments, Tasks, columns
 from .selection import mean_over
+from .siblings import Projections
 
 IGNORED = -100  # the label of every token that is not supervised
 Key = tuple[nn.Module, str]  # a layer, and the name of one of its adapters
@@ -32,8 +33,9 @@ class RoutingCache:
     """Results of a batch that later forward passes over it read: its recomputation, and its decoding steps.
 
     `conditions` holds condition_ND of adapters whose condition is known before the first layer, `selected` the mixing
-    matrices that were selected there. `mixing_matrices` holds the selection of every layer, without its graph: decoding
-    reads it instead of selecting again. `task_means` and `centers` hold running means as they were before the batch;
+    matrices that were selected there, and `weights` what layers multiply with, where nothing changes that any more (see
+    `weights_of`). `mixing_matrices` holds the selection of every layer, without its graph: decoding reads it instead of
+    selecting again. `task_means` and `centers` hold running means as they were before the batch;
     their presence tells that the forward pass at hand is a recomputation. `pooled` is the last input that was averaged.
     """
 
@@ -43,6 +45,8 @@ class RoutingCache:
     task_means: dict[Key, Tensor] = field(default_factory=dict)
     centers: dict[nn.Module, Tensor] = field(default_factory=dict)
     pooled: tuple[weakref.ref[Tensor], str, Tensor] | None = None
+    weights: dict[Key, Tensor] = field(default_factory=dict)
+    projections: Projections = field(default_factory=Projections)
 
 
 @dataclass(frozen=True)
