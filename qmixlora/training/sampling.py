@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
+from torch.utils.data import BatchSampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from qmixlora.data import token_batches
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
@@ -26,3 +30,30 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
         yield from super().__iter__()
+
+
+class TokenBatchSampler(BatchSampler):
+    """Micro-batches of at most so many tokens, in an order that depends on a seed and the epoch alone.
+
+    Every sample comes once an epoch; the longest one is in the first batch. Epochs have as many batches each.
+    """
+
+    def __init__(self, tokens: int, lengths: Sequence[int], seed: int) -> None:
+        super().__init__(SequentialSampler(lengths), batch_size=1, drop_last=False)
+        self.tokens, self.lengths, self.seed, self.epoch = tokens, lengths, seed, 0
+        self.sampler = cast(Any, self)  # whose `set_epoch` accelerate calls, when a resumed run skips batches too
+        self.count = len(token_batches(lengths, tokens))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer and accelerate at the beginning of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        first, *others = token_batches(self.lengths, self.tokens, order)
+        yield first
+        yield from (others[index] for index in torch.randperm(len(others), generator=generator).tolist())

@@ -12,13 +12,14 @@ import torch
 from bitsandbytes.optim.optimizer import GlobalOptimManager
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.backbone.levers import chunk_mlps, enable_checkpointing
 from qmixlora.data import Collator, lengths_of
 from qmixlora.device import peak_memory_gib
+from qmixlora.errors import UserError
 from qmixlora.loss import supervised_loss
 from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
@@ -30,7 +31,8 @@ from .checkpoints import PREFIX
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
-from .sampling import SeededLengthGroupedSampler
+from .sampling import SeededLengthGroupedSampler, TokenBatchSampler
+from .seen import Seen
 from .trackers import PROJECT, by_transformers, own_callbacks, show_answers
 from .workers import ErrorCarrier, loader_workers, unless_error
 
@@ -54,7 +56,7 @@ def make_trainer(
     enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
     chunk_mlps(session.backbone, session.anatomy, recipe.train.mlp_chunk)
     lengths = None
-    if recipe.data.group_by_length:
+    if recipe.data.group_by_length or recipe.train.batch_tokens is not None:
         assert isinstance(session.collator, Collator), "a run has a processor"
         lengths = lengths_of(rows, session.collator)
     workers = loader_workers(recipe.data.num_workers, len(rows))
@@ -65,6 +67,7 @@ def make_trainer(
         recipe.model.dtype == "float16",
         steps,
         lengths,
+        recipe.train.batch_tokens,
         model=session.model,
         args=_arguments(recipe, folder, validation is not None, workers),
         train_dataset=NumberedRows(rows),
@@ -92,7 +95,8 @@ def make_trainer(
 class SupervisedTrainer(Trainer):
     """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step.
 
-    With the `lengths` of the training samples, those of about one length come together.
+    With the `lengths` of the training samples, those of about one length come together; with `batch_tokens` too, as
+    many to a micro-batch as have so many tokens, padding included.
     """
 
     def __init__(
@@ -101,10 +105,19 @@ class SupervisedTrainer(Trainer):
         in_float16: bool,
         steps: FiniteSteps,
         lengths: Sequence[int] | None = None,
+        batch_tokens: int | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.loss_chunk, self.lengths = loss_chunk, lengths
+        self.loss_chunk, self.lengths, self.batch_tokens = loss_chunk, lengths, batch_tokens
+        self.seen = Seen()
+        if batch_tokens is not None and self.accelerator.num_processes > 1:
+            raise UserError(
+                "Micro-batches that are filled by tokens are of one process; there are "
+                f"{self.accelerator.num_processes}.",
+                where="train.batch_tokens",
+                fix="Leave it out and set train.micro_batch_size.",
+            )
         self.steps, self.judged = steps, True
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
@@ -142,6 +155,7 @@ class SupervisedTrainer(Trainer):
         self.stop_if_asked()
         checked = unless_error(epoch_iterator)
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(checked, num_batches, device)
+        self.seen.add(batches[0])
         rows = (own for batch in batches[0] for own in batch.get("tasks", ()))  # a row may have several
         self.announce(task for own in rows for task in ([own] if isinstance(own, str) else own))
         return batches
@@ -189,6 +203,22 @@ class SupervisedTrainer(Trainer):
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return SeededLengthGroupedSampler(step, self.lengths, self.args.seed)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Make micro-batches as Trainer does, or by tokens."""
+        if self.batch_tokens is None:
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        assert self.lengths is not None and self.train_dataset is not None, "given together"
+        by_tokens: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_sampler=TokenBatchSampler(self.batch_tokens, self.lengths, self.args.seed),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(by_tokens)
+        return prepared
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Send a batch to the card as Trainer does, but for what is looked up on the host: the positions of labels, and
         where segments lie.
@@ -224,7 +254,8 @@ class SupervisedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does, with the losses of the steps that were taken (its own sum keeps a NaN for ever)."""
-        extra = {**self.also_logged(), "memory_gib": peak_memory_gib()}
+        seen = self.seen.take() if "loss" in logs else {}
+        extra = {**self.also_logged(), **seen, "memory_gib": peak_memory_gib()}
         super().log({**self.steps.in_logs(logs), **extra}, start_time)
 
     def compute_loss(
