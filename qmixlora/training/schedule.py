@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-from qmixlora.recipe import Recipe
+from qmixlora.recipe import Recipe, steps_of
 
 FEW = 10  # optimiser steps in which nothing is learned
 SHORT = 0.1  # the share of a run's steps after which something is logged or saved at the latest, in the advice
-
-
-def steps_of(recipe: Recipe, samples: int, batch: float | None = None) -> int:
-    """The optimiser steps of a run on so many samples, as transformers' Trainer counts them; `batch` is how many a
-    micro-batch has (on average, where it is filled by tokens).
-    """
-    spec = recipe.train
-    if spec.max_steps is not None:
-        return spec.max_steps
-    batches = math.ceil(samples / (batch or spec.micro_batch_size))
-    return math.ceil(spec.epochs * -(-batches // spec.gradient_accumulation))
 
 
 def schedule_problems(recipe: Recipe, samples: int, batch: float | None = None) -> list[str]:

@@ -15,12 +15,11 @@ from qmixlora.files import read_log
 from qmixlora.loss import supervised_loss
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.simulation.batch import synthetic_batch, worst_batches
-from qmixlora.recipe import Recipe
+from qmixlora.recipe import Recipe, steps_of
 from qmixlora.session import open_session
 from qmixlora.training import make_trainer, train
 from qmixlora.training.callbacks import ProgressDisplay
 from qmixlora.training.sampling import TokenBatchSampler
-from qmixlora.training.schedule import steps_of
 
 from .card import assert_equal, resumed_from, weights
 from .helpers import QUIET
