@@ -50,8 +50,9 @@ def text_of(proposal: Proposal, card: str) -> str:
 def words_of(proposal: Proposal, config: PretrainedConfig, card: str | None) -> list[str]:
     """What was chosen and why, a line each."""
     recipe, spec, data = proposal.recipe, proposal.recipe.train, proposal.data
-    size = f"{data.samples} samples" + (f" of {data.mean:.0f} tokens on average" if data.mean else "")
-    lines = [f"Data: {size}; {data.unmeasured or f'the longest has {data.longest} tokens'}."]
+    guess = " (estimated: no processor of this model is here)" if data.estimated else ""
+    size = f"{data.samples} samples of {data.mean:.0f} tokens on average, the longest {data.longest}"
+    lines = [f"Data: {size}{guess}."]
     values = dict(_leaves(recipe.model_dump()))
     lines += [f"{path}: {values[path]}  ({reason})" for path, reason in proposal.reasons.items()]
     plan = proposal.plan
@@ -73,8 +74,6 @@ def _left(proposal: Proposal) -> int:
 def _time(proposal: Proposal, config: PretrainedConfig, card: str | None) -> str:
     """How long an epoch takes, as far as that can be said: by products of the decoder alone."""
     text, mean = config.get_text_config(), proposal.data.mean
-    if mean is None:
-        return "How long an epoch takes cannot be said: the data was not measured."
     weights = 12 * text.num_hidden_layers * text.hidden_size**2
     passes = 3 if proposal.recipe.train.checkpointing.enabled else 2  # the backward pass has no gradients of weights
     work = 2 * weights * passes * mean * proposal.data.samples

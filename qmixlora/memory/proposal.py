@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from datasets import Dataset
+
 from qmixlora.backbone.levers.table import SMALL_CHUNK, Facts, lever_edits, to_the_end
 from qmixlora.data import checked, load_split
 from qmixlora.data.checking.padding import padding_of
@@ -26,7 +28,7 @@ from .advice import plan_with_advice
 from .architectures import config_of
 from .cards import CARDS, KEPT
 from .planner import Plan, plan, room_on
-from .simulation.batch import batches_of
+from .simulation.batch import batches_of, synthetic_batch
 
 Preference = Literal["speed", "memory", "quality"]
 ANY_LENGTH = 2**17  # tokens: nothing is too long to be surveyed
@@ -35,6 +37,8 @@ FULL = 2048  # tokens that keep a card busy without checkpointing's recomputatio
 PADDED = 0.15  # the share of padding from which micro-batches are filled by tokens
 STEPS = 300  # that a small data set is seen again for, as long as it is not seen too often
 MOST_EPOCHS = 5
+BUDGET = 1024  # tokens of an image that is not measured, at most
+CHARACTERS, FRAME = 3, 64  # in a token, and tokens of the template and a system prompt, where nothing is measured
 HELD_OUT = 0.05  # of the data, for validation
 FEW = 60  # samples of which none are held out
 
@@ -42,20 +46,21 @@ FEW = 60  # samples of which none are held out
 @dataclass(frozen=True)
 class Measured:
     """What is known of the data: its samples and those that cannot be used; lengths in tokens of some samples, the
-    longest, and the most of a sample's images (None: there is no processor to measure them with, for this reason).
+    longest, and the most of a sample's images. `estimated`: no processor is here to measure them.
     """
 
     samples: int
     left_out: int
     lengths: Sequence[int]
-    longest: int | None
-    image_tokens: int | None
-    unmeasured: str | None = None
+    longest: int
+    image_tokens: int
+    estimated: bool = False
+    budget: int | None = None  # that images have to be held to for that estimate
 
     @property
-    def mean(self) -> float | None:
+    def mean(self) -> float:
         """The mean length in tokens."""
-        return sum(self.lengths) / len(self.lengths) if self.lengths else None
+        return sum(self.lengths) / len(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,8 @@ def measure(recipe: Recipe) -> Measured:
     whole = recipe.data.model_copy(update={"max_length": ANY_LENGTH, "on_bad_sample": "skip", "validation": None})
     try:
         collator = open_collator(recipe)
-    except (UserError, OSError, ValueError, ImportError) as error:
-        rows = load_split(whole, "train")
-        return Measured(len(rows), 0, (), None, None, str(error).strip().partition("\n")[0])
+    except (UserError, OSError, ValueError, ImportError):
+        return _estimated(recipe, load_split(whole, "train"))
     found = checked(whole, collator, ["train"]).verdicts["train"]
     if found.survey is None:
         raise found.refusals.error(str(recipe.data.train), any_left=False)
@@ -141,14 +145,25 @@ def measure(recipe: Recipe) -> Measured:
     return Measured(facts.samples, found.refusals.count, facts.lengths, facts.most_tokens, facts.most_image_tokens)
 
 
+def _estimated(recipe: Recipe, rows: Dataset) -> Measured:
+    """Lengths by characters and the largest image of the model's family; where that may have any size, by one that is
+    held to `BUDGET` tokens.
+    """
+    config, budget = config_of(recipe.model), None
+    of_image, of_larger = (synthetic_batch(config, recipe, tokens).image_tokens for tokens in (4 * BUDGET, 8 * BUDGET))
+    if of_larger > of_image:
+        of_image = budget = BUDGET
+    texts = [sum(len(turn["text"]) for turn in turns) // CHARACTERS + FRAME for turns in rows["turns"]]
+    images = [len(own) * of_image for own in rows["images"]]
+    lengths = [text + image for text, image in zip(texts, images, strict=True)]
+    return Measured(len(rows), 0, lengths, max(lengths), max(images), estimated=True, budget=budget)
+
+
 def _of_the_data(measured: Measured, reasons: dict[str, str]) -> Edit:
     """Length, what is held out, and what cannot be used."""
-    values: dict[str, Any] = {}
-    if measured.longest is not None:
-        values["data.max_length"] = max(64, math.ceil(measured.longest / 64) * 64)
-        reasons["data.max_length"] = f"the longest sample has {measured.longest} tokens"
-    else:
-        reasons["data.max_length"] = f"not measured ({measured.unmeasured}); `qmixlora data` says what it has to be"
+    about = "about (estimated: no processor of this model is here) " if measured.estimated else ""
+    values: dict[str, Any] = {"data.max_length": max(64, math.ceil(measured.longest / 64) * 64)}
+    reasons["data.max_length"] = f"the longest sample has {about}{measured.longest} tokens"
     if measured.left_out:
         values["data.on_bad_sample"] = "skip"
         reasons["data.on_bad_sample"] = f"{measured.left_out} samples cannot be used; `qmixlora data` lists them"
@@ -156,9 +171,11 @@ def _of_the_data(measured: Measured, reasons: dict[str, str]) -> Edit:
         values["data.validation"] = HELD_OUT
         reasons["data.validation"] = "a share that is held out, never parting samples that share an image"
     if measured.image_tokens:
-        reasons["data.max_image_tokens"] = (
-            f"images are not scaled down: a sample's take {measured.image_tokens} at most"
-        )
+        most = measured.image_tokens
+        reasons["data.max_image_tokens"] = f"images are not scaled down: a sample's take {most} at most"
+    if measured.budget is not None:
+        values["data.max_image_tokens"] = measured.budget
+        reasons["data.max_image_tokens"] = "larger images are scaled down, as long as nothing is measured"
     return Edit(values)
 
 
@@ -167,9 +184,8 @@ def _sizes(prefer: Preference, measured: Measured) -> list[Edit]:
     least = {"train.checkpointing.enabled": True, "train.micro_batch_size": 1}
     if prefer == "memory":
         return [Edit({**least, "train.loss_chunk": SMALL_CHUNK})]
-    typical = measured.mean or FULL
     most = [count for count in BATCHES if count <= max(1, measured.samples // 8)]
-    busy = [count for count in most if count * typical >= FULL or count == most[0]]
+    busy = [count for count in most if count * measured.mean >= FULL or count == most[0]]
     sizes = [*((False, count) for count in busy), *((True, count) for count in most)]
     return [Edit({"train.checkpointing.enabled": again, "train.micro_batch_size": count}) for again, count in sizes]
 
@@ -177,7 +193,7 @@ def _sizes(prefer: Preference, measured: Measured) -> list[Edit]:
 def _by_tokens(recipe: Recipe, measured: Measured) -> Edit:
     """Micro-batches by tokens, as large as those by samples, where much of these is padding."""
     count = recipe.train.micro_batch_size
-    if not measured.lengths or count == 1 or padding_of(measured.lengths, recipe.train).shuffled < PADDED:
+    if count == 1 or padding_of(measured.lengths, recipe.train).shuffled < PADDED:
         return Edit({})
     return Edit({"train.batch_tokens": count * recipe.data.max_length, "train.micro_batch_size": 1})
 
@@ -215,7 +231,7 @@ def _with_levers(recipe: Recipe, card: int, prefer: Preference, reasons: dict[st
 
 
 def _samples_of_a_batch(recipe: Recipe, measured: Measured) -> float:
-    if recipe.train.batch_tokens is None or not measured.lengths:
+    if recipe.train.batch_tokens is None:
         return recipe.train.micro_batch_size
     return padding_of(measured.lengths, recipe.train).samples_by_tokens or 1.0
 
@@ -266,5 +282,6 @@ def _without_levers(plans: Sequence[Plan | None], card: int) -> str:
 
 def _next_card(card: int) -> tuple[int, int]:
     """(room for a plan in bytes, GB as printed on the box) of the next larger card; zeros where there is none."""
-    larger = sorted(size for size in set(CARDS.values()) if size * GIB * (1 - KEPT) > card)
-    return (room_on(int(larger[0] * GIB * (1 - KEPT))), larger[0]) if larger else (0, 0)
+    sizes = {int(size * GIB * (1 - KEPT)): size for size in CARDS.values()}
+    larger = min((own for own in sizes if own > card), default=None)
+    return (0, 0) if larger is None else (room_on(larger), sizes[larger])
