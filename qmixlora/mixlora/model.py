@@ -7,7 +7,6 @@ G routers (L, unless layers share them), M = G x N, E = F factors in a pool, T t
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from dataclasses import replace
 from typing import Any, NoReturn, cast
@@ -19,7 +18,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .config import MixLoraConfig, RouterScope
+from .config import MixLoraConfig, router_of
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
 from .routing import (
     OptimizerSteps,
@@ -39,15 +38,6 @@ from .segments import Segments, Tasks, instance_labels
 from .selection import select, weights_of
 from .siblings import join_siblings
 from .static import with_static_adapter
-
-
-def _router_of(layer: str, scope: RouterScope) -> str:
-    """The name of the router that selects for a layer, by the layer's path: its own, its block's or the model's.
-
-    A block is what the first number in the path counts (`model.layers.3`); a layer outside of blocks is one.
-    """
-    block = re.match(r"(.*?\.\d+)\.", layer)
-    return {"layer": layer, "block": block[1] if block else layer, "model": ""}[scope]
 
 
 class MixLoraModel(BaseTuner):
@@ -119,7 +109,7 @@ class MixLoraModel(BaseTuner):
             condition_dim = self.model.get_input_embeddings().embedding_dim
         elif peft_config.route_on == "task":
             condition_dim = peft_config.task_dim
-        router = _router_of(current_key, peft_config.router)
+        router = router_of(current_key, peft_config.router)
         shared = (layer.mixlora_router.get(adapter_name) for layer in self.mixlora_layers)
         has_router = router not in shared
         if isinstance(target, MixLoraLayer):
