@@ -11,8 +11,7 @@ import typer
 from qmixlora.errors import UserError
 from qmixlora.interrupts import Interrupted, raised
 
-from . import chat, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, report, train
-from . import chat, compare, data, demo, doctor, evaluate, export, inspect, new, plan, recipes, train
+from . import chat, compare, data, demo, doctor, evaluate, export, inspect, new, plan, recipes, report, train
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import MixLoraConfig
-from .routing import Key, RoutingContext, no_autocast
+from .routing import Key, RoutingContext
 from .running_means import Center, update_means
-from .selection import conditional_scores, released_conditional_scores, select, weights_of
+from .selection import conditional_scores, no_autocast, released_conditional_scores, select, weights_of
 from .siblings import stacked_pools
 
 ROUTERS = ("mixlora_route_A", "mixlora_route_B", "mixlora_route_AB")

@@ -28,14 +28,13 @@ from .routing import (
     cached_length,
     device_of,
     image_token_ids,
-    no_autocast,
     routing_masks,
     to_device,
     tokens_of,
 )
 from .running_means import Center
 from .segments import Segments, Tasks, instance_labels
-from .selection import select, weights_of
+from .selection import no_autocast, select, weights_of
 from .siblings import join_siblings
 from .static import with_static_adapter
 

@@ -12,11 +12,20 @@ paired by index the matrices are diagonal, and the layer multiplies with their d
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import MixLoraConfig
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Leave autocast for a block: selection is fp32 whoever trains, and however. (The meta device has none.)"""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def mean_over(x_BSI: Tensor, mask_BS: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qmixlora.data import token_batches
+from qmixlora.errors import UserError
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
@@ -57,3 +58,13 @@ class TokenBatchSampler(BatchSampler):
         first, *others = token_batches(self.lengths, self.tokens, order)
         yield first
         yield from (others[index] for index in torch.randperm(len(others), generator=generator).tolist())
+
+
+def check_one_process(batch_tokens: int | None, count: int) -> None:
+    """Raise UserError where micro-batches that are filled by tokens would be made in several processes."""
+    if batch_tokens is not None and count > 1:
+        raise UserError(
+            f"Micro-batches that are filled by tokens are of one process; there are {count}.",
+            where="train.batch_tokens",
+            fix="Leave it out and set train.micro_batch_size.",
+        )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from bitsandbytes.optim.optimizer import GlobalOptimManager
@@ -19,7 +19,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from qmixlora.backbone.levers import chunk_mlps, enable_checkpointing
 from qmixlora.data import Collator, lengths_of
 from qmixlora.device import peak_memory_gib
-from qmixlora.errors import UserError
 from qmixlora.loss import supervised_loss
 from qmixlora.manifest import promise
 from qmixlora.recipe import Recipe
@@ -31,7 +30,7 @@ from .checkpoints import PREFIX
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
-from .sampling import SeededLengthGroupedSampler, TokenBatchSampler
+from .sampling import SeededLengthGroupedSampler, TokenBatchSampler, check_one_process
 from .seen import Seen
 from .trackers import PROJECT, by_transformers, own_callbacks, show_answers
 from .workers import ErrorCarrier, loader_workers, unless_error
@@ -111,13 +110,7 @@ class SupervisedTrainer(Trainer):
         super().__init__(**arguments)
         self.loss_chunk, self.lengths, self.batch_tokens = loss_chunk, lengths, batch_tokens
         self.seen = Seen()
-        if batch_tokens is not None and self.accelerator.num_processes > 1:
-            raise UserError(
-                "Micro-batches that are filled by tokens are of one process; there are "
-                f"{self.accelerator.num_processes}.",
-                where="train.batch_tokens",
-                fix="Leave it out and set train.micro_batch_size.",
-            )
+        check_one_process(batch_tokens, self.accelerator.num_processes)
         self.steps, self.judged = steps, True
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
@@ -206,18 +199,13 @@ class SupervisedTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Make micro-batches as Trainer does, or by tokens."""
         if self.batch_tokens is None:
-            loader: DataLoader[Any] = super().get_train_dataloader()
-            return loader
+            return super().get_train_dataloader()
         assert self.lengths is not None and self.train_dataset is not None, "given together"
-        by_tokens: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_sampler=TokenBatchSampler(self.batch_tokens, self.lengths, self.args.seed),
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(by_tokens)
-        return prepared
+        sampler = TokenBatchSampler(self.batch_tokens, self.lengths, self.args.seed)
+        workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
+        how: dict[str, Any] = {"collate_fn": self.data_collator, "num_workers": workers, "pin_memory": pinned}
+        by_tokens = DataLoader(self.train_dataset, batch_sampler=sampler, **how)
+        return cast(DataLoader[Any], self.accelerator.prepare(by_tokens))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Send a batch to the card as Trainer does, but for what is looked up on the host: the positions of labels, and
