@@ -54,10 +54,7 @@ def make_trainer(
     recipe = session.recipe
     enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
     chunk_mlps(session.backbone, session.anatomy, recipe.train.mlp_chunk)
-    lengths = None
-    if recipe.data.group_by_length or recipe.train.batch_tokens is not None:
-        assert isinstance(session.collator, Collator), "a run has a processor"
-        lengths = lengths_of(rows, session.collator)
+    lengths = _lengths(session, rows)
     workers = loader_workers(recipe.data.num_workers, len(rows))
     steps = FiniteSteps(recipe, folder, display.say)
     collator = NamingCollator(session.collator) if judged else session.collator
@@ -89,6 +86,12 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def _lengths(session: TunedSession, rows: Dataset) -> list[int] | None:
+    if not session.recipe.data.group_by_length and session.recipe.train.batch_tokens is None:
+        return None
+    return lengths_of(rows, cast(Collator, session.collator))  # a run has a processor
 
 
 class SupervisedTrainer(Trainer):
