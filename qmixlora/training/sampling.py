@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
+from datasets import Dataset
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from qmixlora.data import token_batches
+from qmixlora.data import Collator, lengths_of, token_batches
 from qmixlora.errors import UserError
+from qmixlora.session import TunedSession
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
@@ -68,3 +70,10 @@ def check_one_process(batch_tokens: int | None, count: int) -> None:
             where="train.batch_tokens",
             fix="Leave it out and set train.micro_batch_size.",
         )
+
+
+def lengths_for(session: TunedSession, rows: Dataset) -> list[int] | None:
+    """The lengths of a run's samples, where its batches depend on them."""
+    if not session.recipe.data.group_by_length and session.recipe.train.batch_tokens is None:
+        return None
+    return lengths_of(rows, cast(Collator, session.collator))  # a run has a processor

@@ -17,7 +17,6 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.backbone.levers import chunk_mlps, enable_checkpointing
-from qmixlora.data import Collator, lengths_of
 from qmixlora.device import peak_memory_gib
 from qmixlora.loss import supervised_loss
 from qmixlora.manifest import promise
@@ -30,7 +29,7 @@ from .checkpoints import PREFIX
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
-from .sampling import SeededLengthGroupedSampler, TokenBatchSampler, check_one_process
+from .sampling import SeededLengthGroupedSampler, TokenBatchSampler, check_one_process, lengths_for
 from .seen import Seen
 from .trackers import PROJECT, by_transformers, own_callbacks, show_answers
 from .workers import ErrorCarrier, loader_workers, unless_error
@@ -54,7 +53,7 @@ def make_trainer(
     recipe = session.recipe
     enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
     chunk_mlps(session.backbone, session.anatomy, recipe.train.mlp_chunk)
-    lengths = _lengths(session, rows)
+    lengths = lengths_for(session, rows)
     workers = loader_workers(recipe.data.num_workers, len(rows))
     steps = FiniteSteps(recipe, folder, display.say)
     collator = NamingCollator(session.collator) if judged else session.collator
@@ -86,12 +85,6 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
-
-
-def _lengths(session: TunedSession, rows: Dataset) -> list[int] | None:
-    if not session.recipe.data.group_by_length and session.recipe.train.batch_tokens is None:
-        return None
-    return lengths_of(rows, cast(Collator, session.collator))  # a run has a processor
 
 
 class SupervisedTrainer(Trainer):
