@@ -41,10 +41,10 @@ print(json.dumps({{"seconds": seconds, "clock": clock, **mib}}))
 """
 LOAD = "rows = qmixlora.data.load_conversations(sys.argv[1])\nassert rows[len(rows) - 1]['turns']"
 CHECK = """from qmixlora.demo.backbone import make_processor
-from qmixlora.recipe import Data
+from qmixlora.recipe import Data, Train
 collator = qmixlora.data.Collator(make_processor(), 2048)
 before, started = used(), time.time()
-qmixlora.data.taught(Data(train=sys.argv[1]), collator, ["train"]).facts(8)"""
+qmixlora.data.taught(Data(train=sys.argv[1]), collator, ["train"]).facts(Train(micro_batch_size=8))"""
 PLAIN = "rows = json.loads(Path(sys.argv[1]).read_text())"
 
 

@@ -38,12 +38,12 @@ RESULTS = Path(__file__).parent / "results" / "speed"
 E, R = 16, 4
 
 
-def released_delta(self: Linear, x: Tensor, adapter_name: str) -> Tensor:
-    """`x (A B)` with an I x O matrix per instance."""
+def released_update(self: Linear, result: Tensor, x: Tensor, adapter_name: str) -> Tensor:
+    """`result + x (A B)` with an I x O matrix per instance."""
     config = self.mixlora_config[adapter_name]
     mix_BEF = (config.scaling * self.mixing(x, adapter_name)).to(x.dtype)
     A_EI, B_EO = self.mixlora_A[adapter_name].to(x.dtype), self.mixlora_B[adapter_name].to(x.dtype)
-    return x @ torch.einsum("ei,bef,fo->bio", A_EI, mix_BEF, B_EO)
+    return result + x @ torch.einsum("ei,bef,fo->bio", A_EI, mix_BEF, B_EO)
 
 
 def of_batch(batch: int, *, toy: bool, compiled: bool, rounds: int = 10) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def prepare(name: str, config: Any, model: nn.Module, targets: list[str]) -> nn.
     if name == "dense released layer":
         for module in model.modules():
             if isinstance(module, Linear):
-                module.delta = released_delta.__get__(module)
+                module.add_update = released_update.__get__(module)
     return model
 
 

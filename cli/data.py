@@ -84,6 +84,11 @@ def _show_split(split: dict[str, Any], console: Console) -> None:
             f"  padding in batches of {padding['batch_size']}: {padding['shuffled']:.0%} of all tokens; "
             f"{padding['by_length']:.0%} with data.group_by_length"
         )
+        if padding["batch_tokens"]:
+            console.print(
+                f"  padding in batches of {padding['batch_tokens']} tokens (train.batch_tokens): "
+                f"{padding['by_tokens']:.0%}; {padding['samples_by_tokens']:.1f} samples in one on average"
+            )
     for reason, count in split["reasons"].items() if split["left_out"] > len(split["refusals"]) else ():
         console.print(f"  {count} x {reason}", style="red", markup=False, soft_wrap=True)
     for where, what in split["refusals"]:

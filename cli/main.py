@@ -11,12 +11,13 @@ import typer
 from qmixlora.errors import UserError
 from qmixlora.interrupts import Interrupted, raised
 
-from . import chat, check, compare, data, demo, doctor, evaluate, export, inspect, plan, recipes, report, train
+from . import chat, check, compare, data, demo, doctor, evaluate, export, inspect, new, plan, recipes, report, train
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
   qmixlora doctor                       what this machine has, and lacks
   qmixlora demo                         the whole way on an embedded toy, on a CPU too
+  qmixlora new --model M --data D       a recipe for your model, data and card
   qmixlora recipes list --vram 12       recipes that fit a card of 12 GB
   qmixlora recipes copy NAME my.yaml    yours to edit: set data.train
   qmixlora data my.yaml                 what your data holds, and what is wrong in it
@@ -47,6 +48,7 @@ app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("check")(check.check)
+app.command("new")(new.new)
 app.command("plan")(plan.plan)
 app.command("data")(data.data)
 app.command("inspect")(inspect.inspect)

@@ -12,8 +12,9 @@ from .reading.loading import load_conversations
 from .rendering.answers import one_answer_each
 from .rendering.collate import BatchCollator, Collator, PromptRouting
 from .rendering.image_marks import image_tokens_of
-from .rendering.lengths import Lengths, lengths_of
+from .rendering.lengths import Lengths, lengths_of, sizes_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
+from .rendering.token_batches import token_batches
 from .splits.loading import load_source, load_split, splits_of
 from .splits.tasks import indices_by_answer, indices_by_task, only_tasks
 
@@ -49,7 +50,9 @@ __all__ = [
     "question_about",
     "rendering_of",
     "rendering_problem",
+    "sizes_of",
     "splits_of",
     "taught",
     "to_messages",
+    "token_batches",
 ]

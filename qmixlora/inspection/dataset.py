@@ -31,4 +31,4 @@ def describe(recipe: Recipe) -> Described:
     """
     collator = open_collator(recipe)
     found = checked(recipe.data, collator, splits_of(recipe.data))
-    return Described(found, found.facts(recipe.train.micro_batch_size), rendering_of(collator.template).notes())
+    return Described(found, found.facts(recipe.train), rendering_of(collator.template).notes())

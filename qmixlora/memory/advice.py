@@ -116,8 +116,8 @@ class _Setting:
 
     def _rebatched(self, changed: Recipe) -> list[Batch]:
         """The batches of an edited recipe. Where an image takes fewer tokens, its sample is as much shorter."""
-        budget, rows = changed.data.max_image_tokens, changed.train.micro_batch_size
-        if budget == self.recipe.data.max_image_tokens and rows == self.recipe.train.micro_batch_size:
+        budget = changed.data.max_image_tokens
+        if budget == self.recipe.data.max_image_tokens and _batching(changed) == _batching(self.recipe):
             return self.batches
         if self.tokens is None and is_at_hand(self.recipe):
             return batches_of(changed, self.config, None)
@@ -129,6 +129,10 @@ def plan_worst(recipe: Recipe, card: int) -> Plan:
     """Plan the worst batch of a recipe alone, on a card of so many bytes. Raises UserError as `plan_with_advice`."""
     config = config_of(recipe.model)
     return _Setting(recipe, config, batches_of(recipe, config, None), None, card, residual_of(recipe.model.id)).worst()
+
+
+def _batching(recipe: Recipe) -> tuple[int, int | None]:
+    return recipe.train.micro_batch_size, recipe.train.batch_tokens
 
 
 def plan_with_advice(
@@ -175,10 +179,11 @@ def _last_steps(setting: _Setting, options: Sequence[Option], facts: Facts) -> l
 def _largest(recipe: Recipe, config: PretrainedConfig, worst: Plan, card: int, residual: int) -> Largest:
     """The most samples, and the longest, that a card holds."""
     samples, tokens = recipe.train.micro_batch_size, worst.batch.tokens
-    planned = worst.peak - residual if worst.batch.source == MADE_UP else None
+    by_samples = recipe.train.batch_tokens is None
+    planned = worst.peak - residual if worst.batch.source == MADE_UP and by_samples else None
 
     def peak_of_samples(count: int) -> int:
-        changed = edited(recipe, [f"train.micro_batch_size={count}"])
+        changed = edited(recipe, ["train.batch_tokens=", f"train.micro_batch_size={count}"])
         return plan(changed, batch=synthetic_batch(config, changed, tokens)).peak
 
     def peak_of_tokens(count: int) -> int:

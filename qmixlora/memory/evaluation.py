@@ -75,7 +75,7 @@ def plan_evaluation(
 
 def _planned(recipe: Recipe, card: int | None, tokens: int | None, residual: int) -> EvaluationPlan:
     config, samples, new_tokens = config_of(recipe.model), recipe.train.eval_batch_size, recipe.train.max_new_tokens
-    batches = batches_of(edited(recipe, [f"train.micro_batch_size={samples}"]), config, tokens)
+    batches = batches_of(edited(recipe, ["train.batch_tokens=", f"train.micro_batch_size={samples}"]), config, tokens)
     layers = int(config.get_text_config().num_hidden_layers)
 
     def on_card(step: Step) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -184,3 +185,12 @@ class MixLoraConfig(PeftConfig):
             ),
             bool(self.tasks) and len(set(self.tasks or ())) < len(self.tasks or ()) and "tasks has duplicates",
         ]
+
+
+def router_of(layer: str, scope: RouterScope) -> str:
+    """The name of the router that selects for a layer, by the layer's path: its own, its block's or the model's.
+
+    A block is what the first number in the path counts (`model.layers.3`); a layer outside of blocks is one.
+    """
+    block = re.match(r"(.*?\.\d+)\.", layer)
+    return {"layer": layer, "block": block[1] if block else layer, "model": ""}[scope]

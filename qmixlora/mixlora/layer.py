@@ -1,7 +1,7 @@
 """The adapted linear layer.
 
-Shapes: B batch, S sequence, N instances (B, where no sample has several segments), I in-features, O out-features, D
-width of the condition, E = F factors in a pool, R active factors, T tasks.
+Shapes: B batch, S sequence, X = B S, N instances (B, where no sample has several segments), I in-features, O
+out-features, D width of the condition, E = F factors in a pool, Y = E times the siblings, R active factors, T tasks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import MixLoraConfig
-from .routing import Key, RoutingContext, no_autocast
+from .routing import Key, RoutingContext
 from .running_means import Center, update_means
-from .selection import conditional_scores, released_conditional_scores, select
+from .selection import conditional_scores, no_autocast, released_conditional_scores, select, weights_of
+from .siblings import stacked_pools
 
 ROUTERS = ("mixlora_route_A", "mixlora_route_B", "mixlora_route_AB")
 MERGE_REFUSED = (
@@ -42,6 +43,7 @@ class MixLoraLayer(BaseTunerLayer):
     mixlora_A: nn.ParameterDict
     mixlora_B: nn.ParameterDict
     mixlora_route_A: nn.ParameterDict
+    mixlora_siblings: list[Linear]  # the layers that read the same input, this one among them
     adapter_layer_names = ("mixlora_A", "mixlora_B", *ROUTERS)
     other_param_names = (
         "mixlora_task_mean",
@@ -110,6 +112,13 @@ class MixLoraLayer(BaseTunerLayer):
     def unmerge(self) -> None:
         """Nothing is ever merged."""
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of this layer's input and output, as far as the base layer tells it."""
+        base = cast(Any, self.get_base_layer())
+        dtype: torch.dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
+        return dtype if dtype.is_floating_point else torch.get_default_dtype()
+
     def _key(self, adapter_name: str) -> Key:
         return cast(nn.Module, self), adapter_name
 
@@ -176,34 +185,57 @@ class MixLoraLayer(BaseTunerLayer):
         replaced_N = routing.replaced[adapter_name]
         return torch.where(replaced_N[:, None, None], task_means[key], mix_NEF)
 
-    def delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        """`(alpha / R) * ((x A^T) mix) B`, in the dtype of `x`; an I x O matrix is never built.
+    def add_update(self, result: Tensor, x: Tensor, adapter_name: str) -> Tensor:
+        """`result + (alpha / R) * ((x A^T) mix) B`; an I x O matrix is never built.
 
         `x` is B x S x I; a matrix N x I is B x S flattened if the batch says so, else N instances of one position.
         """
-        shape = x.shape[:-1]
+        x_BSI = self._by_sample(x)
+        weight_N = self._weight(x_BSI, adapter_name)
+        mixed_BSF = self._mixed(self._projected(x, x_BSI, adapter_name), weight_N, adapter_name)
+        mixed_XF, pool_B_FO = mixed_BSF.flatten(0, 1), self.mixlora_B[adapter_name]
+        total_XO = torch.addmm(result.flatten(0, -2), mixed_XF.to(result.dtype), pool_B_FO.to(result.dtype))
+        return total_XO.view(result.shape)
+
+    def _by_sample(self, x: Tensor) -> Tensor:
+        """The input as B x S x I."""
         if x.dim() == 2:
             prompt_BS = self.mixlora_context.current.prompt_BS
             rows = len(prompt_BS) if prompt_BS is not None and prompt_BS.numel() == len(x) else len(x)
             x = x.view(rows, -1, x.shape[-1])
-        x = x.flatten(1, -2)
-        config = self.mixlora_config[adapter_name]
-        mix_NEF = (config.scaling * self.mixing(x, adapter_name)).to(x.dtype)  # E x E is the cheapest place to scale
-        if config.dropout > 0:
-            x = functional.dropout(x, config.dropout, self.training)
-        h_BSE = functional.linear(x, self.mixlora_A[adapter_name].to(x.dtype))
-        segments = self.mixlora_context.current.segments_for(config.route_on)
-        if segments is None:
-            if (
-                len(x) > len(mix_NEF) and len(x) % len(mix_NEF) == 0
-            ):  # cross-attention: a row for every tile of an image
-                mix_NEF = mix_NEF.repeat_interleave(len(x) // len(mix_NEF), dim=0)
-            mixed_BSF = h_BSE @ mix_NEF
-        else:
-            _check_layout(x, segments.of_BSK.shape[:2], "segments need", "'all'")
-            mixed_BSF = segments.mixed(h_BSE, mix_NEF, config.pairs_by_index)
-        y_BSO: Tensor = mixed_BSF @ self.mixlora_B[adapter_name].to(x.dtype)
-        return y_BSO.view(*shape, self.out_features)
+        return x.flatten(1, -2)
+
+    def _weight(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
+        """What the instances' `x A^T` are mixed with, scaled: gates (N x E) or matrices (N x E x F)."""
+        mix_NEF = self.mixing(x_BSI, adapter_name)
+        weight_N = self.mixlora_context.current.cache.weights.get(self._key(adapter_name))
+        if weight_N is None:
+            weight_N = weights_of(self.mixlora_config[adapter_name], mix_NEF, x_BSI.dtype)
+        return weight_N.to(x_BSI.dtype)
+
+    def _projected(self, x: Tensor, x_BSI: Tensor, adapter_name: str) -> Tensor:
+        """`x A^T` (B x S x E) with dropout on `x`, computed for all layers that read this input when the first asks."""
+        layer, cache = cast(Linear, self), self.mixlora_context.current.cache
+        h_BSE = cache.projections.take(layer, adapter_name, x)
+        if h_BSE is None:
+            x_BSI = functional.dropout(x_BSI, self.mixlora_config[adapter_name].dropout, self.training)
+            pools_YI = stacked_pools(layer, adapter_name).to(x_BSI.dtype)
+            h_XY = functional.linear(x_BSI.flatten(0, 1), pools_YI)
+            cache.projections.keep(layer, adapter_name, x, h_XY.unflatten(0, x_BSI.shape[:2]))
+            h_BSE = cache.projections.take(layer, adapter_name, x)
+            assert h_BSE is not None, "a layer is among its siblings"
+        return h_BSE
+
+    def _mixed(self, h_BSE: Tensor, weight_N: Tensor, adapter_name: str) -> Tensor:
+        """`h mix` (B x S x F) of every instance."""
+        segments = self.mixlora_context.current.segments_for(self.mixlora_config[adapter_name].route_on)
+        if segments is not None:
+            _check_layout(h_BSE, segments.of_BSK.shape[:2], "segments need", "'all'")
+            return segments.mixed(h_BSE, weight_N)
+        rows, instances = len(h_BSE), len(weight_N)
+        if rows > instances and rows % instances == 0:  # cross-attention: a row for every tile of an image
+            weight_N = weight_N.repeat_interleave(rows // instances, dim=0)
+        return h_BSE * weight_N[:, None] if weight_N.dim() == 2 else h_BSE @ weight_N
 
 
 def _check_layout(x_BSI: Tensor, expected: torch.Size, needs: str, instead: str) -> None:
@@ -232,6 +264,7 @@ class Linear(nn.Module, MixLoraLayer):
         super().__init__()
         MixLoraLayer.__init__(self, base_layer, context)
         self._active_adapter = adapter_name
+        self.mixlora_siblings = [self]
         self.update_layer(adapter_name, config, condition_dim, router, has_router)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -241,7 +274,7 @@ class Linear(nn.Module, MixLoraLayer):
             return result
         for adapter_name in cast(list[str], self.active_adapters):
             if adapter_name in self.mixlora_config:
-                result = result + self.delta(x, adapter_name).to(result.dtype)
+                result = self.add_update(result, x, adapter_name)
         return result
 
     def __repr__(self) -> str:

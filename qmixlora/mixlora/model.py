@@ -7,7 +7,6 @@ G routers (L, unless layers share them), M = G x N, E = F factors in a pool, T t
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from dataclasses import replace
 from typing import Any, NoReturn, cast
@@ -17,8 +16,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from .config import MixLoraConfig, RouterScope
+from .config import MixLoraConfig, router_of
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
 from .routing import (
     OptimizerSteps,
@@ -28,24 +28,15 @@ from .routing import (
     cached_length,
     device_of,
     image_token_ids,
-    no_autocast,
     routing_masks,
     to_device,
     tokens_of,
 )
 from .running_means import Center
 from .segments import Segments, Tasks, instance_labels
-from .selection import select
+from .selection import no_autocast, select, weights_of
+from .siblings import join_siblings
 from .static import with_static_adapter
-
-
-def _router_of(layer: str, scope: RouterScope) -> str:
-    """The name of the router that selects for a layer, by the layer's path: its own, its block's or the model's.
-
-    A block is what the first number in the path counts (`model.layers.3`); a layer outside of blocks is one.
-    """
-    block = re.match(r"(.*?\.\d+)\.", layer)
-    return {"layer": layer, "block": block[1] if block else layer, "model": ""}[scope]
 
 
 class MixLoraModel(BaseTuner):
@@ -117,7 +108,7 @@ class MixLoraModel(BaseTuner):
             condition_dim = self.model.get_input_embeddings().embedding_dim
         elif peft_config.route_on == "task":
             condition_dim = peft_config.task_dim
-        router = _router_of(current_key, peft_config.router)
+        router = router_of(current_key, peft_config.router)
         shared = (layer.mixlora_router.get(adapter_name) for layer in self.mixlora_layers)
         has_router = router not in shared
         if isinstance(target, MixLoraLayer):
@@ -132,6 +123,7 @@ class MixLoraModel(BaseTuner):
         layer = Linear(target, adapter_name, peft_config, self.mixlora_routing, condition_dim, router, has_router)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
+        join_siblings(layer, parent, target_name)
         self._replace_module(parent, target_name, layer, target)
         self.mixlora_layers.append(layer)
 
@@ -254,6 +246,9 @@ class MixLoraModel(BaseTuner):
         pools = (pool for layer in self.mixlora_layers for pool in layer.mixlora_B.values())
         return next((pool for pool in pools if pool.requires_grad), None)
 
+    def _layers_of(self, name: str) -> list[Linear]:
+        return [layer for layer in self.mixlora_layers if name in layer.mixlora_config]
+
     def _config(self, name: str) -> MixLoraConfig:
         return cast(MixLoraConfig, self.peft_config[name])
 
@@ -276,20 +271,25 @@ class MixLoraModel(BaseTuner):
         """Select for every layer at once, where the scores do not depend on a layer's factors: one product in place of
         one per router, and nothing to recompute.
         """
-        cache, config = self.mixlora_routing.current.cache, self._config(name)
-        layers = [layer for layer in self.mixlora_layers if name in layer.mixlora_config]
+        routing, config, layers = self.mixlora_routing.current, self._config(name), self._layers_of(name)
+        cache, condition_ND = routing.cache, routing.cache.conditions[name]
         routers = {layer.mixlora_router[name]: layer for layer in layers if name in layer.mixlora_route_A}
-        condition_ND = cache.conditions[name]
 
         def logits(router: str) -> Tensor:
-            route_GED = torch.stack([getattr(layer, router)[name] for layer in routers.values()])
-            return torch.einsum("nd,ged->gne", condition_ND, route_GED).flatten(0, 1)
+            route_XD = torch.cat([getattr(layer, router)[name] for layer in routers.values()])
+            logits_NGE = linear(condition_ND, route_XD).unflatten(1, (len(routers), config.num_factors))
+            logits_ME: Tensor = logits_NGE.transpose(0, 1).flatten(0, 1)
+            return logits_ME
+
+        def by_layer(made_M: Tensor) -> dict[tuple[nn.Module, str], Tensor]:
+            of_router = dict(zip(routers, made_M.chunk(len(routers)), strict=True))
+            return {(layer, name): of_router[layer.mixlora_router[name]] for layer in layers}
 
         logits_B_ME = None if config.pairing == "tied" else logits("mixlora_route_B")
         mix_MEF = select(config, logits("mixlora_route_A"), logits_B_ME)
-        selected = dict(zip(routers, mix_MEF.chunk(len(routers)), strict=True))
-        for layer in layers:
-            cache.selected[layer, name] = selected[layer.mixlora_router[name]]
+        cache.selected.update(by_layer(mix_MEF))
+        if routing.carried is None and name not in routing.replaced:  # these change selections, layer by layer
+            cache.weights.update(by_layer(weights_of(config, mix_MEF, layers[0].compute_dtype)))
 
     def _task_ids(self, config: MixLoraConfig, tasks: Tasks | None, rows: int, segments: Segments | None) -> list[int]:
         """Index of each instance's task in the adapter's list (N), -1 where it is unknown."""

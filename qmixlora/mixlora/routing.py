@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .segments import Segments, Tasks, columns
 from .selection import mean_over
+from .siblings import Projections
 
 IGNORED = -100  # the label of every token that is not supervised
 Key = tuple[nn.Module, str]  # a layer, and the name of one of its adapters
@@ -32,9 +33,9 @@ class RoutingCache:
     """Results of a batch that later forward passes over it read: its recomputation, and its decoding steps.
 
     `conditions` holds condition_ND of adapters whose condition is known before the first layer, `selected` the mixing
-    matrices that were selected there. `mixing_matrices` holds the selection of every layer, without its graph: decoding
-    reads it instead of selecting again. `task_means` and `centers` hold running means as they were before the batch;
-    their presence tells that the forward pass at hand is a recomputation. `pooled` is the last input that was averaged.
+    matrices selected there, `weights` what layers multiply with (see `weights_of`) where nothing changes that any more.
+    `mixing_matrices` holds every layer's selection without its graph, which decoding reads. `task_means` and `centers`
+    hold running means as before the batch: their presence tells a recomputation. `pooled` is the input averaged last.
     """
 
     conditions: dict[str, Tensor] = field(default_factory=dict)
@@ -43,6 +44,8 @@ class RoutingCache:
     task_means: dict[Key, Tensor] = field(default_factory=dict)
     centers: dict[nn.Module, Tensor] = field(default_factory=dict)
     pooled: tuple[weakref.ref[Tensor], str, Tensor] | None = None
+    weights: dict[Key, Tensor] = field(default_factory=dict)
+    projections: Projections = field(default_factory=Projections)
 
 
 @dataclass(frozen=True)
@@ -207,13 +210,6 @@ def is_adapter_parameter(name: str) -> bool:
 def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
     """Numbers as a tensor on a device. (`torch.tensor(numbers, device=...)` waits for all that a card has to do.)"""
     return torch.tensor(numbers).to(device, non_blocking=True)
-
-
-def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Leave autocast for a block: selection is fp32 whoever trains, and however. (The meta device has none.)"""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def image_token_ids(config: Any) -> list[int]:

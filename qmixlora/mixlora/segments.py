@@ -94,18 +94,18 @@ class Segments:
         has_BK = (self.of_BSK & mask_BS[..., None]).any(dim=1)
         return (self.of_BSK & has_BK[:, None]).any(dim=2)
 
-    def mixed(self, h_BSE: Tensor, mix_NEF: Tensor, by_index: bool) -> Tensor:
-        """Every token's `h mix` (B x S x F) with the mixing matrix of its own segment; `by_index`: they are diagonal.
+    def mixed(self, h_BSE: Tensor, weight_N: Tensor) -> Tensor:
+        """Every token's `h mix` (B x S x F), with gates (N x E) or mixing matrices (N x E x F) of its own segment.
 
         For the backward pass it holds as much as `h`, whatever K: of matrices per token, or of `h` per segment, there
         would be many times that. Gates come to their tokens by a product, whose gradient sums them up in fp32.
         """
-        if by_index:
-            gate_BSE: Tensor = self._weights(h_BSE.dtype) @ self._by_sample(mix_NEF.diagonal(dim1=1, dim2=2))
+        if weight_N.dim() == 2:
+            gate_BSE: Tensor = self._weights(h_BSE.dtype) @ self._by_sample(weight_N)
             return h_BSE * gate_BSE
+        of_segments, matrices = self.of_BSK.split(1, dim=2), self._by_sample(weight_N).unbind(dim=1)
         parts = (
-            torch.where(of_BS1, h_BSE @ mix_BEF, 0.0)
-            for of_BS1, mix_BEF in zip(self.of_BSK.split(1, dim=2), self._by_sample(mix_NEF).unbind(dim=1), strict=True)
+            torch.where(of_BS1, h_BSE @ mix_BEF, 0.0) for of_BS1, mix_BEF in zip(of_segments, matrices, strict=True)
         )
         return reduce(torch.add, parts)
 

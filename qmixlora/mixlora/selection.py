@@ -5,17 +5,27 @@ in a pool, R active factors; E and F are the same size where a matrix links pool
 
 Every combination of pairing and gate ends in the same object, `mix_BEF`: the weight with which factor a_e and factor
 b_f share a slot. The layer computes `((x A^T) mix) B` and never looks at indices, so a hard selection, a dense gate
-and a task's mean (whose mix is what the exporter folds into an ordinary LoRA) are one code path.
+and a task's mean (whose mix is what the exporter folds into an ordinary LoRA) are one code path. Where factors are
+paired by index the matrices are diagonal, and the layer multiplies with their diagonals (`weights_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import MixLoraConfig
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Leave autocast for a block: selection is fp32 whoever trains, and however. (The meta device has none.)"""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def mean_over(x_BSI: Tensor, mask_BS: Tensor | None) -> Tensor:
@@ -102,3 +112,11 @@ def select(
     e = config.num_factors
     slots_BR = chosen_A_BR * e + chosen_B_BR  # distinct: neither list repeats a factor
     return weight_BR.new_zeros(len(weight_BR), e * e).scatter(1, slots_BR, weight_BR).view(-1, e, e)
+
+
+def weights_of(config: MixLoraConfig, mix_BEF: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a layer multiplies `x A^T` with: the mixing matrices, scaled by alpha / R; of factors that are paired by
+    index the gates alone (B x E).
+    """
+    weight_B = mix_BEF.diagonal(dim1=1, dim2=2) if config.pairs_by_index else mix_BEF
+    return (config.scaling * weight_B).to(dtype)

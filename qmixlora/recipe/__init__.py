@@ -18,6 +18,7 @@ from .schema import (
     Recipe,
     Train,
 )
+from .steps import steps_of
 from .validation import did_you_mean, validate
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "load_run_recipe",
     "read_recipe",
     "shipped_recipes",
+    "steps_of",
     "validate",
 ]

@@ -206,6 +206,9 @@ class Train(_Section):
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; overrules epochs")
     micro_batch_size: int = Field(default=1, ge=1, description="samples at a time on the device of each process")
+    batch_tokens: int | None = Field(
+        default=None, ge=8, description="fill micro-batches by tokens, padding included, in place of micro_batch_size"
+    )
     gradient_accumulation: int = Field(default=16, ge=1, description="micro-batches of each process per optimiser step")
     eval_batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=2e-4, gt=0)

@@ -41,6 +41,7 @@ SYNONYMS = {
     "train.output": ("output_dir", "out_dir", "save_dir"),
     "train.epochs": ("num_train_epochs", "num_epochs", "epoch"),
     "train.micro_batch_size": ("batch_size", "per_device_train_batch_size", "train_batch_size", "micro_batch"),
+    "train.batch_tokens": ("tokens_per_batch", "max_tokens_per_batch", "max_tokens"),
     "train.gradient_accumulation": ("gradient_accumulation_steps", "grad_accum", "accumulate_grad_batches"),
     "train.eval_batch_size": ("per_device_eval_batch_size",),
     "train.learning_rate": ("lr", "learning_rate_init"),

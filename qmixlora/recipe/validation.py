@@ -69,11 +69,28 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("adapter.task_mix: plain lora has no gates to replace; leave it 0")
     if recipe.train.checkpointing.offload and not recipe.train.checkpointing.enabled:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
+    problems += _batch_conflicts(recipe)
     problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data) + _part_conflicts(recipe.data)
     problems += _metric_problems(recipe.data)
     if not recipe.data.validation and recipe.data.train not in MADE_HERE:
         needing = [key for key in ("eval_every", "eval_generate", "early_stopping") if getattr(recipe.train, key)]
         problems += [f"train.{key}: there is nothing to evaluate on; set data.validation" for key in needing]
+    return problems
+
+
+def _batch_conflicts(recipe: Recipe) -> list[str]:
+    """Name what contradicts micro-batches that are filled by tokens."""
+    tokens, longest, problems = recipe.train.batch_tokens, recipe.data.max_length, []
+    if tokens is None:
+        return []
+    if recipe.train.micro_batch_size != 1:
+        problems.append(
+            "train.batch_tokens: micro-batches are filled by tokens or by samples; leave micro_batch_size out"
+        )
+    if recipe.data.group_by_length:
+        problems.append("train.batch_tokens: its micro-batches are by length anyway; leave data.group_by_length out")
+    if tokens < longest:
+        problems.append(f"train.batch_tokens: a sample may have {longest} tokens (data.max_length), more than {tokens}")
     return problems
 
 

@@ -18,7 +18,9 @@ from qmixlora.mixlora.routing_record import FILE, RoutingRecord, RoutingStatisti
 
 
 class MetricsLog(TrainerCallback):
-    """Writes `metrics.jsonl`: one object per log, with `step`, Trainer's own numbers, `seconds` and `memory_gib`."""
+    """Writes `metrics.jsonl`: one object per log, with `step`, Trainer's own numbers, `samples` and `padding`
+    (a share of all tokens) since the log before, `seconds` and `memory_gib`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
@@ -92,7 +94,7 @@ class ProgressDisplay(TrainerCallback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.start, self.first_step = 0.0, 0
+        self.start, self.first_step, self.samples = 0.0, 0, 0
         columns = ["{task.description}", "loss {task.fields[loss]}", "lr {task.fields[lr]}", "{task.fields[speed]}"]
         self.bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), *(TextColumn(text) for text in columns),
@@ -101,7 +103,7 @@ class ProgressDisplay(TrainerCallback):
         self.task = self.bar.add_task("", total=None, loss="-", lr="-", speed="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start, self.first_step = time.monotonic(), state.global_step
+        self.start, self.first_step, self.samples = time.monotonic(), state.global_step, 0
         self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
         if self.console.is_terminal:
             self.bar.start()
@@ -117,8 +119,8 @@ class ProgressDisplay(TrainerCallback):
         if "loss" not in logs:
             return
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.start
-        samples = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        speed = f"{samples / max(seconds, 1e-9):.0f} samples/s  {peak_memory_gib():.1f} GiB"
+        self.samples += logs.get("samples", 0)
+        speed = f"{self.samples / max(seconds, 1e-9):.0f} samples/s  {peak_memory_gib():.1f} GiB"
         loss, lr = _in_words(logs["loss"]), f"{logs['learning_rate']:.1e}"
         self.bar.update(self.task, loss=loss, lr=lr, speed=speed)
         if not self.console.is_terminal:

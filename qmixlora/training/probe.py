@@ -125,7 +125,7 @@ def _probe(recipe: Recipe, config: PretrainedConfig, plan: Plan) -> Probe:
         [
             f"train.max_steps={STEPS}", "train.save_every=", "train.eval_every=", "data.validation=",
             f"train.gradient_accumulation={min(2, recipe.train.gradient_accumulation)}", "data.num_workers=0",
-            "data.group_by_length=false",
+            "data.group_by_length=false", "train.batch_tokens=",
         ],
     )  # fmt: skip
     backbone, anatomy = random_backbone(config, recipe.model, device)

@@ -73,7 +73,7 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     session = unless_out_of_memory(lambda: opened(recipe, tasks, start.init_from))
     if session is None:
         raise OutOfMemoryError(Moment("loading", start.checkpoint), folder)
-    for problem in [*facts.warnings, *schedule_problems(recipe, len(rows))]:
+    for problem in [*facts.warnings, *schedule_problems(recipe, len(rows), _samples_of_a_batch(recipe, facts))]:
         console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     history, digest, step = History(folder), fingerprint(rows), Moment("loading", start.checkpoint).step
     history.check_data(digest)
@@ -132,7 +132,14 @@ def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts]:
     """
     splits = [split for split in splits_of(recipe.data) if split != "test"]
     found = taught(recipe.data, open_collator(recipe), splits)
-    return found.rows, found.facts(recipe.train.micro_batch_size)
+    return found.rows, found.facts(recipe.train)
+
+
+def _samples_of_a_batch(recipe: Recipe, facts: DataFacts) -> float:
+    """The samples of a micro-batch, on average, where they are filled by tokens."""
+    padding = next(split.padding for split in facts.splits if split.split == "train")
+    assert padding is not None, "rows are left"
+    return padding.samples_by_tokens or recipe.train.micro_batch_size
 
 
 def _without_vision(

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
+from datasets import Dataset
+from torch.utils.data import BatchSampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from qmixlora.data import Collator, lengths_of, token_batches
+from qmixlora.errors import UserError
+from qmixlora.session import TunedSession
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
@@ -26,3 +33,47 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
         yield from super().__iter__()
+
+
+class TokenBatchSampler(BatchSampler):
+    """Micro-batches of at most so many tokens, in an order that depends on a seed and the epoch alone.
+
+    Every sample comes once an epoch; the longest one is in the first batch. Epochs have as many batches each.
+    """
+
+    def __init__(self, tokens: int, lengths: Sequence[int], seed: int) -> None:
+        super().__init__(SequentialSampler(lengths), batch_size=1, drop_last=False)
+        self.tokens, self.lengths, self.seed, self.epoch = tokens, lengths, seed, 0
+        self.sampler = cast(Any, self)  # whose `set_epoch` accelerate calls, when a resumed run skips batches too
+        self.count = len(token_batches(lengths, tokens))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer and accelerate at the beginning of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        first, *others = token_batches(self.lengths, self.tokens, order)
+        yield first
+        yield from (others[index] for index in torch.randperm(len(others), generator=generator).tolist())
+
+
+def check_one_process(batch_tokens: int | None, count: int) -> None:
+    """Raise UserError where micro-batches that are filled by tokens would be made in several processes."""
+    if batch_tokens is not None and count > 1:
+        raise UserError(
+            f"Micro-batches that are filled by tokens are of one process; there are {count}.",
+            where="train.batch_tokens",
+            fix="Leave it out and set train.micro_batch_size.",
+        )
+
+
+def lengths_for(session: TunedSession, rows: Dataset) -> list[int] | None:
+    """The lengths of a run's samples, where its batches depend on them."""
+    if not session.recipe.data.group_by_length and session.recipe.train.batch_tokens is None:
+        return None
+    return lengths_of(rows, cast(Collator, session.collator))  # a run has a processor

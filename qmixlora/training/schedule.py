@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 from qmixlora import processes
-from qmixlora.recipe import Recipe
+from qmixlora.recipe import Recipe, steps_of
 
 FEW = 10  # optimiser steps in which nothing is learned
 SHORT = 0.1  # the share of a run's steps after which something is logged or saved at the latest, in the advice
 
 
-def steps_of(recipe: Recipe, samples: int) -> int:
-    """The optimiser steps of a run on so many samples, as transformers' Trainer counts them."""
+def schedule_problems(recipe: Recipe, samples: int, batch: float | None = None) -> list[str]:
+    """What will surprise in a run on so many samples, each in one sentence with the values to set; `batch` is how many
+    a micro-batch has on average, where it is filled by tokens.
+    """
     spec = recipe.train
-    if spec.max_steps is not None:
-        return spec.max_steps
-    batches = -(-samples // (spec.micro_batch_size * processes.count()))
-    return math.ceil(spec.epochs * -(-batches // spec.gradient_accumulation))
-
-
-def schedule_problems(recipe: Recipe, samples: int) -> list[str]:
-    """What will surprise in a run on so many samples, each in one sentence with the values to set."""
-    spec, steps = recipe.train, steps_of(recipe, samples)
-    effective = spec.micro_batch_size * spec.gradient_accumulation * processes.count()
+    together = (batch or spec.micro_batch_size) * processes.count()
+    steps, effective = steps_of(recipe, samples, together), round(together * spec.gradient_accumulation)
     often = max(1, int(SHORT * steps))
     problems = []
     if steps < FEW and spec.max_steps is None:

@@ -6,36 +6,34 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from bitsandbytes.optim.optimizer import GlobalOptimManager
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from qmixlora.backbone.levers import chunk_mlps, enable_checkpointing
-from qmixlora.data import Collator, lengths_of
 from qmixlora.device import peak_memory_gib
 from qmixlora.loss import supervised_loss
 from qmixlora.manifest import promise
-from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
-from .best import SCORE, Examination, evaluations_since, judged_by
+from .arguments import arguments_of
+from .best import Examination, evaluations_since
 from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
 from .data_parallel import Meeting, deal, is_idle
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
-from .sampling import SeededLengthGroupedSampler
-from .trackers import PROJECT, by_transformers, own_callbacks, show_answers
+from .sampling import SeededLengthGroupedSampler, TokenBatchSampler, check_one_process, lengths_for
+from .seen import Seen
+from .trackers import own_callbacks, show_answers
 from .workers import ErrorCarrier, loader_workers, unless_error
-
-NEVER = 10**9  # steps
 
 
 def make_trainer(
@@ -54,10 +52,7 @@ def make_trainer(
     recipe = session.recipe
     enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
     chunk_mlps(session.backbone, session.anatomy, recipe.train.mlp_chunk)
-    lengths = None
-    if recipe.data.group_by_length:
-        assert isinstance(session.collator, Collator), "a run has a processor"
-        lengths = lengths_of(rows, session.collator)
+    lengths = lengths_for(session, rows)
     workers = loader_workers(recipe.data.num_workers, len(rows))
     steps = FiniteSteps(recipe, folder, display.say)
     collator = NamingCollator(session.collator) if judged else session.collator
@@ -66,8 +61,9 @@ def make_trainer(
         recipe.model.dtype == "float16",
         steps,
         lengths,
+        recipe.train.batch_tokens,
         model=session.model,
-        args=_arguments(recipe, folder, validation is not None, workers),
+        args=arguments_of(recipe, folder, validation is not None, workers),
         train_dataset=NumberedRows(rows),
         eval_dataset=validation,
         data_collator=ErrorCarrier(collator) if workers else collator,
@@ -93,7 +89,8 @@ def make_trainer(
 class SupervisedTrainer(Trainer):
     """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step.
 
-    With the `lengths` of the training samples, those of about one length come together.
+    With the `lengths` of the training samples, those of about one length come together; with `batch_tokens` too, as
+    many to a micro-batch as have so many tokens, padding included.
     """
 
     def __init__(
@@ -102,13 +99,16 @@ class SupervisedTrainer(Trainer):
         in_float16: bool,
         steps: FiniteSteps,
         lengths: Sequence[int] | None = None,
+        batch_tokens: int | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         self.meeting = Meeting(arguments["model"])
         # in place of a model that accelerate has wrapped
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        self.loss_chunk, self.lengths = loss_chunk, lengths
+        self.loss_chunk, self.lengths, self.batch_tokens = loss_chunk, lengths, batch_tokens
+        self.seen = Seen()
+        check_one_process(batch_tokens, self.accelerator.num_processes)
         self.steps, self.judged = steps, True
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
@@ -147,6 +147,7 @@ class SupervisedTrainer(Trainer):
         self.stop_if_asked()
         checked = unless_error(epoch_iterator)
         batches: tuple[list[Any], Tensor | int | None] = super().get_batch_samples(checked, num_batches, device)
+        self.seen.add(batches[0])
         rows = (own for batch in batches[0] for own in batch.get("tasks", ()))  # a row may have several
         self.announce(task for own in rows for task in ([own] if isinstance(own, str) else own))
         return batches
@@ -180,10 +181,6 @@ class SupervisedTrainer(Trainer):
             )
         return is_best
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The loader as Trainer makes it; of several processes, each has its part of every step."""
-        return deal(super().get_train_dataloader())
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The loader as Trainer makes it; of several processes, each has its part of the rows."""
         return deal(super().get_eval_dataloader(eval_dataset))
@@ -201,6 +198,17 @@ class SupervisedTrainer(Trainer):
             return sampler
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SeededLengthGroupedSampler(step, self.lengths, self.args.seed)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Make micro-batches as Trainer does, or by tokens; of several processes, each has its part of every step."""
+        if self.batch_tokens is None:
+            return deal(super().get_train_dataloader())
+        assert self.lengths is not None and self.train_dataset is not None, "given together"
+        sampler = TokenBatchSampler(self.batch_tokens, self.lengths, self.args.seed)
+        workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
+        how: dict[str, Any] = {"collate_fn": self.data_collator, "num_workers": workers, "pin_memory": pinned}
+        by_tokens = DataLoader(self.train_dataset, batch_sampler=sampler, **how)
+        return cast(DataLoader[Any], self.accelerator.prepare(by_tokens))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Send a batch to the card as Trainer does, but for what is looked up on the host: the positions of labels, and
@@ -249,7 +257,8 @@ class SupervisedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does, with the losses of the steps that were taken (its own sum keeps a NaN for ever)."""
-        extra = {**self.also_logged(), "memory_gib": peak_memory_gib()}
+        seen = self.seen.take() if "loss" in logs else {}
+        extra = {**self.also_logged(), **seen, "memory_gib": peak_memory_gib()}
         super().log({**self.steps.in_logs(logs), **extra}, start_time)
 
     def compute_loss(
@@ -265,43 +274,3 @@ class SupervisedTrainer(Trainer):
         if self.gradient_scale is not None and num_items_in_batch is not None:
             loss = self.gradient_scale(loss, num_items_in_batch)
         return (loss, {"loss": loss}) if return_outputs else loss
-
-
-def _arguments(recipe: Recipe, folder: Path, evaluates: bool, workers: int) -> TrainingArguments:
-    spec, judge = recipe.train, judged_by(recipe) if evaluates else None
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        num_train_epochs=spec.epochs,
-        max_steps=spec.max_steps or -1,
-        per_device_train_batch_size=spec.micro_batch_size,
-        per_device_eval_batch_size=spec.eval_batch_size,
-        gradient_accumulation_steps=spec.gradient_accumulation,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=spec.warmup_ratio,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
-        optim="adamw_torch" if spec.optimizer == "adamw" else spec.optimizer,
-        seed=spec.seed,
-        data_seed=spec.seed,
-        logging_steps=spec.log_every,
-        eval_strategy=("steps" if spec.eval_every else "epoch") if evaluates else "no",
-        eval_steps=spec.eval_every,
-        save_strategy="steps" if spec.save_every or judge else "no",
-        save_steps=spec.save_every or NEVER,
-        metric_for_best_model=judge,
-        greater_is_better=judge == SCORE,
-        dataloader_num_workers=workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        label_names=["labels"],
-        prediction_loss_only=True,
-        logging_nan_inf_filter=False,  # it waits for the device in every micro-batch
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=by_transformers(spec.report_to),
-        run_name=folder.name,
-        project=PROJECT,
-    )
-    # of several visible GPUs the first: all of them would multiply the micro-batch, or wrap the model around our hooks
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments

@@ -62,6 +62,16 @@ def _micro_batch(recipe: Recipe, facts: Facts) -> Edit | None:
     return Edit({"train.micro_batch_size": size, "train.gradient_accumulation": times})
 
 
+def _batch_tokens(recipe: Recipe, facts: Facts) -> Edit | None:
+    """Half of the tokens at a time, as long as every sample fits, and as many more times."""
+    spec, longest = recipe.train, recipe.data.max_length
+    if spec.batch_tokens is None or spec.batch_tokens <= longest:
+        return None
+    tokens = max(longest, spec.batch_tokens // 2)
+    times = -(-spec.gradient_accumulation * spec.batch_tokens // tokens)
+    return Edit({"train.batch_tokens": tokens, "train.gradient_accumulation": times})
+
+
 def _eval_batch(recipe: Recipe, facts: Facts) -> Edit | None:
     size = recipe.train.eval_batch_size
     return Edit({"train.eval_batch_size": size // 2}) if size > 1 else None
@@ -136,6 +146,7 @@ LEVERS = (  # those that cost the least time first
     Lever("train.mlp_chunk", frozenset(("training", "evaluation")), True, _mlp_chunk),
     Lever("train.checkpointing.offload", TRAINING, True, _offloaded_activations, moves_to_host=True),
     Lever("model.stream_layers", ANY, True, _streamed_layers, moves_to_host=True),
+    Lever("train.batch_tokens", TRAINING, False, _batch_tokens),
     Lever("train.optimizer", TRAINING, False, _paged_optimizer),
     Lever("adapter.projector", TRAINING, False, _low_rank_projector),
     Lever("model.quantize_lm_head", ANY, False, _quantized_head),

@@ -14,7 +14,7 @@ from datasets import Dataset
 from qmixlora.data.images.keys import image_keys
 from qmixlora.data.reading.loading import Loaded
 from qmixlora.data.splits.loading import is_cut
-from qmixlora.recipe import Data
+from qmixlora.recipe import Data, Train
 
 from .padding import Padding, padding_of
 from .verdicts import Verdict
@@ -71,9 +71,9 @@ class DataFacts:
 
 
 def facts_of(
-    split: str, loaded: Loaded, verdict: Verdict, answers: Mapping[str, Counter[str]], batch_size: int
+    split: str, loaded: Loaded, verdict: Verdict, answers: Mapping[str, Counter[str]], spec: Train
 ) -> SplitFacts:
-    """The facts of one split; `batch_size` is the samples that are padded to one length."""
+    """The facts of one split; `spec` says how batches are made of it."""
     found = verdict.survey
     return SplitFacts(
         split=split,
@@ -83,7 +83,7 @@ def facts_of(
         refusals=verdict.refusals.first,
         tasks={task: counts.total() for task, counts in sorted(answers.items())},
         tokens=None if found is None else found.in_tokens(),
-        padding=None if found is None else padding_of(found.lengths, batch_size),
+        padding=None if found is None else padding_of(found.lengths, spec),
         images=verdict.images,
         answers={task: _told(counts) for task, counts in sorted(answers.items())},
         duplicates=verdict.duplicates,

@@ -13,7 +13,7 @@ from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.answers import one_answer_each
 from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.splits.loading import read_splits, source_of
-from qmixlora.recipe import Data
+from qmixlora.recipe import Data, Train
 
 from .facts import DataFacts, answers_by_task, facts_of, warnings_of
 from .verdicts import Verdict, verdict_on
@@ -42,12 +42,11 @@ class Checked:
         """What does not fit, of all splits."""
         return Refusals.of_all(verdict.refusals for verdict in self.verdicts.values())
 
-    def facts(self, batch_size: int) -> DataFacts:
-        """What the splits hold; `batch_size` is the samples that are padded to one length."""
+    def facts(self, spec: Train) -> DataFacts:
+        """What the splits hold; `spec` says how batches are made of them."""
         answers = {split: answers_by_task(rows) for split, rows in self.rows.items()}
         splits = [
-            facts_of(split, self.loaded[split], self.verdicts[split], answers[split], batch_size)
-            for split in self.loaded
+            facts_of(split, self.loaded[split], self.verdicts[split], answers[split], spec) for split in self.loaded
         ]
         return DataFacts(splits, warnings_of(self.data, self.rows, answers))
 

@@ -28,9 +28,21 @@ def by_path(look: Callable[[ImageFile], T]) -> Callable[[ImageFile], T]:
 
 def lengths_of(rows: Dataset, collator: Collator) -> list[int]:
     """The length of every row in tokens, worked out on all cores. Raises UserError as `Lengths`."""
+    return sizes_of(rows, collator)[0]
+
+
+def sizes_of(rows: Dataset, collator: Collator) -> tuple[list[int], list[int]]:
+    """(the length of every row in tokens, the tokens of its images among them), as `lengths_of`."""
     length = Lengths(collator)
-    parts = in_chunks(lambda chunk: [length(rows[index]) for index in chunk], len(rows), CHUNK)
-    return [one for part in parts for one in part]
+
+    def sizes(index: int) -> tuple[int, int]:
+        row = rows[index]
+        images = length.of_images(row)
+        return length(row, images), images
+
+    parts = in_chunks(lambda chunk: [sizes(index) for index in chunk], len(rows), CHUNK)
+    found = [one for part in parts for one in part]
+    return [whole for whole, _ in found], [images for _, images in found]
 
 
 class Lengths:

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, ProcessorMixin
 from qmixlora.backbone import load_processor
 from qmixlora.backbone.image_tokens import largest_images, placeholder_of
 from qmixlora.backbone.image_tokens.families import is_measured
-from qmixlora.data import IGNORED, Collator, taught
+from qmixlora.data import IGNORED, Collator, sizes_of, taught, token_batches
 from qmixlora.data.checking.survey import Survey
 from qmixlora.recipe import Data, Model, Recipe
 from qmixlora.session import make_collator
@@ -73,18 +73,31 @@ def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> 
 
 def worst_batches(recipe: Recipe, config: PretrainedConfig) -> list[Batch]:
     """The micro-batch of the longest samples, and that of the largest images where these are others, as the run's own
-    collator makes them.
+    collator makes them. Of micro-batches that are filled by tokens: the one of most tokens, and that of most in images.
 
     Raises:
         UserError: the data or an image cannot be read, or a sample is longer than `data.max_length`.
         OSError, ValueError, ImportError: the processor cannot be loaded.
     """
     rows, collator, facts = _surveyed(recipe.model, recipe.data)
-    count = recipe.train.micro_batch_size
-    chosen = [facts.longest[:count], facts.largest_images[:count]]
+    if recipe.train.batch_tokens is None:
+        count = recipe.train.micro_batch_size
+        chosen = [facts.longest[:count], facts.largest_images[:count]]
+    else:
+        chosen = _worst_by_tokens(recipe)
     if set(chosen[0]) == set(chosen[1]):
         del chosen[1]
     return [_batch([rows[index] for index in indices], collator, config, facts) for indices in chosen]
+
+
+@lru_cache(maxsize=4)
+def _worst_by_tokens(recipe: Recipe) -> list[list[int]]:
+    rows, collator, _ = _surveyed(recipe.model, recipe.data)
+    assert recipe.train.batch_tokens is not None, "asked for such micro-batches alone"
+    lengths, images = sizes_of(rows, collator)
+    batches = token_batches(lengths, recipe.train.batch_tokens)
+    longest = max(batches, key=lambda batch: len(batch) * lengths[batch[0]])
+    return [longest, max(batches, key=lambda batch: sum(images[index] for index in batch))]
 
 
 def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Batch:
@@ -93,7 +106,8 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
     Raises:
         UserError: the family's images cannot be planned, or do not fit in `tokens`.
     """
-    rows = recipe.train.micro_batch_size
+    spec = recipe.train
+    rows = spec.micro_batch_size if spec.batch_tokens is None else max(1, spec.batch_tokens // tokens)
     ids_BS, images = _largest(config, recipe, rows, tokens)
     is_image_S = ids_BS[0] == placeholder_of(config)
     text = tokens - 1 - int(is_image_S.nonzero().max())

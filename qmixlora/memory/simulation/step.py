@@ -143,7 +143,7 @@ def _with_more_streamed(sizes: Sizes, step: Step, few: int, more: int) -> Sizes:
 
 
 def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int, work: Work) -> Step:
-    model, anatomy, loading = _model(recipe, config)
+    model, anatomy, loading = make_model(recipe, config)
     backbone, inputs = backbone_of(model), batch.inputs
     if recipe.train.cache_features:
         with simulated([], Account()):
@@ -170,7 +170,7 @@ def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int, wo
     )
 
 
-def _model(recipe: Recipe, config: PretrainedConfig) -> tuple[PeftModel, Anatomy, LoadingPeak]:
+def make_model(recipe: Recipe, config: PretrainedConfig) -> tuple[PeftModel, Anatomy, LoadingPeak]:
     """The model that training would have, on the meta device; and the peak of loading it."""
     backbone, anatomy = meta_backbone(config, recipe.model)
     stored = getattr(config, "dtype", None) or getattr(torch, recipe.model.dtype)

@@ -49,6 +49,8 @@ def test_the_message_says_where_the_mistakes_are_and_where_the_keys_are_listed()
         ("adapter", {"method": "lora", "task_mix": 0.5}, "no gates to replace"),
         ("adapter", {"router": "model", "route_on": "instruction"}, "adapter.router: model needs adapter.route_on"),
         ("train", {"checkpointing": {"enabled": False, "offload": True}}, "nothing to offload"),
+        ("train", {"batch_tokens": 4096, "micro_batch_size": 2}, "leave micro_batch_size out"),
+        ("train", {"batch_tokens": 1024}, "may have 2048 tokens"),
         ("train", {"eval_every": 5}, "set data.validation"),
         ("model", {"id": "x", "stream_layers": 2}, "stream 3 or more"),
         ("model", {"id": "x", "stream_layers": 4, "quantization": "none"}, "only 4-bit layers are streamed"),
@@ -83,3 +85,8 @@ def test_streamed_layers_need_checkpointing_of_every_layer(checkpointing: dict[s
 def test_layers_are_streamed_with_the_default_checkpointing() -> None:
     recipe = validate({**MINIMAL, "model": {"id": "x", "stream_layers": 4}}, "x")
     assert edited(recipe, ["model.stream_layers=8"]).model.stream_layers == 8
+
+
+def test_batches_by_tokens_and_by_length_contradict_each_other() -> None:
+    values = {**MINIMAL, "data": {"train": "d.json", "group_by_length": True}, "train": {"batch_tokens": 4096}}
+    assert "leave data.group_by_length out" in mistakes_in(values)

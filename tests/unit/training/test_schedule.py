@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qmixlora.recipe import Recipe
-from qmixlora.training.schedule import schedule_problems, steps_of
+from qmixlora.recipe import Recipe, steps_of
+from qmixlora.training.schedule import schedule_problems
 
 
 def recipe_of(validation: str | None = None, **train: Any) -> Recipe:

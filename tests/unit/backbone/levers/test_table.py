@@ -32,6 +32,7 @@ STARTS = [
     a_recipe(train={"checkpointing": {"every_n_layers": 3}}),
     a_recipe(model={"quantize_embeddings": "nf4", "stream_layers": 3}, train={"optimizer": "paged_adamw_8bit"}),
     a_recipe(model={"quantization": "none"}),
+    a_recipe(data={"train": "-", "max_length": 512}, train={"batch_tokens": 4096}),
 ]
 
 

@@ -1,0 +1,58 @@
+"""qmixlora new"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from qmixlora.errors import UserError
+
+
+def new(
+    model: Annotated[str, typer.Option(help="Hub id or local folder.")],
+    data: Annotated[str, typer.Option(help="File, folder or hub data set with the training samples.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that are settled, such as adapter.r=8.")
+    ] = None,
+    card: Annotated[str | None, typer.Option(help="A card by name (default: the GPU at hand).")] = None,
+    vram: Annotated[float | None, typer.Option(min=0.1, help="The memory of a card in GB (of 2^30 bytes).")] = None,
+    prefer: Annotated[
+        Literal["speed", "memory", "quality"],
+        typer.Option(help="The fastest that fits; the least memory; or nothing that may cost accuracy, if possible."),
+    ] = "speed",
+    out: Annotated[Path | None, typer.Option(help="The file to write (default: MODEL.yaml here).")] = None,
+) -> None:
+    """Write a recipe for your model, data and card, and say why it is what it is."""
+    if card is not None and vram is not None:
+        raise UserError("--card and --vram say the same thing: give one of them.", where="command line")
+    name = re.sub(r"[^\w.-]+", "-", Path(model).name.lower())
+    target = out or Path(f"{name}.yaml")
+    if target.exists():
+        raise UserError("The file exists.", where=str(target), fix="Name another file with --out.")
+    from .quiet import quiet
+
+    quiet()
+    from qmixlora.device import GIB
+    from qmixlora.memory import card_at_hand, card_bytes
+    from qmixlora.memory.architectures import config_of
+    from qmixlora.memory.commented import text_of, words_of
+    from qmixlora.memory.proposal import propose
+
+    size = int(vram * GIB) if vram else card_bytes(card) if card else card_at_hand()
+    if size is None:
+        raise UserError("There is no GPU here.", where="command line", fix="Name one with --card, or --vram GB.")
+    proposal = propose(model, data, size, prefer, f"runs/{target.stem}", overrides or [])
+    called = card or (f"a card with {vram:g} GB" if vram else "the GPU at hand")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text_of(proposal, called))
+    except OSError as error:
+        raise UserError(f"Cannot write the recipe: {error}", where=str(target)) from None
+    console = Console(highlight=False)
+    for line in words_of(proposal, config_of(proposal.recipe.model), card):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"Written: {target}. Next: qmixlora train {target}", markup=False, soft_wrap=True)

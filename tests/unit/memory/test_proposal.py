@@ -1,0 +1,81 @@
+"""A recipe that is made for a model, its data and a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qmixlora.errors import UserError
+from qmixlora.memory.architectures import config_of
+from qmixlora.memory.commented import text_of, words_of
+from qmixlora.memory.proposal import Proposal, propose
+from qmixlora.recipe import validate
+
+CARD = 2 * 2**30
+
+
+@pytest.fixture(scope="module")
+def proposed(backbone: Path, data: Path) -> Callable[..., Proposal]:
+    def make(prefer: str = "speed", *overrides: str, card: int = CARD) -> Proposal:
+        settled = ["model.dtype=float32", *overrides]
+        return propose(str(backbone), str(data / "train.json"), card, prefer, "runs/own", settled)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def fast(proposed: Callable[..., Proposal]) -> Proposal:
+    return proposed("speed", "adapter.r=2")
+
+
+def test_a_proposal_fits_its_card_and_its_data(fast: Proposal) -> None:
+    assert fast.plan.fits and fast.data.samples == 60
+    assert fast.recipe.data.max_length >= fast.data.longest > fast.recipe.data.max_length - 64
+    spec = fast.recipe.train
+    assert spec.micro_batch_size > 1 and not spec.checkpointing.enabled  # there is room for what is fastest
+    assert fast.recipe.adapter.r == 2  # what is settled stays
+
+
+def test_a_small_data_set_is_logged_and_saved_in_time(fast: Proposal) -> None:
+    spec = fast.recipe.train
+    assert fast.recipe.data.validation and spec.eval_every is not None and spec.save_every is not None
+    assert spec.epochs > 1 and fast.steps / 100 <= spec.log_every < fast.steps / 20
+    assert spec.eval_every <= fast.steps // 2 and spec.save_every <= fast.steps // 2
+
+
+def test_the_file_is_the_recipe_with_the_reasons(fast: Proposal) -> None:
+    text = text_of(fast, "a card")
+    assert validate(yaml.safe_load(text), "new") == fast.recipe
+    assert f"# the longest sample has {fast.data.longest} tokens" in text and "Predicted peak" in text
+    words = "\n".join(words_of(fast, config_of(fast.recipe.model), "rtx3090-24gb"))
+    assert all(reason in words for reason in fast.reasons.values())
+    assert "An epoch takes about" in words and "optimiser steps" in words
+
+
+def test_the_least_memory_is_that_of_one_sample_with_checkpointing(
+    proposed: Callable[..., Proposal], fast: Proposal
+) -> None:
+    small = proposed("memory")
+    assert small.recipe.train.micro_batch_size == 1 and small.recipe.train.checkpointing.enabled
+    saved = "forward, after the last layer"  # the optimiser's own step, the same of both, is this model's peak
+    assert small.plan.phases[saved] < fast.plan.phases[saved]
+
+
+def test_a_card_that_nothing_fits_is_refused_with_what_to_do(proposed: Callable[..., Proposal]) -> None:
+    with pytest.raises(UserError, match="No set of levers was found") as caught:
+        proposed("quality", card=2**28)
+    assert "a larger card" in str(caught.value)
+
+
+@pytest.mark.long
+def test_a_model_that_is_not_here_is_estimated_and_levers_are_pulled_for_a_small_card(data: Path) -> None:
+    """What changes nothing of what is learned is enough on 5 GB; the next larger card is told."""
+    model, rows = "llava-hf/llava-1.5-7b-hf", str(data / "train.json")
+    small = propose(model, rows, 5 * 2**30, "speed", "runs/own")
+    assert small.data.estimated and small.data.image_tokens == 576 and small.plan.fits
+    needed = [path for path, reason in small.reasons.items() if "needed for this card" in reason]
+    assert needed and all("stays the same" in small.reasons[path] for path in needed)
+    assert small.larger_card is not None and "6 GB" in small.larger_card
