@@ -68,12 +68,7 @@ def export(
     if every == bool(task):
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
     here.folder_of_run(run)
-    if projector_rank is not None and (projector := projector or "low-rank") != "low-rank":
-        raise UserError(
-            f"--projector-rank is of --projector low-rank, and this is {projector}.",
-            where="command line",
-            fix=f"Type --projector {projector} alone, or --projector low-rank --projector-rank {projector_rank}.",
-        )
+    form_of_projector = _projector(projector, projector_rank)
     from .quiet import quiet
 
     quiet()
@@ -90,7 +85,7 @@ def export(
         rank=rank,
         polish=polish,
         calibration=calibration,
-        projector=projector or "base",
+        projector=form_of_projector,
         projector_rank=projector_rank,
         samples=samples,
         fingerprint=fingerprint,
@@ -101,6 +96,17 @@ def export(
         print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
         return
     _show(exports, run, console)
+
+
+def _projector(form: Projector | None, rank: int | None) -> Projector:
+    """Where a trained projector goes: a rank alone means low-rank. Raises UserError where the two disagree."""
+    if rank is None or form in (None, "low-rank"):
+        return form or ("base" if rank is None else "low-rank")
+    raise UserError(
+        f"--projector-rank is of --projector low-rank, and this is {form}.",
+        where="command line",
+        fix=f"Type --projector {form} alone, or --projector low-rank --projector-rank {rank}.",
+    )
 
 
 def _show(exports: list[Fidelity], run: Path, console: Console) -> None:

@@ -1,8 +1,8 @@
-"""The files of an adapter: read, compared with the model that it goes onto, loaded key for key."""
+"""An adapter: its config for a model; its files, read, compared with the model they go onto, loaded key for key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .backbone import Anatomy
 from .bases import own_base
 from .errors import UserError
 from .files import clear_read_errors
@@ -116,3 +117,60 @@ def check_fit(model: PeftModel, shapes: Shapes, where: str) -> None:
 
 def _size(shape: Any) -> str:
     return " x ".join(map(str, shape)) or "a number"
+
+
+def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:
+    """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer,
+    or the projector has none for factors.
+    """
+    targets = list(anatomy.adaptable)
+    if adapter.target_modules != "language":
+        for suffix in adapter.target_modules:
+            if not any(matches(name, suffix) for name in targets):
+                kinds = sorted({name.rpartition(".")[2] for name in targets})
+                raise UserError(
+                    f"No linear layer of the language model that can be adapted is called {suffix!r}.",
+                    where="adapter.target_modules",
+                    fix=f"Its layers are: {', '.join(kinds)}.",
+                )
+        targets = [name for name in targets if any(matches(name, suffix) for suffix in adapter.target_modules)]
+    static = _projector_targets(anatomy) if adapter.projector == "lora" else []
+    which: dict[str, Any] = {
+        "target_modules": [*targets, *static],
+        "modules_to_save": list(anatomy.projectors) if adapter.projector == "full" else None,
+    }
+    if adapter.method == "lora":
+        alpha: Any = adapter.alpha  # a float works and is documented
+        return LoraConfig(r=adapter.r, lora_alpha=alpha, lora_dropout=adapter.dropout, **which)
+    return MixLoraConfig(
+        num_factors=adapter.num_factors,
+        r=adapter.r,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        pairing=adapter.pairing,
+        gate=adapter.gate,
+        route_on=adapter.route_on,
+        condition_norm=adapter.condition_norm,
+        router=adapter.router,
+        task_mix=adapter.task_mix,
+        tasks=list(tasks) if adapter.route_on == "task" or adapter.task_mix > 0 else None,
+        static_modules=static or None,
+        **which,
+    )
+
+
+def _projector_targets(anatomy: Anatomy) -> list[str]:
+    """The projector's layers that take factors. Raises UserError where there is none."""
+    if not anatomy.projector_targets:
+        raise UserError(
+            "The projector of this model has no linear layer that could take factors"
+            f" ({', '.join(anatomy.projectors) or 'there is none'}).",
+            where="adapter.projector: lora",
+            fix="Set adapter.projector: full, or frozen.",
+        )
+    return list(anatomy.projector_targets)
+
+
+def matches(name: str, suffix: str) -> bool:
+    """Whether a layer is called so, in full or by the end of its path."""
+    return name == suffix or name.endswith("." + suffix)

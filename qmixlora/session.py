@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
@@ -20,8 +20,10 @@ from . import processes
 from .adapter import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    adapter_config,
     check_same_settings,
     load_adapter,
+    matches,
     model_below,
     read_config,
     read_weights,
@@ -235,67 +237,11 @@ def with_fresh_adapter(recipe: Recipe, backbone: PreTrainedModel, config: PeftCo
 def _check_adapted(model: PeftModel, targets: set[str], recipe: Recipe) -> None:
     """Raise UserError unless the layers that were named are adapted, and no other: PEFT rewrites some names."""
     layers = {n for n, module in backbone_of(model).named_modules() if isinstance(module, BaseTunerLayer)}
-    wrong = {name for name in layers if not any(_matches(name, target) for target in targets)}
-    missing = {target for target in targets if not any(_matches(name, target) for name in layers)}
+    wrong = {name for name in layers if not any(matches(name, target) for target in targets)}
+    missing = {target for target in targets if not any(matches(name, target) for name in layers)}
     if targets and (wrong or missing):
         raise UserError(
             f"PEFT adapts other layers of this kind of model than were named, such as {sorted(wrong | missing)[0]}.",
             where=f"model.id: {recipe.model.id}",
             fix="Set adapter.method: mixlora, or leave the experts' layers out of adapter.target_modules.",
         )
-
-
-def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> MixLoraConfig | LoraConfig:
-    """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer,
-    or the projector has none for factors.
-    """
-    targets = list(anatomy.adaptable)
-    if adapter.target_modules != "language":
-        for suffix in adapter.target_modules:
-            if not any(_matches(name, suffix) for name in targets):
-                kinds = sorted({name.rpartition(".")[2] for name in targets})
-                raise UserError(
-                    f"No linear layer of the language model that can be adapted is called {suffix!r}.",
-                    where="adapter.target_modules",
-                    fix=f"Its layers are: {', '.join(kinds)}.",
-                )
-        targets = [name for name in targets if any(_matches(name, suffix) for suffix in adapter.target_modules)]
-    static = _projector_targets(anatomy) if adapter.projector == "lora" else []
-    which: dict[str, Any] = {
-        "target_modules": [*targets, *static],
-        "modules_to_save": list(anatomy.projectors) if adapter.projector == "full" else None,
-    }
-    if adapter.method == "lora":
-        alpha: Any = adapter.alpha  # a float works and is documented
-        return LoraConfig(r=adapter.r, lora_alpha=alpha, lora_dropout=adapter.dropout, **which)
-    return MixLoraConfig(
-        num_factors=adapter.num_factors,
-        r=adapter.r,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        pairing=adapter.pairing,
-        gate=adapter.gate,
-        route_on=adapter.route_on,
-        condition_norm=adapter.condition_norm,
-        router=adapter.router,
-        task_mix=adapter.task_mix,
-        tasks=list(tasks) if adapter.route_on == "task" or adapter.task_mix > 0 else None,
-        static_modules=static or None,
-        **which,
-    )
-
-
-def _projector_targets(anatomy: Anatomy) -> list[str]:
-    """The projector's layers that take factors. Raises UserError where there is none."""
-    if not anatomy.projector_targets:
-        raise UserError(
-            "The projector of this model has no linear layer that could take factors"
-            f" ({', '.join(anatomy.projectors) or 'there is none'}).",
-            where="adapter.projector: lora",
-            fix="Set adapter.projector: full, or frozen.",
-        )
-    return list(anatomy.projector_targets)
-
-
-def _matches(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith("." + suffix)

@@ -9,6 +9,7 @@ from .config import FORMAT, PEFT_PREFIX, PEFT_TYPE, MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel
 from .routing import IGNORED, device_of, is_adapter_parameter, prompt_mask, routed_as
+from .running_means import sums_of_step
 from .static import StaticLinear
 
 # `peft.utils.register_peft_method` refuses names outside PEFT's enum; the enum is a str, so a plain string is a key.
@@ -30,4 +31,5 @@ __all__ = [
     "is_adapter_parameter",
     "prompt_mask",
     "routed_as",
+    "sums_of_step",
 ]

@@ -167,26 +167,13 @@ class MixLoraModel(BaseTuner):
         layers (L x N x E x F, fp32, without a graph). `task_mix` does not show: every instance has its own selection.
         """
         cache, name = self.mixlora_routing.current.cache, self.active_adapters[0]
-        matrices = {
-            **cache.selected,
-            **cache.mixing_matrices,
-        }  # a layer that reads images is skipped where there is none
+        matrices = {**cache.selected, **cache.mixing_matrices}  # a layer that reads images is skipped without any
         return torch.stack([matrices[layer, name].detach() for layer in self.mixlora_layers])
 
     def last_labels(self, tasks: Tasks) -> list[str]:
         """The task of every instance of that batch (N), from those of its samples."""
         segments = self.mixlora_routing.current.segments_for(self._config(self.active_adapters[0]).route_on)
         return instance_labels(tasks, len(tasks), segments)
-
-    def sums_of_step(self, *, idle: bool = False) -> list[Tensor]:
-        """What the training passes since the last optimiser step have added up, for several processes to sum in place
-        before they step. `idle`: this process had no pass.
-        """
-        centers = [module for module in self.modules() if isinstance(module, Center)]
-        if idle:  # the first pass would have done it
-            for center in centers:
-                center.fold()
-        return [tensor for center in centers for tensor in (center.pending, center.pending_count)]
 
     # -- the batch in flight ------------------------------------------------------------------------------------------
 

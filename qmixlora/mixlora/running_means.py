@@ -83,3 +83,14 @@ class Center(nn.Module):
         _fold(self.mean, self.count, self.pending, self.pending_count)
         self.pending.zero_()
         self.pending_count.zero_()
+
+
+def sums_of_step(model: nn.Module, *, idle: bool = False) -> list[Tensor]:
+    """What the training passes since the last optimiser step have added up in a model's centres, for several processes
+    to sum in place before they step. `idle`: this process had no pass.
+    """
+    centers = [module for module in model.modules() if isinstance(module, Center)]
+    if idle:  # the first pass would have done it
+        for center in centers:
+            center.fold()
+    return [tensor for center in centers for tensor in (center.pending, center.pending_count)]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from qmixlora import processes
 from qmixlora.data import IGNORED
 from qmixlora.device import default_device
-from qmixlora.mixlora import MixLoraModel
+from qmixlora.mixlora import sums_of_step
 
 from .recovery import OutOfMemoryInStep, is_out_of_memory
 
@@ -115,8 +115,7 @@ class Meeting:
         ran_out_anywhere, *has_gradient = processes.largest([ran_out, *(p.grad is not None for p in self.trained)])
         if ran_out_anywhere:
             raise OutOfMemoryInStep("out of memory in a process of the run")
-        tuner = self.model.base_model
-        sums = tuner.sums_of_step(idle=idle) if isinstance(tuner, MixLoraModel) else []
+        sums = sums_of_step(self.model, idle=idle)
         for parameter, has in zip(self.trained, has_gradient, strict=True):
             if has:
                 if parameter.grad is None:

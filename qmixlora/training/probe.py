@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map_only
 from transformers import PretrainedConfig, PreTrainedModel
 
+from qmixlora.adapter import adapter_config
 from qmixlora.backbone import Anatomy, make_skeleton, nf4_linear
 from qmixlora.backbone.experts import nf4_experts, put_experts, use_own_forward
 from qmixlora.backbone.frozen import freeze
@@ -31,7 +32,7 @@ from qmixlora.memory.residuals import remember
 from qmixlora.memory.simulation.skeleton import tensors_of
 from qmixlora.memory.simulation.step import TASKS
 from qmixlora.recipe import Model, Recipe, edited
-from qmixlora.session import TunedSession, adapter_config, with_fresh_adapter
+from qmixlora.session import TunedSession, with_fresh_adapter
 
 from .callbacks import ProgressDisplay
 from .recovery import unless_out_of_memory

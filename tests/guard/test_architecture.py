@@ -29,7 +29,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "mixlora": set(),
     "backbone": {"errors", "device", "recipe"},
     "data": {"errors", "files", "parallel", "recipe", "mixlora"},
-    "adapter": {"errors", "files", "bases", "recipe", "mixlora"},
+    "adapter": {"errors", "files", "bases", "recipe", "mixlora", "backbone"},
     "session": {
         "errors",
         "manifest",
@@ -43,7 +43,19 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     },
     "loss": {"errors", "backbone", "data"},
     "evaluation": {"errors", "files", "recipe", "mixlora", "data", "session"},
-    "memory": {"errors", "files", "device", "parallel", "recipe", "mixlora", "backbone", "data", "session", "loss"},
+    "memory": {
+        "errors",
+        "files",
+        "device",
+        "parallel",
+        "recipe",
+        "mixlora",
+        "backbone",
+        "data",
+        "adapter",
+        "session",
+        "loss",
+    },
     "training": {
         "interrupts",
         "errors",
@@ -63,7 +75,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "evaluation",
         "memory",
     },
-    "inspection": {"errors", "files", "recipe", "mixlora", "webpage", "backbone", "data", "session", "loss"},
+    "inspection": {"errors", "recipe", "mixlora", "webpage", "backbone", "data", "session", "loss"},
     "export": {
         "errors",
         "files",

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from qmixlora.adapter import adapter_config
 from qmixlora.backbone import Anatomy
 from qmixlora.backbone.levers import (
     chunk_mlps,
@@ -23,7 +24,7 @@ from qmixlora.backbone.levers import (
 from qmixlora.backbone.levers.streaming import ring_of
 from qmixlora.mixlora import MixLoraLayer, is_adapter_parameter
 from qmixlora.recipe import Recipe
-from qmixlora.session import adapter_config, backbone_of, with_fresh_adapter
+from qmixlora.session import backbone_of, with_fresh_adapter
 
 from .account import Account, Peak
 from .batch import Batch

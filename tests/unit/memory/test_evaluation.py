@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from qmixlora.adapter import adapter_config
 from qmixlora.device import GIB
 from qmixlora.memory import plan
 from qmixlora.memory.architectures import config_of
@@ -17,7 +18,7 @@ from qmixlora.memory.simulation.batch import synthetic_batch
 from qmixlora.memory.simulation.step import simulate
 from qmixlora.memory.simulation.work import prefill
 from qmixlora.recipe import Recipe, edited
-from qmixlora.session import adapter_config, with_fresh_adapter
+from qmixlora.session import with_fresh_adapter
 from qmixlora.training.probe import peak_of, random_backbone
 
 from .helpers import LLAVA_7B, in_fp32, recipe_of

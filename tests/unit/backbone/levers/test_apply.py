@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from qmixlora.adapter import adapter_config
 from qmixlora.backbone import load_backbone
 from qmixlora.backbone.levers import HostEmbedding, enable_checkpointing, host_tensors
 from qmixlora.backbone.levers.int8_linear import Int8Linear
@@ -21,7 +22,7 @@ from qmixlora.memory.simulation.account import Account
 from qmixlora.memory.simulation.simulation import on_meta, simulated
 from qmixlora.mixlora import device_of
 from qmixlora.recipe import Model, Recipe
-from qmixlora.session import adapter_config, open_session, with_fresh_adapter
+from qmixlora.session import open_session, with_fresh_adapter
 
 from .helpers import ALL, CPU, LEVERS, META, PLACES, PRECISIONS, assert_same_step, dequantised, meta_model, step
 
