@@ -264,7 +264,7 @@ class MixLoraModel(BaseTuner):
 
         def logits(router: str) -> Tensor:
             route_XD = torch.cat([getattr(layer, router)[name] for layer in routers.values()])
-            logits_NGE = linear(condition_ND, route_XD).unflatten(1, (len(routers), config.num_factors))
+            logits_NGE = linear(condition_ND, route_XD).unflatten(1, (len(routers), -1))
             logits_ME: Tensor = logits_NGE.transpose(0, 1).flatten(0, 1)
             return logits_ME
 

@@ -54,7 +54,7 @@ def test_a_command_of_the_page_learns_what_one_process_learns(
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text(make_recipe(train=spec).to_yaml(), encoding="utf-8")
     assert qmixlora("train", files["one"]).code == 0
-    words = line.replace("recipe.yaml", str(files["several"])).replace("HOST", "127.0.0.1")
+    words = line.replace("my.yaml", str(files["several"])).replace("HOST", "127.0.0.1")
     words = words.replace("--num_processes 16", "--num_processes 2").replace("29500", str(free_port()))
     scripts = {
         "qmixlora": [sys.executable, "-m", "qmixlora.cli.main"],

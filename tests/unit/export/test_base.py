@@ -156,7 +156,7 @@ def test_a_base_is_made_once_and_again_for_another_projector(run: Path, exports:
 
 
 def test_a_run_without_a_trained_projector_needs_no_base(make_run: Callable[..., Path]) -> None:
-    run = make_run(target_modules=["q_proj", "v_proj"], train_projector=False)
+    run = make_run(target_modules=["q_proj", "v_proj"], projector="frozen")
     fidelity = exported(run)
     config = json.loads((run / "exports" / "color-lora" / "adapter_config.json").read_text())
     assert [path.name for path in (run / "exports").iterdir()] == ["color-lora"]

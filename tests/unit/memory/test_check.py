@@ -12,7 +12,7 @@ from qmixlora.memory import card_of, check_fit
 from qmixlora.memory.architectures import config_of
 from qmixlora.recipe import edited, load_recipe, shipped_recipes
 
-SHIPPED = 39  # recipes that are named after a card
+MANY = 40  # recipes that are named after a card, at least
 
 
 CHECKED = {name: card for name in shipped_recipes() if (card := card_of(name)) is not None}
@@ -28,7 +28,7 @@ def test_a_recipe_for_a_card_fits_it_and_says_so(name: str) -> None:
 
 
 def test_many_recipes_are_for_a_card() -> None:
-    assert len(CHECKED) == SHIPPED
+    assert len(CHECKED) >= MANY
 
 
 def test_recipes_are_for_many_families() -> None:

@@ -49,7 +49,7 @@ def test_figures_to_reach(model: str, adapter: dict[str, Any], overrides: list[s
 def test_checkpointing_saves_gigabytes() -> None:
     base = plan(recipe_of(LLAVA_7B), tokens=1024)
     dense = plan(recipe_of(LLAVA_7B, checkpointing={"enabled": False}), tokens=1024)
-    assert dense.peak - base.peak > 6.5 * GIB
+    assert dense.peak - base.peak > 5.5 * GIB
 
 
 def test_8_bit_states_take_a_quarter() -> None:
@@ -121,7 +121,6 @@ def without_levers() -> Plan:
         (["data.max_image_tokens=100"], "activations_saved", None),
         (["adapter.projector=frozen", "train.cache_features=true"], "kept_out_weights", None),
         (["adapter.projector=lora"], "projector", None),
-        (["train.mlp_chunk=256"], "transients", None),
         (["train.optimizer=adamw_8bit"], "optimizer", None),
     ],
 )
@@ -136,6 +135,13 @@ def test_every_lever_shows_in_the_plan(
     assert getattr(after.parts, part) < 0.99 * getattr(before.parts, part) and after.peak < before.peak
     assert not any(asdict(before.host).values())
     assert [name for name, size in asdict(after.host).items() if size] == ([on_host] if on_host else [])
+
+
+def test_chunks_of_the_mlp_show_in_the_plan_where_there_are_many_tokens() -> None:
+    whole = edited(WITHOUT_LEVERS, ["train.micro_batch_size=8"])
+    chunked = edited(whole, ["train.mlp_chunk=256"])
+    before, after = plan(whole, tokens=1024), plan(chunked, tokens=1024)
+    assert after.parts.transients < 0.9 * before.parts.transients and after.peak < before.peak
 
 
 def test_weights_without_storage_are_as_large_as_real_ones(wide: Path) -> None:

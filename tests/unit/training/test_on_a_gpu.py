@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerState
 
 from qmixlora.backbone.levers.host_memory import pinned_or_pageable
 from qmixlora.mixlora import device_of
 from qmixlora.recipe import Recipe
 from qmixlora.session import open_session
-from qmixlora.training import make_trainer, trainer
+from qmixlora.training import arguments, make_trainer
 from qmixlora.training.callbacks import MetricsLog, ProgressDisplay
+from qmixlora.training.gradient_scale import GradientScale
 from qmixlora.training.recovery import is_out_of_memory
-from qmixlora.training.trainer import GradientScale
 
 from .helpers import QUIET, rows_of
 
@@ -47,16 +48,16 @@ class OnTwoGpus(TrainingArguments):
 def test_of_several_gpus_one_is_trained_on(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "TrainingArguments", OnTwoGpus)
-    arguments = trainer._arguments(make_recipe(), tmp_path / "run", False, 0)
-    assert arguments.train_batch_size == arguments.per_device_train_batch_size
+    monkeypatch.setattr(arguments, "TrainingArguments", OnTwoGpus)
+    made = arguments.arguments_of(make_recipe(), tmp_path / "run", False, 0)
+    assert made.train_batch_size == made.per_device_train_batch_size
 
 
 def test_the_peak_of_an_earlier_attempt_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resets: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(1))
-    MetricsLog(tmp_path).on_train_begin(None, None, None)
+    MetricsLog(tmp_path).on_train_begin(None, TrainerState(), None)
     assert resets == [1]
 
 
