@@ -9,7 +9,7 @@ import yaml
 from transformers import PretrainedConfig
 
 from qmixlora.device import in_words
-from qmixlora.recipe import Recipe
+from qmixlora.recipe import Edit, Recipe
 
 from .planner import room_on
 from .proposal import Proposal
@@ -54,7 +54,7 @@ def words_of(proposal: Proposal, config: PretrainedConfig, card: str | None) -> 
     size = f"{data.samples} samples of {data.mean:.0f} tokens on average, the longest {data.longest}"
     lines = [f"Data: {size}{guess}."]
     values = dict(_leaves(recipe.model_dump()))
-    lines += [f"{path}: {values[path]}  ({reason})" for path, reason in proposal.reasons.items()]
+    lines += [f"{Edit({path: values[path]})}  ({reason})" for path, reason in proposal.reasons.items()]
     plan = proposal.plan
     lines.append(
         f"Planned peak: {in_words(plan.peak_with_loading)}, {in_words(_left(proposal))} of the card are left "

@@ -117,7 +117,7 @@ def test_an_export_that_is_killed_again_and_again_leaves_the_one_before_and_ends
     begun = time.monotonic()
     assert qmixlora("export", copied_run, *EXPORT).code == 0
     duration = time.monotonic() - begun
-    names = ["digit-lora", "digit-merged"]
+    names = ["base", "digit-lora", "digit-merged"]
     for _ in range(KILLS // 2):
         killed(started(qmixlora, "export", copied_run, *EXPORT), lambda: True, moments.random() * duration)
         exports = [copied_run / "exports" / name for name in names]
