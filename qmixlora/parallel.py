@@ -6,6 +6,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar, cast
@@ -82,7 +83,14 @@ def _counted(results: Iterator[T], count: int, on_progress: Callable[[int, int],
 
 
 def _begin() -> None:
-    """Prepare a forked process: one core, and no search for garbage among what it was forked with, which copies it."""
+    """Prepare a forked process: one core, and no search for garbage among what it was forked with, which copies it.
+
+    It ends by signals as if nobody had asked for them: a handler of Python's that it was forked with would not run
+    while the process waits for work, if the signal came just before, and whoever ends it would wait for ever. Ctrl-C
+    reaches all processes of a terminal, and the one that forked them ends them.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     gc.freeze()
 

@@ -1,0 +1,31 @@
+"""Work in forked processes, and how these end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+
+from qmixlora import parallel
+from qmixlora.interrupts import raised
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+
+
+def test_results_come_in_the_order_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 2)
+    told: list[tuple[int, int]] = []
+    done = parallel.side_by_side([lambda: 1, lambda: 2, lambda: 3], lambda count, of: told.append((count, of)))
+    assert done == [1, 2, 3] and told[-1] == (3, 3)
+
+
+def test_a_forked_process_is_ended_by_a_signal_whatever_its_parent_does_with_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the command line's own handler, one that waits for work when it is ended may wait for ever."""
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 2)
+    with raised():
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        handlers = parallel.side_by_side([lambda: signal.getsignal(signal.SIGTERM) == signal.SIG_DFL] * 2)
+    assert handlers == [True, True]
