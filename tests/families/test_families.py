@@ -15,7 +15,6 @@ from .stages import STAGES, routing
 from .table import DOCUMENT
 from .variant import Variant, variants
 
-pytest.importorskip("transformers", minversion="5.23", reason="some variants are of families that are new there")
 VARIANTS = variants()
 FAST = ("qwen3_vl", "smolvlm")  # of the ways of images: any shape, and tiles
 

@@ -12,8 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerFast
+
+# whoever asks for variants is skipped with older releases
+pytest.importorskip("transformers", minversion="5.23", reason="some variants are of families that are new there")
 
 VOCABULARY = 384  # bytes, and up to 128 special tokens
 ROPE = {"rope_type": "default", "rope_theta": 1e4}

@@ -13,7 +13,6 @@ from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 from tests.families.variant import variants
 
-pytest.importorskip("transformers", minversion="5.23", reason="some variants are of families that are new there")
 VARIANTS = variants()
 
 

@@ -9,7 +9,6 @@ from qmixlora.backbone.image_tokens.measured import Measured, _asked
 from qmixlora.errors import UserError
 from tests.families.variant import variants
 
-pytest.importorskip("transformers", minversion="5.23", reason="some variants are of families that are new there")
 VARIANTS = variants()
 TRIED = ("glm4v", "lfm2_vl", "llava_next")  # by area; by tiles or a longest image; by sizes that the config has, too
 
