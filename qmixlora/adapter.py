@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .backbone import Anatomy
-from .bases import own_base
+from .bases import ADAPTER_CONFIG as ADAPTER_CONFIG
+from .bases import COPY, own_base
 from .errors import UserError
 from .files import clear_read_errors
 from .mixlora import FORMAT, MixLoraConfig
 from .recipe import Adapter, Model
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-COPY = "Take a whole copy of the folder, or make it anew."
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# of a mixture: fields of its config, and keys of a recipe's adapter
+SETTINGS = ("num_factors", "r", "alpha", "pairing", "gate", "route_on", "condition_norm", "router", "task_mix")
 SAME_MODEL = "Use the backbone, the adapter's files and the library versions that belong together."
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -44,8 +46,7 @@ def read_config(folder: Path) -> PeftConfig:
 def check_same_settings(config: PeftConfig, adapter: Adapter, where: str) -> None:
     """Compare the config of a run's adapter with its recipe. Raises UserError with the first setting that differs."""
     if isinstance(config, MixLoraConfig):
-        names = ("num_factors", "r", "alpha", "pairing", "gate", "route_on", "condition_norm", "router", "task_mix")
-        pairs = {name: (getattr(config, name), getattr(adapter, name)) for name in names}
+        pairs = {name: (getattr(config, name), getattr(adapter, name)) for name in SETTINGS}
     elif isinstance(config, LoraConfig):
         pairs = {"r": (config.r, adapter.r), "alpha": (config.lora_alpha, adapter.alpha)}
     else:
@@ -143,16 +144,8 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
         alpha: Any = adapter.alpha  # a float works and is documented
         return LoraConfig(r=adapter.r, lora_alpha=alpha, lora_dropout=adapter.dropout, **which)
     return MixLoraConfig(
-        num_factors=adapter.num_factors,
-        r=adapter.r,
-        alpha=adapter.alpha,
+        **{name: getattr(adapter, name) for name in SETTINGS},
         dropout=adapter.dropout,
-        pairing=adapter.pairing,
-        gate=adapter.gate,
-        route_on=adapter.route_on,
-        condition_norm=adapter.condition_norm,
-        router=adapter.router,
-        task_mix=adapter.task_mix,
         tasks=list(tasks) if adapter.route_on == "task" or adapter.task_mix > 0 else None,
         static_modules=static or None,
         **which,

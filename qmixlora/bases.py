@@ -15,6 +15,7 @@ from .files import clear_read_errors
 
 BASE, RECORD = "base", "base.json"
 ADAPTER_CONFIG = "adapter_config.json"
+COPY = "Take a whole copy of the folder, or make it anew."
 AGAIN = "Move the base together with its adapters, or export again."
 
 
@@ -62,6 +63,6 @@ def own_base(adapter: Path) -> Path | None:
 def named_base(adapter: Path) -> str:
     """The model that an adapter's config names. Raises UserError if it cannot be read."""
     path = adapter / ADAPTER_CONFIG
-    with clear_read_errors(path, "Take a whole copy of the folder, or make it anew."):
+    with clear_read_errors(path, COPY):
         config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return str(config["base_model_name_or_path"] or "")

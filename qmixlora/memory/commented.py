@@ -9,7 +9,7 @@ import yaml
 from transformers import PretrainedConfig
 
 from qmixlora.device import in_words
-from qmixlora.recipe import Edit, Recipe
+from qmixlora.recipe import Edit, Recipe, leaves
 
 from .planner import room_on
 from .proposal import Proposal
@@ -38,12 +38,12 @@ def text_of(proposal: Proposal, card: str) -> str:
     values, default = recipe.model_dump(), _defaults(recipe)
     kept = {
         path: value
-        for path, value in _leaves(values)
+        for path, value in leaves(values)
         if path in ALWAYS or path in proposal.reasons or value != default.get(path)
     }
     if recipe.train.batch_tokens is not None:
         del kept["train.micro_batch_size"]
-    lines = yaml.safe_dump(_nested(kept), sort_keys=False, allow_unicode=True).splitlines()
+    lines = yaml.safe_dump(Edit(kept).put_into({}), sort_keys=False, allow_unicode=True).splitlines()
     return "\n".join([*head, *_commented(lines, proposal.reasons)]) + "\n"
 
 
@@ -53,7 +53,7 @@ def words_of(proposal: Proposal, config: PretrainedConfig, card: str | None) -> 
     guess = " (estimated: no processor of this model is here)" if data.estimated else ""
     size = f"{data.samples} samples of {data.mean:.0f} tokens on average, the longest {data.longest}"
     lines = [f"Data: {size}{guess}."]
-    values = dict(_leaves(recipe.model_dump()))
+    values = dict(leaves(recipe.model_dump()))
     lines += [f"{Edit({path: values[path]})}  ({reason})" for path, reason in proposal.reasons.items()]
     plan = proposal.plan
     lines.append(
@@ -86,26 +86,7 @@ def _time(proposal: Proposal, config: PretrainedConfig, card: str | None) -> str
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:
     values = {"model": {"id": recipe.model.id}, "data": {"train": recipe.data.train}}
-    return dict(_leaves(Recipe.model_validate(values).model_dump()))
-
-
-def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *sections, key = path.split(".")
-        target = nested
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[key] = value
-    return nested
+    return dict(leaves(Recipe.model_validate(values).model_dump()))
 
 
 def _commented(lines: list[str], reasons: Mapping[str, str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The recipe: everything a run depends on, typed and strict. No torch here, so that the command line stays fast."""
 
-from .edit import Edit, edited
+from .edit import Edit, edited, leaves
 from .reading import json_schema, load_recipe, load_run_recipe, read_recipe, shipped_recipes
 from .schema import (
     EMBEDDED,
@@ -40,6 +40,7 @@ __all__ = [
     "did_you_mean",
     "edited",
     "json_schema",
+    "leaves",
     "load_recipe",
     "load_run_recipe",
     "read_recipe",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,16 @@ class Edit:
     def __or__(self, later: Edit) -> Edit:
         """Both edits, the later one's values where they meet."""
         return Edit({**self.values, **later.values})
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a recipe by their dotted paths; the arguments of a chat template are one value."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and path != "model.template_arguments":
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value
 
 
 def _as_typed(value: Any) -> str:

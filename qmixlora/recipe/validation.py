@@ -59,7 +59,7 @@ def _conflicts(recipe: Recipe) -> list[str]:
         if adapter.gate == "weighted" and adapter.r == 1:
             problems.append("adapter.gate: weighted needs adapter.r >= 2 (one weight of mean 1 teaches nothing)")
         if adapter.router != "layer" and (
-            adapter.route_on not in ("embedding", "task") or adapter.pairing not in ("tied", "independent")
+            adapter.route_on in OWN_INPUT or adapter.pairing not in ("tied", "independent")
         ):
             problems.append(
                 f"adapter.router: {adapter.router} needs adapter.route_on: embedding or task and adapter.pairing: "

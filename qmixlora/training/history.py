@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +17,7 @@ from datasets import Dataset
 from qmixlora.backbone.levers.table import LEVERS
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log, read_log, replacing
-from qmixlora.recipe import Recipe, load_run_recipe
+from qmixlora.recipe import Recipe, leaves, load_run_recipe
 
 RECIPE, HISTORY = "recipe.yaml", "history.jsonl"  # in a run's folder
 LIBRARIES = ("qmixlora", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -62,7 +62,7 @@ def own_recipe(folder: Path) -> Recipe | None:
 
 def changes_of(own: Recipe, new: Recipe) -> list[Change]:
     """The values of a recipe that are not those of a run's own."""
-    before, after = (dict(_leaves(recipe.with_absolute_paths().model_dump())) for recipe in (own, new))
+    before, after = (dict(leaves(recipe.with_absolute_paths().model_dump())) for recipe in (own, new))
     paths = sorted({*before, *after}, key=[*after, *before].index)
     return [Change(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
 
@@ -202,15 +202,6 @@ def fingerprint(rows: Dataset) -> str:
         told = (batch["turns"].to_pylist(), batch["task"].to_pylist(), counts, names, sizes)
         digest.update(repr(told).encode(errors="replace"))
     return digest.hexdigest()[:32]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value and path != "model.template_arguments":
-            yield from _leaves(value, f"{path}.")
-        else:
-            yield path, value
 
 
 def _versions() -> dict[str, str]:
