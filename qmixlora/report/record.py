@@ -88,7 +88,9 @@ class RunRecord:
         for record in self.logged("seconds"):
             steps, passed = record["step"] - step, record["seconds"] - seconds
             if steps > 0 and passed > 0 and "loss" in record:
-                yield record["step"], steps * spec.micro_batch_size * spec.gradient_accumulation / passed
+                # earlier releases logged no samples
+                of_recipe = steps * spec.micro_batch_size * spec.gradient_accumulation
+                yield record["step"], record.get("samples", of_recipe) / passed
             step, seconds = record["step"], record["seconds"]
 
     @property
