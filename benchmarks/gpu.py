@@ -7,15 +7,16 @@
 
 Every step is a process of its own, whose result is written at once; steps whose file is there are skipped, so that a
 run that was cut off goes on. A step starts only if it is likely to end within the budget. Steps of `memory` measure the
-cases of declared.json, whose predictions were written down before (benchmarks/memory.py). With `--jobs`, so many steps
-run at a time, but for those that measure time or the whole card. `--toy` runs them at toy size, on a CPU too: that
-shows that they run, and nothing else.
+cases of declared.json, whose predictions were written down before (benchmarks/memory.py); a folder of results keeps
+those that it was begun with, since code goes on. With `--jobs`, so many steps run at a time, but for those that measure
+time or the whole card. `--toy` runs them at toy size, on a CPU too: that shows that they run, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,8 @@ def run(budget: float, only: list[str], toy: bool, folder: Path, jobs: int = 1) 
     """Run the steps that are left, as long as the budget (seconds) is likely to hold the next one."""
     end = time.monotonic() + budget
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / memory.DECLARED.name).exists():
+        shutil.copy(memory.DECLARED, folder)
     wanted = [step for step in STEPS if not only or any(step.name.startswith(name) for name in only)]
     with ThreadPoolExecutor(jobs) as pool:
         running: list[Future[None]] = []

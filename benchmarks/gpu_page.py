@@ -13,17 +13,29 @@ GIB = 2**30
 HEAD = """# On a GPU
 
 Made by `make gpu`: `benchmarks/gpu.py` measures everything that wants a GPU, and writes this page. **Planned** figures
-are the predictions of `benchmarks/declared.json`, written down before anything was measured; **measured** ones come
-from one file each in `benchmarks/results/gpu/`. Where there is none, the page says so. cuBLAS' workspaces and the
-attention kernels are held to those of consumer cards.
+are predictions that were written down before anything was measured; **measured** ones come from one file each in
+`benchmarks/results/gpu/`. Where there is none, the page says so. cuBLAS' workspaces and the attention kernels are held
+to those of consumer cards.
+"""
+CHANGED = """**The code has changed since these were measured.** Its predictions are declared in
+`benchmarks/declared.json`: tensors {0:+.1%} to {1:+.1%} of those above. They are not measured yet.
 """
 
 
 def write_page(folder: Path, declared: Path, names: Sequence[str]) -> None:
-    """Write the page. Results of toy size are not shown."""
+    """Write the page, of results and of what was declared before them; `declared` is what is declared today. Results of
+    toy size are not shown.
+    """
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names if _is_there(folder, name)}
     results = {name: result for name, result in found.items() if not result["toy"]}
-    parts = [HEAD, _hardware(results), _small(results), _memory(json.loads(declared.read_text()), results)]
+    today, then = (json.loads(path.read_text()) for path in (declared, folder / declared.name))
+    parts = [
+        HEAD,
+        _hardware(results),
+        _small(results),
+        _memory(then, results),
+        *_changed(then["cases"], today["cases"]),
+    ]
     PAGE.write_text("\n".join([*parts, _speed(results, names), _rest(results, names)]), encoding="utf-8")
 
 
@@ -72,6 +84,13 @@ def _memory(declared: dict[str, Any], results: dict[str, Any]) -> str:
             measured["used"]["process"] = measured["used"]["reserved"] + beside
         lines.append(f"| {case['name']} | {case['card'] or ''} | {_case(case, measured)} |")
     return "\n".join([*lines, "", *_errors(declared["cases"], results), ""])
+
+
+def _changed(then: list[dict[str, Any]], today: list[dict[str, Any]]) -> list[str]:
+    """That today's predictions are others, where they are."""
+    tensors = {case["name"]: case["tensors"] for case in today}
+    changes = [tensors[case["name"]] / case["tensors"] - 1 for case in then if case["name"] in tensors]
+    return [CHANGED.format(min(changes), max(changes))] if any(changes) else []
 
 
 def _errors(cases: list[dict[str, Any]], results: dict[str, Any]) -> list[str]:

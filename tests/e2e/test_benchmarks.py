@@ -35,9 +35,12 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps_that_are_done_are_skipped_and_those_over_the_budget_wait(tmp_path: Path) -> None:
     steps = ("--toy", "--to", str(tmp_path), "--only", "quantisers", "--only", "context")
     assert "quantisers: not started" in gpu("run", *steps, "--budget", "1")
-    (tmp_path / "context.json").write_text("{}")
+    declared = tmp_path / "declared.json"  # what these results are judged by, whatever is declared later
+    assert json.loads(declared.read_text(encoding="utf-8")) == DECLARED
+    for done in (tmp_path / "context.json", declared):
+        done.write_text("{}", encoding="utf-8")
     told = gpu("run", *steps, "--budget", "500")
-    assert "quantisers" in told and "context" not in told
+    assert "quantisers" in told and "context" not in told and declared.read_text(encoding="utf-8") == "{}"
     result = json.loads((tmp_path / "quantisers.json").read_text(encoding="utf-8"))
     assert result["toy"] and result["result"]["float32"]["bytes_that_differ"] == 0
 
@@ -54,27 +57,25 @@ def test_predictions_are_declared_for_families_cards_and_levers() -> None:
     assert {True, False} <= {case["runs"] for case in cases}
 
 
-def assert_near(prediction: dict[str, Any], declared: dict[str, Any]) -> None:
-    """What was declared before it was measured stays as it is, while layers come to make fewer tensors than then, which
-    moves the gaps between them.
-    """
-    sizes = {name: pytest.approx(declared[name], rel=2e-2) for name in ("tensors", "process")}
+def assert_near(prediction: dict[str, Any], declared: dict[str, Any], within: float) -> None:
+    sizes = {name: pytest.approx(declared[name], rel=within) for name in ("tensors", "process")}
     assert prediction == {**declared, **sizes}
 
 
 def test_a_declared_prediction_is_todays(tmp_path: Path) -> None:
     declared = next(case for case in DECLARED["cases"] if case["name"] == "gemma-3-4b-peers")
-    assert_near(executed("memory-gemma-3-4b-peers", tmp_path), declared)
+    assert_near(executed("memory-gemma-3-4b-peers", tmp_path), declared, within=1e-2)  # other releases of torch
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("benchmarks")
 def test_all_declared_predictions_are_todays() -> None:
+    """A change that moves them declares them anew: `python benchmarks/memory.py declare`."""
     import memory
 
     again = json.loads(json.dumps([memory.prediction(case["name"]) for case in DECLARED["cases"]]))
     for one, declared in zip(again, DECLARED["cases"], strict=True):
-        assert_near(one, declared)
+        assert_near(one, declared, within=1e-3)
 
 
 def test_the_demo_is_started_by_its_command(tmp_path: Path) -> None:

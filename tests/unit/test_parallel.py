@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 
@@ -29,3 +30,10 @@ def test_a_forked_process_is_ended_by_a_signal_whatever_its_parent_does_with_one
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         handlers = parallel.side_by_side([lambda: signal.getsignal(signal.SIGTERM) == signal.SIG_DFL] * 2)
     assert handlers == [True, True]
+
+
+def test_garbage_is_collected_again_after_work_without_it() -> None:
+    with pytest.raises(ValueError), parallel.without_garbage_collection():
+        assert not gc.isenabled()
+        raise ValueError
+    assert gc.isenabled()

@@ -25,7 +25,7 @@ from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.collate import Collator, check_length
 from qmixlora.data.rendering.lengths import Lengths, by_path
 from qmixlora.errors import UserError
-from qmixlora.parallel import in_chunks
+from qmixlora.parallel import in_chunks, without_garbage_collection
 from qmixlora.recipe import Data
 
 CHUNK = 500  # rows that a process looks at before it is given others
@@ -88,10 +88,11 @@ def look_at(rows: Dataset, collator: Collator, data: Data, source: str) -> Look:
 
 
 def _seen(judge: _Judge, rows: Dataset, source: str, chunk: range) -> list[_Seen]:
-    return [
-        judge.seen(row, f"{source}, sample {index} (task {row['task']}: {_asked(row)!r})")
-        for index, row in zip(chunk, records(rows.select(chunk)), strict=True)
-    ]
+    with without_garbage_collection():
+        return [
+            judge.seen(row, f"{source}, sample {index} (task {row['task']}: {_asked(row)!r})")
+            for index, row in zip(chunk, records(rows.select(chunk)), strict=True)
+        ]
 
 
 def _asked(row: Conversation) -> str:

@@ -12,6 +12,7 @@ import datasets
 from qmixlora.data.formats import Conversation, FormatError
 from qmixlora.data.refusals import PictureError, Refusals
 from qmixlora.errors import UserError
+from qmixlora.parallel import without_garbage_collection
 from qmixlora.recipe import MAX_PIXELS, Columns
 
 from . import store
@@ -82,12 +83,15 @@ def load(
     refusals = Refusals()
     inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
     results = read_conversations(opened.rows(), root, reading, max_pixels, inside)
-    if opened.size < store.SMALL:
-        loaded = Loaded(store.in_memory(_accepted(results, refusals)), refusals)
-    else:
-        place = store.place((opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside), opened.state)
-        kept = store.stored(place)
-        loaded = Loaded(*kept) if kept else Loaded(store.keep(place, _accepted(results, refusals), refusals), refusals)
+    accepted = _accepted(results, refusals)
+    with without_garbage_collection():
+        if opened.size < store.SMALL:
+            loaded = Loaded(store.in_memory(accepted), refusals)
+        else:
+            asked = (opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside)
+            place = store.place(asked, opened.state)
+            kept = store.stored(place)
+            loaded = Loaded(*kept) if kept else Loaded(store.keep(place, accepted, refusals), refusals)
     if len(loaded.rows):
         return loaded
     empty = UserError("The data set is empty.", where=source)
