@@ -101,6 +101,8 @@ def fresh_trainer(
 ) -> Any:
     """A trainer of some rows, as the method wants it."""
     trainer = make_trainer(session, rows, None, folder, ProgressDisplay(Console(quiet=True)))
+    if session.recipe.train.gradient_accumulation > 1:  # `data.group_by_length: step`, of rows that are prepared
+        trainer.lengths, trainer.within_steps = [len(row["input_ids"]) for row in rows], True
     for callback in callbacks:
         trainer.add_callback(callback)
     if method.prepare is not None:

@@ -82,7 +82,7 @@ def _show_split(split: dict[str, Any], console: Console) -> None:
     if padding := split["padding"]:
         console.print(
             f"  padding in batches of {padding['batch_size']}: {padding['shuffled']:.0%} of all tokens; "
-            f"{padding['by_length']:.0%} with data.group_by_length"
+            f"{padding['by_step']:.0%} with data.group_by_length=step, {padding['by_length']:.0%} with true"
         )
         if padding["batch_tokens"]:
             console.print(

@@ -14,7 +14,7 @@ from .rendering.collate import BatchCollator, Collator, PromptRouting
 from .rendering.image_marks import image_tokens_of
 from .rendering.lengths import Lengths, lengths_of, sizes_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
-from .rendering.token_batches import token_batches
+from .rendering.token_batches import longest_first, token_batches
 from .splits.loading import load_source, load_split, splits_of
 from .splits.tasks import indices_by_answer, indices_by_task, only_tasks
 
@@ -44,6 +44,7 @@ __all__ = [
     "load_source",
     "load_split",
     "locate",
+    "longest_first",
     "one_answer_each",
     "only_tasks",
     "open_images",

@@ -164,8 +164,10 @@ class Data(_Section):
         default="header", description="before the first step: read every image's header, or decode every image"
     )
     split_seed: int = Field(default=0, description="of rows that are cut from the training data")
-    group_by_length: bool = Field(
-        default=False, description="make batches of samples of about one length: less padding; an epoch holds the same"
+    group_by_length: bool | Literal["step"] = Field(
+        default=False,
+        description="make batches of samples of about one length: less padding; an epoch holds the same. `step`: only"
+        " the micro-batches of each optimiser step, which learns the same",
     )
     num_workers: int | None = Field(
         default=None, ge=0, description="processes that make batches (null: by the machine's cores and the data's size)"

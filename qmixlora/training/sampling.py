@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from qmixlora.data import Collator, lengths_of, token_batches
+from qmixlora.data import Collator, lengths_of, longest_first, token_batches
 from qmixlora.errors import UserError
 from qmixlora.session import TunedSession
 
@@ -33,6 +33,27 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
         yield from super().__iter__()
+
+
+class StepGroupedSampler(Sampler[int]):
+    """Shuffled samples, those of each optimiser step from the longest to the shortest, so that its micro-batches are of
+    about one length each. The order depends on a seed and the epoch alone; steps hold the same, whatever the lengths.
+    """
+
+    def __init__(self, step: int, lengths: Sequence[int], seed: int) -> None:
+        self.step, self.lengths, self.seed, self.epoch = step, lengths, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer and accelerate at the beginning of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        yield from longest_first(order, self.step, self.lengths)
 
 
 class TokenBatchSampler(BatchSampler):

@@ -30,7 +30,13 @@ from .data_parallel import Meeting, deal, is_idle
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
-from .sampling import SeededLengthGroupedSampler, TokenBatchSampler, check_one_process, lengths_for
+from .sampling import (
+    SeededLengthGroupedSampler,
+    StepGroupedSampler,
+    TokenBatchSampler,
+    check_one_process,
+    lengths_for,
+)
 from .seen import Seen
 from .trackers import own_callbacks, show_answers
 from .workers import ErrorCarrier, loader_workers, unless_error
@@ -74,7 +80,7 @@ def make_trainer(
             display,
         ],
     )
-    trainer.judged = judged
+    trainer.judged, trainer.within_steps = judged, recipe.data.group_by_length == "step"
     trainer.examination, trainer.patience = Examination.of(session, validation), recipe.train.early_stopping
     if trainer.examination is not None and recipe.train.report_to:
         trainer.examination = replace(trainer.examination, show=partial(show_answers, trainer, recipe.train.report_to))
@@ -89,8 +95,8 @@ def make_trainer(
 class SupervisedTrainer(Trainer):
     """A Trainer whose loss asks for logits at supervised positions only, and normalises over the whole step.
 
-    With the `lengths` of the training samples, those of about one length come together; with `batch_tokens` too, as
-    many to a micro-batch as have so many tokens, padding included.
+    With the `lengths` of the training samples, those of about one length come together (`within_steps`: those of one
+    optimiser step); with `batch_tokens` too, as many to a micro-batch as have so many tokens, padding included.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class SupervisedTrainer(Trainer):
         # in place of a model that accelerate has wrapped
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.loss_chunk, self.lengths, self.batch_tokens = loss_chunk, lengths, batch_tokens
+        self.within_steps = False
         self.seen = Seen()
         check_one_process(batch_tokens, self.accelerator.num_processes)
         self.steps, self.judged = steps, True
@@ -197,7 +204,8 @@ class SupervisedTrainer(Trainer):
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return sampler
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return SeededLengthGroupedSampler(step, self.lengths, self.args.seed)
+        kind = StepGroupedSampler if self.within_steps else SeededLengthGroupedSampler
+        return kind(step, self.lengths, self.args.seed)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Make micro-batches as Trainer does, or by tokens; of several processes, each has its part of every step."""

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
-from qmixlora.data.rendering.token_batches import token_batches
+from qmixlora.data.rendering.token_batches import longest_first, token_batches
 from qmixlora.recipe import Train
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Padding as a share of all tokens in batches of `batch_size`, shuffled and by length (`data.group_by_length`);
-    with `train.batch_tokens`, in batches of so many tokens, and the samples that such a batch has on average.
+    """Padding as a share of all tokens in batches of `batch_size`, shuffled, and by `data.group_by_length`: `step` or
+    true; with `train.batch_tokens`, in batches of so many tokens, and the samples that such a batch has on average.
     """
 
     batch_size: int
     shuffled: float
+    by_step: float
     by_length: float
     batch_tokens: int | None = None
     by_tokens: float | None = None
@@ -32,12 +33,13 @@ def padding_of(lengths: Sequence[int], spec: Train) -> Padding:
     generator = torch.Generator().manual_seed(0)
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
     by_length = get_length_grouped_indices(list(lengths), spec.micro_batch_size, generator=generator)
-    one, other = (_share(lengths, _cut(order, spec.micro_batch_size)) for order in (shuffled, by_length))
+    by_step = list(longest_first(shuffled, spec.micro_batch_size * spec.gradient_accumulation, lengths))
+    one, two, three = (_share(lengths, _cut(order, spec.micro_batch_size)) for order in (shuffled, by_step, by_length))
     if spec.batch_tokens is None:
-        return Padding(spec.micro_batch_size, one, other)
+        return Padding(spec.micro_batch_size, one, two, three)
     batches = token_batches(lengths, spec.batch_tokens)
     share, samples = _share(lengths, batches), len(lengths) / len(batches)
-    return Padding(spec.micro_batch_size, one, other, spec.batch_tokens, share, samples)
+    return Padding(spec.micro_batch_size, one, two, three, spec.batch_tokens, share, samples)
 
 
 def _cut(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:

@@ -1,8 +1,8 @@
-"""Batches that are filled by tokens, padding included, and not by samples: samples of about one length together."""
+"""Samples of about one length together: in batches that are filled by tokens, padding included, or in a step's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def token_batches(lengths: Sequence[int], tokens: int, order: Iterable[int] | None = None) -> list[list[int]]:
@@ -19,3 +19,9 @@ def token_batches(lengths: Sequence[int], tokens: int, order: Iterable[int] | No
             most = max(1, tokens // lengths[index])
         batches[-1].append(index)
     return batches
+
+
+def longest_first(order: Sequence[int], step: int, lengths: Sequence[int]) -> Iterator[int]:
+    """Samples by number in their order, `step` of them at a time from the longest to the shortest."""
+    for start in range(0, len(order), step):
+        yield from sorted(order[start : start + step], key=lambda index: -lengths[index])

@@ -17,7 +17,7 @@ from qmixlora.recipe import Data, Recipe
 from qmixlora.session import open_session
 from qmixlora.training import make_trainer, train, workers
 from qmixlora.training.callbacks import ProgressDisplay
-from qmixlora.training.sampling import SeededLengthGroupedSampler
+from qmixlora.training.sampling import SeededLengthGroupedSampler, StepGroupedSampler
 from qmixlora.training.workers import loader_workers
 
 from .card import assert_equal, resumed_from, weights
@@ -38,8 +38,11 @@ def test_a_run_with_workers_goes_on_where_one_without_them_stopped(
     )
 
 
-def test_an_epoch_by_length_holds_every_sample_once_and_epochs_differ() -> None:
-    sampler = SeededLengthGroupedSampler(8, [index % 37 for index in range(500)], seed=3)
+@pytest.mark.parametrize("kind", [SeededLengthGroupedSampler, StepGroupedSampler])
+def test_an_epoch_by_length_holds_every_sample_once_and_epochs_differ(
+    kind: type[SeededLengthGroupedSampler | StepGroupedSampler],
+) -> None:
+    sampler = kind(8, [index % 37 for index in range(500)], seed=3)
     epochs = []
     for epoch in (0, 1, 0):
         sampler.set_epoch(epoch)
@@ -48,16 +51,25 @@ def test_an_epoch_by_length_holds_every_sample_once_and_epochs_differ() -> None:
     assert epochs[0] == epochs[2] != epochs[1]
 
 
+def test_a_step_by_length_holds_what_it_would_hold_anyway() -> None:
+    lengths = [index % 37 for index in range(500)]
+    shuffled, by_length = (list(StepGroupedSampler(8, own, seed=3)) for own in ([1] * 500, lengths))
+    for start in range(0, 500, 8):
+        step = by_length[start : start + 8]
+        assert set(step) == set(shuffled[start : start + 8])
+        assert [lengths[index] for index in step] == sorted((lengths[index] for index in step), reverse=True)
+
+
 def test_batches_by_length_have_less_padding(make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path) -> None:
     padding = []
-    for by_length in (False, True):
-        recipe = make_recipe(data={"group_by_length": by_length})
+    for by_length in (False, "step", True):
+        recipe = make_recipe(data={"group_by_length": by_length}, train={"gradient_accumulation": 4})
         session, rows = open_session(recipe, []), load_conversations(str(data / "train.json"))
         trainer = make_trainer(session, rows, None, tmp_path / "x", ProgressDisplay(QUIET))
         batches = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
         assert sum(len(batch) for batch in batches) == len(rows)
         padding.append(sum(int((batch == 0).sum()) for batch in batches))
-    assert padding[1] < padding[0] / 2
+    assert padding[2] < padding[0] / 2 and padding[1] < 0.8 * padding[0]
 
 
 def test_lengths_are_those_of_batches(data: Path, processor: Any) -> None:
