@@ -32,6 +32,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
+@pytest.mark.long
 def test_steps_that_are_done_are_skipped_and_those_over_the_budget_wait(tmp_path: Path) -> None:
     steps = ("--toy", "--to", str(tmp_path), "--only", "quantisers", "--only", "context")
     assert "quantisers: not started" in gpu("run", *steps, "--budget", "1")
@@ -62,6 +63,7 @@ def assert_near(prediction: dict[str, Any], declared: dict[str, Any], within: fl
     assert prediction == {**declared, **sizes}
 
 
+@pytest.mark.long
 def test_a_declared_prediction_is_todays(tmp_path: Path) -> None:
     declared = next(case for case in DECLARED["cases"] if case["name"] == "gemma-3-4b-peers")
     assert_near(executed("memory-gemma-3-4b-peers", tmp_path), declared, within=1e-2)  # other releases of torch
@@ -78,6 +80,7 @@ def test_all_declared_predictions_are_todays() -> None:
         assert_near(one, declared, within=1e-3)
 
 
+@pytest.mark.long
 def test_the_demo_is_started_by_its_command(tmp_path: Path) -> None:
     result = executed("demo", tmp_path)
     assert result["exit"] == 0 and "demo [OPTIONS]" in result["told"]
