@@ -71,9 +71,11 @@ def _asked(
 
         find = servers.openai_server if url else servers.llama_server
         return find(str(url or llama_server), fingerprint, str(export), name)
+    if fingerprint.form == "gguf":
+        raise UserError("This export is a file of llama.cpp.", where=str(export), fix="Ask its server: --llama-server.")
     from qmixlora.serving import local
 
-    if transformers or fingerprint.form != "lora":
+    if transformers or not fingerprint.is_adapter:
         return local.with_transformers(export, fingerprint)
     return local.with_peft(export, fingerprint, base)
 

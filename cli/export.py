@@ -18,6 +18,7 @@ from . import here
 
 if TYPE_CHECKING:
     from qmixlora.export import Fidelity
+    from qmixlora.export.measurement import Measurement
 
 
 class Form(StrEnum):
@@ -25,6 +26,8 @@ class Form(StrEnum):
 
     lora = "lora"
     merged = "merged"
+    gguf = "gguf"
+    live_gguf = "live-gguf"
 
 
 Base = Literal["nf4", "original"]
@@ -34,7 +37,12 @@ Tasks = Annotated[
     list[str] | None, typer.Option(help="A task, one export each; T=0.7 with others mixes them into one.")
 ]
 Forms = Annotated[
-    list[Form] | None, typer.Option("--as", help="lora: a plain PEFT adapter. merged: a whole checkpoint.")
+    list[Form] | None,
+    typer.Option(
+        "--as",
+        help="lora: a plain PEFT adapter. merged: a whole checkpoint. gguf: a LoRA for llama.cpp. live-gguf: for it, the"
+        " mixture itself (adapter.router: model), once for all tasks.",
+    ),
 ]
 MergeInto = Annotated[Base, typer.Option(help="What to merge into: as training saw it, or as it is on the disk.")]
 Polish = Annotated[
@@ -65,9 +73,10 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON, and nothing else.")] = False,
 ) -> None:
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
-    if every == bool(task):
-        raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
     here.folder_of_run(run)
+    wanted = tuple(form.value for form in dict.fromkeys(forms or [Form.lora]))
+    if every == bool(task):
+        _check_tasks(wanted)
     form_of_projector = _projector(projector, projector_rank)
     from .quiet import quiet
 
@@ -79,7 +88,7 @@ def export(
     console = Console(stderr=as_json)
     request = Request(
         tasks=tuple(task or ()),
-        forms=tuple(form.value for form in dict.fromkeys(forms or [Form.lora])),
+        forms=wanted,
         together=together,
         base=base,
         rank=rank,
@@ -95,7 +104,16 @@ def export(
     if as_json:
         print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
         return
-    _show(exports, run, console)
+    if exports:
+        _show(exports, run, console)
+
+
+def _check_tasks(wanted: tuple[str, ...]) -> None:
+    """Raise UserError if a form is made of tasks, of which none are named."""
+    from qmixlora.export import are_of_tasks
+
+    if are_of_tasks(wanted):
+        raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
 
 
 def _projector(form: Projector | None, rank: int | None) -> Projector:
@@ -125,28 +143,34 @@ def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
 
 
 def _table(exports: list[Fidelity]) -> Table:
-    """One line per export: the scores of the live model, of its adapter and of its merged checkpoint."""
+    """One line per export: the scores of the live model, of its adapter and of other forms of it."""
     first = exports[0]
-    forms = [form for form in ("lora", "merged") if any(form in fidelity.measurements for fidelity in exports)]
+    measured: dict[str, dict[str, Measurement]] = {}
+    for fidelity in exports:
+        measured.setdefault("+".join(fidelity.tasks), {}).update(fidelity.measurements)
+    forms = list(dict.fromkeys(form for own in measured.values() for form in own))
     title = f"Exact match, split {first.split}" + (" (not held out: trained on)" if first.split == "train" else "")
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("export", no_wrap=True)
     for column in ("polished", "live", *forms, "same words", "loss", "update error"):
         table.add_column(column, justify="right")
-    last = {"+".join(fidelity.tasks): fidelity for fidelity in exports}  # the merged one, where there are both
+    last = {"+".join(fidelity.tasks): fidelity for fidelity in exports}
     for name, fidelity in last.items():
-        own = fidelity.measurements[forms[-1]]
+        own = fidelity.measurements[fidelity.form]
         table.add_row(
             name,
             f"{fidelity.polish_steps} steps" if fidelity.polish_steps else "-",
             f"{fidelity.live.exact_match:.3f}",
-            *(f"{fidelity.measurements[form].exact_match:.3f}" for form in forms),
+            *(f"{measured[name][form].exact_match:.3f}" for form in forms),
             f"{own.agreement(fidelity.live):.2f}",
             f"{own.loss - fidelity.live.loss:+.3f}",
             f"{fidelity.update_error.mean:.2f}",
         )
     if len(last) > 1:
-        scores = [[f.live.exact_match, *(f.measurements[form].exact_match for form in forms)] for f in last.values()]
+        scores = [
+            [fidelity.live.exact_match, *(measured[name][form].exact_match for form in forms)]
+            for name, fidelity in last.items()
+        ]
         table.add_section()
         table.add_row("mean", "", *(f"{sum(column) / len(column):.3f}" for column in zip(*scores, strict=True)))
     return table

@@ -11,7 +11,23 @@ import typer
 from qmixlora.errors import UserError
 from qmixlora.interrupts import Interrupted, raised
 
-from . import chat, check, compare, data, demo, doctor, evaluate, export, inspect, new, plan, recipes, report, train
+from . import (
+    chat,
+    check,
+    compare,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    new,
+    plan,
+    recipes,
+    report,
+    route,
+    train,
+)
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
@@ -29,6 +45,7 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
   qmixlora chat RUN --image FILE        ask it
   qmixlora export RUN --all --as lora   ordinary adapters (or checkpoints: --as merged)
   qmixlora check EXPORT --url URL       whether a server really applies it
+  qmixlora route RUN "INSTRUCTION"      the scales to ask llama-server with, of a live mixture
 
 `qmixlora COMMAND --help` says more.
 """
@@ -48,6 +65,7 @@ app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("check")(check.check)
+app.command("route")(route.route)
 app.command("new")(new.new)
 app.command("plan")(plan.plan)
 app.command("data")(data.data)

@@ -2,6 +2,7 @@
 
 from .exporter import export
 from .fidelity import Fidelity
+from .forms import are_of_tasks
 from .targets import Request, exported_tasks
 
-__all__ = ["Fidelity", "Request", "export", "exported_tasks"]
+__all__ = ["Fidelity", "Request", "are_of_tasks", "export", "exported_tasks"]

@@ -26,12 +26,12 @@ from .static import Learned, StaticAdapter
 def write_base(job: Job, learned: Learned) -> Path | None:
     """Write `exports/base/` for the run's LoRAs, unless it is there already; returns its folder.
 
-    None where no LoRA is asked for, or none that needs it: a run without a trained projector lies on its own model.
+    None where none needs it: a run without a trained projector lies on its own model.
 
     Raises:
         UserError: the model's checkpoint cannot be read, or the projector has no tensors of its own in it.
     """
-    if "lora" not in job.request.forms or job.request.projector != "base" or not learned.modules:
+    if job.request.projector != "base" or not learned.modules:
         return None
     folder, spec = job.base_folder, job.recipe.model
     record = base_record(spec.id, spec.revision, _digest(learned.modules))

@@ -1,8 +1,8 @@
-"""A run to ordinary artefacts, `exports/NAME-lora/` on `exports/base/`, and `exports/NAME-merged/`, measured before
-they are in place.
+"""A run to ordinary artefacts, such as `exports/NAME-lora/` on `exports/base/`, and `exports/NAME-merged/`, measured
+before they are in place; the table of their forms is `forms.py`.
 
 Three passes over the targets, so that never more than one model is in memory: `measure_live` with the run's own model,
-`write_adapters` with the static adapters on the same backbone, `write_merged` with the merged checkpoints.
+`write_adapters` with the static adapters on the same backbone, and what is made of these.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from rich.console import Console
 
 from qmixlora.data import Collator
 from qmixlora.files import clear_disk_errors
+from qmixlora.recipe import load_run_recipe
 from qmixlora.session import open_tuned_run
 
 from .adapters import write_adapters
 from .base import write_base
 from .fidelity import Fidelity
 from .fingerprints import write_fingerprints
+from .forms import MAKERS, are_of_tasks
 from .job import FOLDER, Job
 from .live import measure_live
-from .merged import write_merged
 from .static import learned_by
 from .targets import Request
 
@@ -31,23 +32,31 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
     """Export a run as `request` says, into `folder/exports`; returns the fidelity of every export.
 
     Raises:
-        UserError: no such run, task or data; a base that cannot be merged into; a full disk.
+        UserError: no such run, task or data; a form that cannot be made of the run; a base that cannot be merged into; a
+            full disk.
         CheckError: a merged checkpoint does not compute what its adapter computes; nothing of it stays.
     """
+    makers, recipe = [MAKERS[form] for form in request.forms], load_run_recipe(folder)
+    for maker in makers:
+        maker.check(recipe, request)
     session = open_tuned_run(folder)
     assert isinstance(session.collator, Collator), "a run has a processor"
     job = Job(folder, session.recipe, request, console, session.collator)
     learned = learned_by(session.model)
-    live = measure_live(job, session, learned)
+    live = measure_live(job, session, learned) if are_of_tasks(request.forms) else []
     with clear_disk_errors(folder / FOLDER, "Free some space and export again; what is in place is whole."):
         scratch = folder / FOLDER / ".scratch"
         try:
-            base = write_base(job, learned)
+            base = write_base(job, learned) if any(maker.on_base for maker in makers) else None
+            for maker in makers:
+                if maker.of_run is not None:
+                    maker.of_run(job, session, learned, base)
+            if not live:
+                return []
             adapters = write_adapters(job, session, learned, live, base, scratch)
             del session  # before other models are loaded
-            made = [adapter.fidelity for adapter in adapters if "lora" in request.forms]
-            made += write_merged(job, adapters) if "merged" in request.forms else []
-            write_fingerprints(job, learned, live, base, made)
+            made = [one for maker in makers if maker.of_adapters for one in maker.of_adapters(job, adapters)]
+            write_fingerprints(job, learned, live, base, adapters, made)
             return made
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -19,6 +19,7 @@ from qmixlora.serving import making
 from qmixlora.serving.fingerprint import BASE, EXPORT, FINGERPRINT, NO_PROJECTOR, ORIGINAL, Answer, Fingerprint, Message
 from qmixlora.serving.stock import StockModel, load_model, put_adapter, with_values, without_parts
 
+from .adapters import Adapter
 from .fidelity import Fidelity
 from .job import Job
 from .live import Live
@@ -37,7 +38,12 @@ class Asked:
 
 
 def write_fingerprints(
-    job: Job, learned: Learned, live: Sequence[Live], base: Path | None, made: Sequence[Fidelity]
+    job: Job,
+    learned: Learned,
+    live: Sequence[Live],
+    base: Path | None,
+    adapters: Sequence[Adapter],
+    made: Sequence[Fidelity],
 ) -> None:
     """Write `fingerprint.json` into the folder of every export, and of the base.
 
@@ -48,7 +54,7 @@ def write_fingerprints(
     job.say("fingerprints: what the exports answer")
     ready: list[tuple[Path, Fingerprint]] = []
     try:
-        ready.extend(_fingerprints(job, learned, live, base, made))
+        ready.extend(_fingerprints(job, learned, live, base, adapters, made))
     except Exception as error:  # of any model's own code, on any machine: the exports are whole and measured
         job.say(SKIPPED.format(reason=f"{type(error).__name__}: {error}"))
     for folder, fingerprint in ready:
@@ -57,7 +63,12 @@ def write_fingerprints(
 
 
 def _fingerprints(
-    job: Job, learned: Learned, live: Sequence[Live], base: Path | None, made: Sequence[Fidelity]
+    job: Job,
+    learned: Learned,
+    live: Sequence[Live],
+    base: Path | None,
+    adapters: Sequence[Adapter],
+    made: Sequence[Fidelity],
 ) -> Iterator[tuple[Path, Fingerprint]]:
     longest = job.longest_fingerprint
     stock = _load(job, base)
@@ -67,14 +78,19 @@ def _fingerprints(
         first = asked[live[0].target.name]
         yield _made(job, base, first, {EXPORT: first.answers[BASE], BASE: first.answers[ORIGINAL]})
     by_folder = {job.folder_of(one.target, form): one.target.name for one in live for form in job.request.forms}
-    for fidelity in (one for one in made if one.form == "lora"):
-        own = asked[by_folder[fidelity.folder]]
-        put_adapter(stock, fidelity.folder)
+    for adapter in adapters:
+        name = adapter.live.target.name
+        folders = [one.folder for one in made if one.form != "merged" and by_folder[one.folder] == name]
+        if not folders:
+            continue
+        own = asked[name]
+        put_adapter(stock, adapter.folder)
         answers = {EXPORT: making.answers_of(stock, own.prompts, longest), **own.answers}
-        if fidelity.projector is not None:
+        if adapter.fidelity.projector is not None:
             with _without_projector(stock, learned, originals):
                 answers[NO_PROJECTOR] = making.answers_of(stock, own.prompts, longest)
-        yield _made(job, fidelity.folder, own, answers, {} if base else job.recipe.model.template_arguments)
+        for folder in folders:  # of other forms, the same adapter
+            yield _made(job, folder, own, answers, {} if base else job.recipe.model.template_arguments)
     del stock
     for fidelity in (one for one in made if one.form == "merged"):
         clear_device_cache(garbage_collection=True)

@@ -55,12 +55,12 @@ class Live:
 
 def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live]:
     """Find the mixing matrices of every target, and measure the live model on its rows."""
-    request, data = job.request, job.recipe.data
+    request = job.request
     tasks = tasks_of(job.folder, lambda: job.training_rows)
     targets = make_targets(request, tasks)
     wanted = [task for task in tasks if any(task in target.shares for target in targets)]
     matrices = mixing_matrices(session, learned, job.folder, request.calibration, wanted, lambda: job.training_rows)
-    split = next((name for name in ("test", "validation") if getattr(data, name)), "train")
+    split = job.held_out
     held_out, samples = job.rows(split), request.samples or job.recipe.export.samples
     measured = []
     for number, target in enumerate(targets, start=1):

@@ -33,6 +33,8 @@ ARCHITECTURES = {  # of llama.cpp, by the model type of the language model
     "gemma3_text": "gemma3",
 }
 INTERLEAVED = {"llama"}  # whose rotary halves llama.cpp has side by side, so that rows of q and k change places
+# model types of which its converter makes a file for images (`--mmproj`), each seen to
+WITH_IMAGES = {"gemma3", "idefics3", "janus", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"}
 LAYERS = "layers."  # in a path, before the number of a decoder's layer
 
 
@@ -121,6 +123,17 @@ class LlamaModel:
             return up_OK
         up_H2DK = up_OK.reshape(heads, 2, len(up_OK) // heads // 2, -1)
         return np.ascontiguousarray(up_H2DK.swapaxes(1, 2).reshape(up_OK.shape))
+
+
+def note_on_images(config: Any) -> str:
+    """How llama.cpp sees images with a model, or that its converter has no file for that."""
+    if config.model_type in WITH_IMAGES:
+        return "For images, llama.cpp wants a second file, of the base: python convert_hf_to_gguf.py --mmproj BASE."
+    encoder = getattr(getattr(config, "vision_config", None), "model_type", "its image encoder")
+    return (
+        f"llama.cpp's converter makes no file for images of {config.model_type} with {encoder}: questions without an "
+        "image alone are answered there."
+    )
 
 
 def _as_array(tensor: Tensor) -> Any:

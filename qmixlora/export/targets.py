@@ -24,7 +24,7 @@ from .merge import Base
 from .names import folder_names, mixture_name
 
 RECORD = "Take a whole copy of the run's folder; or move the record away, and export with --calibration FILE."
-Form = Literal["lora", "merged"]
+Form = Literal["lora", "merged", "gguf", "live-gguf"]
 Projector = Literal["base", "adapter", "low-rank"]
 
 

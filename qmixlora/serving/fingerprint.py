@@ -61,8 +61,8 @@ class Prompt:
 class Fingerprint:
     """The prompts of an export and their answers.
 
-    `name` is what a server may call it, `form` is `lora`, `merged` or `base`; `dtype` is that of the computation,
-    `max_tokens` the most tokens of an answer; `template_arguments` go to the chat template.
+    `name` is what a server may call it, `form` is `lora`, `gguf`, `merged` or `base`; `dtype` is that of the
+    computation, `max_tokens` the most tokens of an answer; `template_arguments` go to the chat template.
     """
 
     name: str
@@ -72,6 +72,11 @@ class Fingerprint:
     prompts: list[Prompt]
     template_arguments: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the export lies on a base."""
+        return self.form in ("lora", "gguf")
 
     def write(self, folder: Path) -> None:
         """Write `fingerprint.json`, without the tokens that were not chosen."""

@@ -77,7 +77,7 @@ def openai_server(url: str, fingerprint: Fingerprint, folder: str, name: str | N
             fix="Say which one it is: --name.",
         )
     bases = [str(own["id"]) for own in served if own["id"] != model and not own.get("parent")]
-    base = bases[0] if fingerprint.form == "lora" and len(bases) == 1 else None
+    base = bases[0] if fingerprint.is_adapter and len(bases) == 1 else None
     extra = {"chat_template_kwargs": fingerprint.template_arguments} if fingerprint.template_arguments else {}
     return Server(url, model, base, extra, extra)
 
@@ -89,13 +89,13 @@ def llama_server(url: str, fingerprint: Fingerprint, folder: str, name: str | No
     stems = {id(one): str(one.get("path", "")).rpartition("/")[2].removesuffix(".gguf") for one in adapters}
     own = [one for one in adapters if wanted in (stems[id(one)], one.get("task_name"))]
     own = own or [one for one in adapters if stems[id(one)].startswith((f"{wanted}-", f"{wanted}.", f"{wanted}_"))]
-    if fingerprint.form == "lora" and adapters and len(own) != 1:
+    if fingerprint.is_adapter and adapters and len(own) != 1:
         paths = ", ".join(str(one.get("path")) for one in adapters)
         raise UserError(f"Which adapter is {wanted!r}? The server has {paths}.", where=url, fix="Say it: --name.")
     without = [{"id": one["id"], "scale": 0.0} for one in adapters]
     scales = [{"id": one["id"], "scale": float(one in own)} for one in adapters]
     sees = bool(call(url, "/props").get("modalities", {}).get("vision", False))
-    base = "base" if fingerprint.form == "lora" and adapters else None
+    base = "base" if fingerprint.is_adapter and adapters else None
     return Server(url, wanted, base, {"lora": scales} if scales else {}, {"lora": without}, sees)
 
 

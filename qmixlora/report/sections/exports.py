@@ -13,11 +13,21 @@ from ..readings import Reading, read_export
 from ..record import RunRecord
 from .routing import told
 
-USE = """from peft import PeftModel
+USE = {
+    "lora": """from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 base = AutoModelForImageTextToText.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, {adapter!r})"""
+model = PeftModel.from_pretrained(base, {folder!r})
+
+# or: qmixlora chat {folder} --image FILE""",
+    "merged": """from transformers import AutoModelForImageTextToText
+
+model = AutoModelForImageTextToText.from_pretrained({folder!r})
+
+# or: qmixlora chat {folder} --image FILE""",
+    "gguf": "{folder}/README.md says how llama.cpp serves it.",
+}
 
 
 def exports_section(record: RunRecord) -> str:
@@ -58,9 +68,6 @@ def _use(record: RunRecord) -> str:
     parts = []
     for form in dict.fromkeys(one["form"] for one in record.exports):
         folder = next(one["folder"] for one in record.exports if one["form"] == form)
-        code = USE.format(base=record.recipe.model.id, adapter=folder) if form == "lora" else (
-            "from transformers import AutoModelForImageTextToText\n\n"
-            f"model = AutoModelForImageTextToText.from_pretrained({folder!r})"
-        )  # fmt: skip
-        parts.append(f"<pre>{escape(code)}\n\n# or: qmixlora chat {escape(folder)} --image FILE</pre>")
+        code = USE[form].format(base=record.recipe.model.id, folder=folder)
+        parts.append(f"<pre>{escape(code)}</pre>")
     return "".join(parts)

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
 from qmixlora.backbone import find_anatomy
+from qmixlora.export.llama_cpp import LlamaModel
 from qmixlora.export.low_rank import LowRank
 from tests.families.variant import variants
 
@@ -79,6 +80,82 @@ def made_up(architecture: str) -> tuple[Any, dict[str, LowRank]]:
 def _numbers(rows: int, columns: int, start: int) -> tuple[torch.Tensor, int]:
     numbers = torch.arange(start, start + rows * columns, dtype=torch.int64)
     return ((numbers * 7919 % 4093).float() / 4096 - 0.5).view(rows, columns), start + rows * columns
+
+
+def write_base(folder: Path, path: Path) -> Path:
+    """The text part of a small Llama in a checkpoint folder as a GGUF file in fp32, with a name for every token."""
+    import gguf
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    config = model.config.get_text_config()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    llama, writer = LlamaModel.of(model.config), gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("bert")  # which knows unknown words
+    for name in ("bos", "eos", "unk", "sep", "pad", "mask"):
+        getattr(writer, f"add_{name}_token_id")(0)
+    writer.add_token_list([f"<0x{token:02X}>" for token in range(config.vocab_size)])
+    writer.add_token_scores([0.0] * config.vocab_size)
+    writer.add_token_types([int(gguf.TokenType.NORMAL)] * config.vocab_size)
+    decoder = model.get_decoder()
+    weights = {f"model.{name}": value for name, value in decoder.state_dict().items()}
+    for name, value in {**weights, "lm_head.weight": model.get_output_embeddings().weight}.items():
+        array = value.detach().float().numpy()
+        array = llama._rows(name.removesuffix(".weight"), array)  # which llama.cpp's converter does to q and k
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+NODE = Path(os.environ.get("NODE_LLAMA_CPP", "node_modules")) / "node-llama-cpp"
+ASK = """
+import {readFileSync} from "node:fs";
+import {pathToFileURL} from "node:url";
+const {binding, base, jobs} = JSON.parse(readFileSync(0, "utf8"));
+const {getLlama} = await import(pathToFileURL(binding + "/dist/index.js"));
+const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: 1});
+const model = await llama.loadModel({modelPath: base});
+const answers = [];
+for (const {prompt, adapters, count} of jobs) {
+    const exact = {experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32", flashAttention: false};
+    const context = await model.createContext({contextSize: 512, threads: 1, lora: {adapters}, ...exact});
+    const tokens = [], logprobs = [];
+    const steps = context.getSequence().evaluateWithMetadata(prompt, {confidence: true}, {temperature: 0});
+    for await (const {token, confidence} of steps) {
+        tokens.push(token);
+        logprobs.push(Math.log(confidence));
+        if (tokens.length >= count) break;
+    }
+    answers.push({tokens, logprobs});
+    await context.dispose();
+}
+console.log(JSON.stringify(answers));
+process.exit(0);
+"""
+
+
+def asked_llama_cpp(base: Path, jobs: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
+    """The greedy tokens, with their log-probabilities, that llama.cpp answers prompts with through its binding for
+    Node; a job has `prompt` (tokens), `adapters` (`filePath`, `scale`) and `count`, of tokens.
+    """
+    script = base.with_name("ask.mjs")
+    script.write_text(ASK, encoding="utf-8")
+    given = json.dumps({"binding": str(NODE.resolve()), "base": str(base), "jobs": jobs})
+    done = subprocess.run(["node", str(script)], input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def converter() -> Path | None:
