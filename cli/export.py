@@ -19,6 +19,7 @@ from . import here
 if TYPE_CHECKING:
     from qmixlora.export import Fidelity
     from qmixlora.export.measurement import Measurement
+    from qmixlora.export.targets import Form as FormName
 
 
 class Form(StrEnum):
@@ -40,8 +41,8 @@ Forms = Annotated[
     list[Form] | None,
     typer.Option(
         "--as",
-        help="lora: a plain PEFT adapter. merged: a whole checkpoint. gguf: a LoRA for llama.cpp. live-gguf: for it, the"
-        " mixture itself (adapter.router: model), once for all tasks.",
+        help="lora: a plain PEFT adapter. merged: a whole checkpoint. gguf: a LoRA for llama.cpp. live-gguf: for it,"
+        " the mixture itself (adapter.router: model), once for all tasks.",
     ),
 ]
 MergeInto = Annotated[Base, typer.Option(help="What to merge into: as training saw it, or as it is on the disk.")]
@@ -74,7 +75,7 @@ def export(
 ) -> None:
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     here.folder_of_run(run)
-    wanted = tuple(form.value for form in dict.fromkeys(forms or [Form.lora]))
+    wanted: tuple[FormName, ...] = tuple(form.value for form in dict.fromkeys(forms or [Form.lora]))
     if every == bool(task):
         _check_tasks(wanted)
     form_of_projector = _projector(projector, projector_rank)
@@ -108,7 +109,7 @@ def export(
         _show(exports, run, console)
 
 
-def _check_tasks(wanted: tuple[str, ...]) -> None:
+def _check_tasks(wanted: tuple[FormName, ...]) -> None:
     """Raise UserError if a form is made of tasks, of which none are named."""
     from qmixlora.export import are_of_tasks
 

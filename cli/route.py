@@ -13,7 +13,7 @@ from qmixlora.files import clear_read_errors
 
 from . import here
 
-EXPORT = Path("exports") / "live-gguf"
+EXPORT = Path("exports") / "live"
 ROUTER = "router.safetensors"
 
 

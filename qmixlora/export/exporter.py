@@ -32,8 +32,8 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
     """Export a run as `request` says, into `folder/exports`; returns the fidelity of every export.
 
     Raises:
-        UserError: no such run, task or data; a form that cannot be made of the run; a base that cannot be merged into; a
-            full disk.
+        UserError: no such run, task or data; a form that cannot be made of the run; a base that cannot be merged into;
+            a full disk.
         CheckError: a merged checkpoint does not compute what its adapter computes; nothing of it stays.
     """
     makers, recipe = [MAKERS[form] for form in request.forms], load_run_recipe(folder)

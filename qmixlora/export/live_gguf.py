@@ -27,7 +27,7 @@ from .router import largest_difference, write_router
 from .static import Learned
 from .targets import Request
 
-NAME, CLIENT = "live-gguf", "route.py"
+NAME, CLIENT = "live", "route.py"  # without a form behind it, which the folder of every task has
 ROUNDING = 1e-3  # a difference of scales that fp32 sums in another order explain
 CARD = """# A live mixture for llama-server
 
@@ -61,7 +61,7 @@ def check(recipe: Recipe, request: Request) -> None:
         raise UserError(
             f"A live mixture on llama-server has one router for the whole model, and this run has {has}.",
             where="--as live-gguf",
-            fix=f"Train with adapter.router=model (num_factors=64 r=8 loses no score for it: docs/export.md). {static}",
+            fix=f"Train with adapter.router=model adapter.num_factors=64 adapter.r=8 (docs/export.md). {static}",
         )
     if adapter.route_on == "task":
         raise UserError(
@@ -71,8 +71,8 @@ def check(recipe: Recipe, request: Request) -> None:
         )
     if adapter.pairing != "tied" and adapter.gate != "dense":
         raise UserError(
-            f"With adapter.pairing={adapter.pairing} any factor of one pool works with any of the other: there is no scale"
-            " of each.",
+            f"With adapter.pairing={adapter.pairing} any factor of one pool works with any of the other: none has a"
+            " scale.",
             where="--as live-gguf",
             fix=f"Train with adapter.pairing=tied. {static}",
         )
@@ -81,7 +81,7 @@ def check(recipe: Recipe, request: Request) -> None:
 
 
 def write(job: Job, session: TunedSession, learned: Learned, base: Path | None) -> None:
-    """Write `exports/live-gguf/`, and compare its routing with the run's.
+    """Write `exports/live/`, and compare its routing with the run's.
 
     Raises CheckError where they differ; nothing is written then.
     """

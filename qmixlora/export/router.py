@@ -30,8 +30,8 @@ WORDS = (
     "The prompt is prompts[0] (prompts[1] where the question has an image) around the instruction, without white space "
     "at its ends; its tokens are those of tokenizer.json, after `begin`, without image_tokens. The condition is the "
     "mean of their rows in `embeddings`{centered}. The score of a factor is the softmax of {router}; the {chosen} "
-    "factors of the highest scores work, {weight}. Times `share`, that is the scale of factor-NUMBER.gguf in a request; "
-    "of the others it is 0."
+    "factors of the highest scores work, {weight}. Times `share`, that is the scale of factor-NUMBER.gguf in a "
+    "request; of the others it is 0."
 )
 CENTERED = ", layer-normalised (variance + 1e-5) less `center`"
 WEIGHTED = "each with its score over the mean of theirs"

@@ -97,7 +97,7 @@ def test_a_lora_file_alone_leaves_no_lora_behind(make_run: Callable[..., Path]) 
 
 
 def test_the_client_gives_the_scales_of_the_live_model(routed: Path, data: Path) -> None:
-    session, folder = open_run(routed), routed / "exports" / "live-gguf"
+    session, folder = open_run(routed), routed / "exports" / "live"
     for question in QUESTIONS:
         answer(session, question, 1)
         own_E = session.model.base_model.last_selection()[0, 0].diagonal()  # type: ignore[operator,union-attr]
@@ -106,7 +106,7 @@ def test_the_client_gives_the_scales_of_the_live_model(routed: Path, data: Path)
 
 
 def test_the_client_runs_without_torch_and_without_qmixlora(routed: Path, qmixlora: Any) -> None:
-    folder = routed / "exports" / "live-gguf"
+    folder = routed / "exports" / "live"
     script = f"import runpy, sys; sys.argv = ['route.py', {QUESTIONS[0]!r}, '--image']\n"
     script += f"runpy.run_path({str(folder / 'route.py')!r}, run_name='__main__')\n"
     script += "assert not {'torch', 'transformers', 'qmixlora'} & {name.split('.')[0] for name in sys.modules}"
@@ -118,7 +118,7 @@ def test_the_client_runs_without_torch_and_without_qmixlora(routed: Path, qmixlo
 
 def test_factors_at_their_gates_are_the_live_update(routed: Path) -> None:
     """Of one layer, by hand: the files' rank-one updates, at alpha and scale as llama.cpp applies them."""
-    session, folder = open_run(routed), routed / "exports" / "live-gguf"
+    session, folder = open_run(routed), routed / "exports" / "live"
     layer = "model.language_model.layers.0.mlp.up_proj"
     module, total = session.model.get_submodule(f"base_model.model.{layer}"), 0.0
     for one in scales(folder, QUESTIONS[0]):
@@ -139,7 +139,7 @@ def test_a_router_that_went_wrong_is_noticed(routed: Path, tmp_path: Path, monke
     monkeypatch.setattr("qmixlora.export.router.INSTRUCTION", "s")  # not what stands in the template alone
     with pytest.raises(CheckError, match="gives other scales than the run"):
         export(run, Request(forms=("live-gguf",)), QUIET)
-    assert not (run / "exports" / "live-gguf").exists()
+    assert not (run / "exports" / "live").exists()
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_llama_cpp_answers_as_the_lora_and_as_the_live_mixture(routed: Path, tmp
     jobs, expected = [], []
     lora, live = (opened_as_served(folder, tmp_path) for folder in (exports / "color-lora", routed))
     for question in QUESTIONS:
-        gates = scales(exports / "live-gguf", question)
+        gates = scales(exports / "live", question)
         files = [
-            {"filePath": str(exports / "live-gguf" / f"factor-{g['id']}.gguf"), "scale": g["scale"]} for g in gates
+            {"filePath": str(exports / "live" / f"factor-{g['id']}.gguf"), "scale": g["scale"]} for g in gates
         ]
         static = [{"filePath": str(exports / "color-gguf" / "color.gguf"), "scale": 1.0}]
         for session, adapters in ((live, files), (lora, static)):
