@@ -37,11 +37,13 @@ through_the_binding = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def routed(train_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with one router, exported as a live mixture and as files of two tasks."""
+def routed(train_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, qmixlora: Any) -> Path:
+    """A run with one router, exported as a live mixture and as the files of a task, with what was said of it."""
     run = Path(shutil.copytree(train_once(**MODEL_ROUTER), tmp_path_factory.mktemp("routed") / "run"))
-    request = Request(tasks=("color", "count"), forms=("live-gguf", "lora", "gguf"), samples=2)
-    assert {one.form for one in export(run, request, QUIET)} == {"lora", "gguf"}
+    forms = [word for form in ("lora", "gguf", "live-gguf") for word in ("--as", form)]
+    done = qmixlora("export", run, "--task", "color", "--samples", "2", *forms)
+    assert done.code == 0, done.stderr
+    (run / "said").write_text(done.stdout)
     return run
 
 
@@ -63,6 +65,23 @@ def test_the_table_has_a_maker_of_every_form() -> None:
 
     assert set(MAKERS) == set(get_args(Form)) == {word.value for word in Words}
     assert all((maker.of_adapters is None) != (maker.of_run is None) for maker in MAKERS.values())
+
+
+def test_the_table_of_an_export_has_a_column_for_each_form_of_a_task(routed: Path) -> None:
+    said = (routed / "said").read_text()
+    assert "live    lora    gguf" in said and said.count("\n  color") == 1
+    assert "from the run's own, at most, on 20 held-out instructions" in said
+
+
+def test_files_of_tasks_need_tasks_and_the_live_mixture_none(run: Path, qmixlora: Any) -> None:
+    done = qmixlora("export", run, "--as", "gguf", "--as", "live-gguf")
+    assert done.code == 2 and "Say which tasks" in done.stderr
+    assert "a router of every layer" in qmixlora("export", run, "--as", "live-gguf").stderr
+
+
+def test_a_check_of_a_lora_file_wants_its_server(routed: Path, qmixlora: Any) -> None:
+    done = qmixlora("check", routed / "exports" / "color-gguf")
+    assert done.code == 2 and "--llama-server" in done.stderr
 
 
 def test_a_lora_file_has_the_adapter_and_its_facts(routed: Path) -> None:
@@ -186,9 +205,7 @@ def test_llama_cpp_answers_as_the_lora_and_as_the_live_mixture(routed: Path, tmp
     lora, live = (opened_as_served(folder, tmp_path) for folder in (exports / "color-lora", routed))
     for question in QUESTIONS:
         gates = scales(exports / "live", question)
-        files = [
-            {"filePath": str(exports / "live" / f"factor-{g['id']}.gguf"), "scale": g["scale"]} for g in gates
-        ]
+        files = [{"filePath": str(exports / "live" / f"factor-{g['id']}.gguf"), "scale": g["scale"]} for g in gates]
         static = [{"filePath": str(exports / "color-gguf" / "color.gguf"), "scale": 1.0}]
         for session, adapters in ((live, files), (lora, static)):
             prompt, tokens, logprobs = answer(session, question, 12)
