@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from qmixlora.errors import UserError
+from qmixlora.export import llama_cpp
 from qmixlora.export.llama_cpp import ARCHITECTURES, LlamaModel
 from qmixlora.export.low_rank import LowRank
 from tests.families.variant import variants
@@ -79,6 +80,18 @@ def test_other_language_models_are_refused_by_name(name: str) -> None:
     config, _ = variants()[name].build()
     with pytest.raises(UserError, match=repr(config.get_text_config().model_type)):
         LlamaModel.of(config)
+
+
+def test_without_the_package_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match="need the package gguf") as error:
+        LlamaModel.of(variants()["llava"].build()[0])
+    assert "qmixlora[gguf]" in (error.value.fix or "")
+
+
+@pytest.mark.parametrize(("name", "words"), [("qwen3_vl", "--mmproj"), ("llava", "llava with clip_vision_model")])
+def test_a_model_with_or_without_a_file_for_images_is_told_by_name(name: str, words: str) -> None:
+    assert words in llama_cpp.note_on_images(variants()[name].build()[0])
 
 
 def test_a_layer_without_a_place_is_refused_by_name(tmp_path: Path) -> None:
