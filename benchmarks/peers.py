@@ -44,7 +44,7 @@ PEERS = (
     Peer(QWEN3_8B, "2 x 256 tokens, 32 of the picture", (*TWO, SMALL), 256, 8.21),
     Peer("google/gemma-3-4b-it", "1 x 512 tokens, 256 of the picture", ONE, 512, 6.06),
     Peer("google/gemma-4-E4B-it", "1 x 512 tokens, 280 of the picture", ONE, 512, 10.78),
-    Peer("google/gemma-4-31B-it", "1 x 512 tokens, 256 of the picture", ONE, 512, 21.36),
+    Peer("google/gemma-4-31B-it", "1 x 512 tokens, 280 of the picture", ONE, 512, 21.36),
     Peer(
         "OpenGVLab/InternVL3_5-8B-HF", "2 x 2,048 tokens, 256 of the picture", (*TWO, "data.max_image_tokens=256"),
         2048, 8.21, "Axolotl",

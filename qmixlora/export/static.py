@@ -54,8 +54,8 @@ class Learned:
     """The learned tensors of a run, taken off its model: every layer's pools (E x I, E x O), the updates of layers
     beside the mixture (a projector's), and modules trained whole.
 
-    `merged` are the weights of the layers beside, with their updates; `originals` these and the modules before training.
-    A plain LoRA is a pool whose mixing matrix is always the identity.
+    `merged` are the weights of the layers beside, with their updates; `originals` these and the modules as they were
+    before. A plain LoRA is a pool whose mixing matrix is always the identity.
     """
 
     pools: dict[str, tuple[Tensor, Tensor]]
