@@ -6,14 +6,15 @@ decoder; tensors alone, without the CUDA context. A model is left out where the 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
-from qmixlora.memory import plan
+from qmixlora.memory import Plan, plan
 from qmixlora.memory.architectures import ARCHITECTURES
-from qmixlora.recipe import Recipe, edited, validate
+from qmixlora.recipe import edited, validate
 
 from .cases import EIGHT_BIT, LORA, QWEN3_8B, QWEN25_7B
 
@@ -42,7 +43,8 @@ PEERS = (
     Peer(QWEN25_7B, "2 x 256 tokens, 32 of the picture", (*TWO, SMALL), 256, 6.48),
     Peer(QWEN3_8B, "2 x 256 tokens, 32 of the picture", (*TWO, SMALL), 256, 8.21),
     Peer("google/gemma-3-4b-it", "1 x 512 tokens, 256 of the picture", ONE, 512, 6.06),
-    Peer("google/gemma-4-31B-it", "1 x 512 tokens, 256 of the picture", ONE, 512, 21.36),
+    Peer("google/gemma-4-E4B-it", "1 x 512 tokens, 280 of the picture", ONE, 512, 10.78),
+    Peer("google/gemma-4-31B-it", "1 x 512 tokens, 280 of the picture", ONE, 512, 21.36),
     Peer(
         "OpenGVLab/InternVL3_5-8B-HF", "2 x 2,048 tokens, 256 of the picture", (*TWO, "data.max_image_tokens=256"),
         2048, 8.21, "Axolotl",
@@ -52,49 +54,45 @@ PEERS = (
 )  # fmt: skip
 
 
-def recipe_of(peer: Peer, *edits: str) -> Recipe:
-    """A recipe at the peer's conditions, with those edits that this model has; the others are left out."""
+def planned(peer: Peer, *edits: str) -> Plan:
+    """The plan of a recipe at the peer's conditions, with those edits that this model has."""
     recipe = edited(validate({"model": {"id": peer.model}, "data": {"train": "-"}}, peer.model), peer.edits)
-    for edit in edits:
-        recipe = _if_possible(recipe, edit, peer.tokens)
-    return recipe
-
-
-def _if_possible(recipe: Recipe, edit: str, tokens: int) -> Recipe:
-    changed = edited(recipe, [edit])
     try:
-        plan(changed, tokens=tokens)
-    except UserError:
-        return recipe
-    return changed
-
-
-def tensors_of(recipe: Recipe, tokens: int) -> float:
-    """The planned peak in GiB, without the context."""
-    return plan(recipe, tokens=tokens).tensors / GIB
+        return plan(edited(recipe, edits), tokens=peer.tokens)
+    except UserError:  # which it has is found one by one
+        had: list[str] = []
+        for edit in edits:
+            with suppress(UserError):
+                plan(edited(recipe, [*had, edit]), tokens=peer.tokens)
+                had.append(edit)
+        return plan(edited(recipe, had), tokens=peer.tokens)
 
 
 def row(peer: Peer) -> str:
     """A line of the table."""
-    kinds = (
-        recipe_of(peer, *LORA), recipe_of(peer), recipe_of(peer, *HARMLESS), recipe_of(peer, *HARMLESS, *ROUNDED)
-    )  # fmt: skip
+    kinds = (LORA, (), HARMLESS, (*HARMLESS, *ROUNDED))
     theirs = "" if peer.figure is None else f"{peer.figure:.2f} ({peer.tool})"
-    ours = " | ".join(f"{tensors_of(recipe, peer.tokens):.2f}" for recipe in kinds)
+    ours = " | ".join(f"{planned(peer, *edits).tensors / GIB:.2f}" for edits in kinds)
     return f"| {peer.model} | {peer.conditions} | {theirs} | {ours} |"
 
 
-def table() -> str:
-    """All rows that can be planned."""
-    head = (
-        "| model | conditions | published | PEFT QLoRA r=16, planned | mixture E=16 R=4, planned | and levers "
-        "that change nothing | and int8 head and tower, projector as LoRA |\n|---|---|---|---|---|---|---|"
-    )
-    return "\n".join([head, *(row(peer) for peer in PEERS if peer.model in ARCHITECTURES)])
+HEAD = (
+    "| model | conditions | published | PEFT QLoRA r=16, planned | mixture E=16 R=4, planned | and levers "
+    "that change nothing | and int8 head and tower, projector as LoRA |\n|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    """Plan every peer that the planner knows, each printed when it is, and write the table."""
+    lines = [HEAD]
+    for peer in PEERS:
+        if peer.model in ARCHITECTURES:
+            lines.append(row(peer))
+            print(lines[-1], flush=True)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    table, after = "\n".join(lines), rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from qmixlora.errors import UserError
+from qmixlora.recipe import Edit, validate
 
 
 def new(
@@ -36,6 +38,7 @@ def new(
     from .quiet import quiet
 
     quiet()
+    from qmixlora.demo import resolve
     from qmixlora.device import GIB
     from qmixlora.memory import card_at_hand, card_bytes
     from qmixlora.memory.architectures import config_of
@@ -45,7 +48,11 @@ def new(
     size = int(vram * GIB) if vram else card_bytes(card) if card else card_at_hand()
     if size is None:
         raise UserError("There is no GPU here.", where="command line", fix="Name one with --card, or --vram GB.")
-    proposal = propose(model, data, size, prefer, f"runs/{target.stem}", overrides or [])
+    asked = validate({"model": {"id": model}, "data": {"train": data}}, "command line")
+    here = resolve(asked, None, Console(stderr=True))
+    proposal = propose(here.model.id, str(here.data.train), size, prefer, f"runs/{target.stem}", overrides or [])
+    named = Edit({"model.id": model, "data.train": data}).apply(proposal.recipe)  # not the folders of what is made here
+    proposal = replace(proposal, recipe=named)
     called = card or (f"a card with {vram:g} GB" if vram else "the GPU at hand")
     try:
         with target.open("x", encoding="utf-8") as file:
@@ -53,6 +60,6 @@ def new(
     except OSError as error:
         raise UserError(f"Cannot write the recipe: {error}", where=str(target)) from None
     console = Console(highlight=False)
-    for line in words_of(proposal, config_of(proposal.recipe.model), card):
+    for line in words_of(proposal, config_of(here.model), card):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"Written: {target}. Next: qmixlora train {target}", markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from .images.appearance import APPEARANCE_VERSION
 from .images.files import locate
 from .images.opening import check_body, check_header, image_size, open_images
 from .reading.loading import load_conversations
+from .reading.usual import usual_columns
 from .rendering.answers import one_answer_each
 from .rendering.collate import BatchCollator, Collator, PromptRouting
 from .rendering.image_marks import image_tokens_of
@@ -56,4 +57,5 @@ __all__ = [
     "taught",
     "to_messages",
     "token_batches",
+    "usual_columns",
 ]

@@ -69,7 +69,7 @@ def write_adapters(
     for number, one in enumerate(live, start=1):
         mean, kept = _static(job, learned, one)
         put(static.model, mean)
-        rank, projector = _rank(mean, learned), job.request.projector if learned.modules else None
+        rank, projector = _rank(mean, learned), _place_of_projector(job, learned)
         polished = _polish(job, static, mean, one, learned.is_mixture, f"{number}/{len(live)} {one.target.name}")
         wanted = "lora" in job.request.forms
         final = job.folder_of(one.target, "lora") if wanted else scratch / f"{one.target.name}-lora"
@@ -124,11 +124,18 @@ def _static(job: Job, learned: Learned, live: Live) -> tuple[StaticAdapter, dict
     if job.request.rank is not None:
         adapter, kept["rank"] = adapter.truncated(job.request.rank)
     if job.request.projector == "base":
-        adapter = projector_in_base(adapter)
+        adapter = projector_in_base(adapter, learned)
     elif job.request.projector == "low-rank" and learned.modules:
         rank = job.request.projector_rank or _rank(adapter, learned)
         adapter, kept["projector"] = projector_as_low_rank(adapter, learned, rank)
     return adapter, kept
+
+
+def _place_of_projector(job: Job, learned: Learned) -> str | None:
+    """Where the trained projector is; None where there is none. One with factors has no whole modules to hand over."""
+    if not learned.projector:
+        return None
+    return "low-rank" if job.request.projector == "adapter" and not learned.modules else job.request.projector
 
 
 def _rank(adapter: StaticAdapter, learned: Learned) -> int:

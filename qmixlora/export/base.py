@@ -31,17 +31,17 @@ def write_base(job: Job, learned: Learned) -> Path | None:
     Raises:
         UserError: the model's checkpoint cannot be read, or the projector has no tensors of its own in it.
     """
-    if job.request.projector != "base" or not learned.modules:
+    if job.request.projector != "base" or not learned.projector:
         return None
     folder, spec = job.base_folder, job.recipe.model
-    record = base_record(spec.id, spec.revision, _digest(learned.modules))
+    record = base_record(spec.id, spec.revision, _digest(learned.projector))
     if _is_there(job, folder, record):
         return folder
     if folder.exists():
         job.say(f"{folder} is replaced. Adapters that lie on the former one are of use no longer: export them again.")
     with replacing(folder) as temporary:
         with job.bar("base: with the trained projector") as show:
-            Merge(StaticAdapter({}, in_base=learned.modules), spec, "original").write(temporary, show)
+            Merge(StaticAdapter({}, in_base=learned.projector), spec, "original").write(temporary, show)
         carry_settings(temporary, job.recipe, job.collator)
         shutil.copyfile(job.folder / RECIPE, temporary / RECIPE)
         write_json(temporary / RECORD, record)

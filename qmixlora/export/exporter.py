@@ -42,7 +42,7 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
     session = open_tuned_run(folder)
     assert isinstance(session.collator, Collator), "a run has a processor"
     job = Job(folder, session.recipe, request, console, session.collator)
-    learned = learned_by(session.model)
+    learned = learned_by(session.model, session.anatomy.projector_targets)
     live = measure_live(job, session, learned) if are_of_tasks(request.forms) else []
     with clear_disk_errors(folder / FOLDER, "Free some space and export again; what is in place is whole."):
         scratch = folder / FOLDER / ".scratch"

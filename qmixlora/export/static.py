@@ -8,7 +8,7 @@ Everything that is exported is a `StaticAdapter`: made from what a run learned, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class Learned:
     """The learned tensors of a run, taken off its model: every layer's pools (E x I, E x O), the updates of layers
     beside the mixture (a projector's), and modules trained whole.
 
-    `originals` are those modules before training. A plain LoRA is a pool whose mixing matrix is always the identity.
+    `merged` are the weights of the layers beside, with their updates; `originals` these and the modules as they were
+    before. A plain LoRA is a pool whose mixing matrix is always the identity.
     """
 
     pools: dict[str, tuple[Tensor, Tensor]]
@@ -62,7 +63,13 @@ class Learned:
     scaling: float
     modules: dict[str, Tensor]
     originals: dict[str, Tensor]
+    merged: dict[str, Tensor]
     is_mixture: bool
+
+    @property
+    def projector(self) -> dict[str, Tensor]:
+        """The parameters of the trained projector, which is the same for all tasks."""
+        return {**self.modules, **self.merged}
 
     def adapter(self, mix_LEF: Tensor) -> StaticAdapter:
         """The update under one mixing matrix per layer, such as a task's mean `C_t` or a mixture of several."""
@@ -78,14 +85,15 @@ class Learned:
         return torch.eye(factors).expand(len(self.pools), -1, -1)
 
 
-def learned_by(model: PeftModel) -> Learned:
-    """Copy the learned tensors of a MixLoRA or LoRA model to the CPU."""
+def learned_by(model: PeftModel, projector: Collection[str] = ()) -> Learned:
+    """Copy the learned tensors of a MixLoRA or LoRA model to the CPU; `projector` are its layers that have factors."""
     name = model.active_adapter
-    pools, beside, scaling, is_mixture = {}, {}, 1.0, False
+    pools, beside, merged, originals, scaling, is_mixture = {}, {}, {}, {}, 1.0, False
     for path, layer in _tuned_layers(model).items():
-        if isinstance(layer, StaticLinear):
-            up_OK = layer.mixlora_config[name].scaling * layer.mixlora_B[name].T
-            beside[path] = LowRank(_copy(layer.mixlora_A[name]), _copy(up_OK))
+        if isinstance(layer, StaticLinear) or path in projector:
+            beside[path] = _factors(layer, name)
+            weight = originals[f"{path}.weight"] = _copy(layer.get_base_layer().weight)
+            merged[f"{path}.weight"] = weight + beside[path].up_OK @ beside[path].down_KI
             continue
         if isinstance(layer, MixLoraLayer):
             pool_EI, pool_EO = layer.mixlora_A[name], layer.mixlora_B[name]
@@ -94,18 +102,28 @@ def learned_by(model: PeftModel) -> Learned:
             pool_EI, pool_EO = layer.lora_A[name].weight, layer.lora_B[name].weight.T
             scaling = layer.scaling[name]
         pools[path] = (_copy(pool_EI), _copy(pool_EO))
-    modules, originals = {}, {}
+    modules = {}
     for path, wrapper in _wrappers(model).items():
         before = dict(wrapper.original_module.named_parameters())
         for parameter, value in wrapper.modules_to_save[name].named_parameters():
             modules[f"{path}.{parameter}"] = _copy(value)
             originals[f"{path}.{parameter}"] = _copy(before[parameter])
-    return Learned(pools, beside, scaling, modules, originals, is_mixture)
+    return Learned(pools, beside, scaling, modules, originals, merged, is_mixture)
 
 
-def projector_in_base(adapter: StaticAdapter) -> StaticAdapter:
-    """The adapter on a base that has the trained modules."""
-    return StaticAdapter(adapter.updates, in_base=adapter.modules)
+def _factors(layer: Any, name: str) -> LowRank:
+    """The update of a layer that is not routed, its scaling folded in."""
+    if isinstance(layer, StaticLinear):
+        down_KI, up_OK, scaling = layer.mixlora_A[name], layer.mixlora_B[name].T, layer.mixlora_config[name].scaling
+    else:
+        down_KI, up_OK, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    return LowRank(_copy(down_KI), _copy(scaling * up_OK))
+
+
+def projector_in_base(adapter: StaticAdapter, learned: Learned) -> StaticAdapter:
+    """The adapter on a base that has the trained projector."""
+    updates = {layer: update for layer, update in adapter.updates.items() if layer not in learned.beside}
+    return StaticAdapter(updates, in_base=learned.projector)
 
 
 def projector_as_low_rank(
@@ -175,10 +193,7 @@ def put(model: PeftModel, adapter: StaticAdapter) -> None:
 def taken_off(model: PeftModel) -> StaticAdapter:
     """The adapter on a LoRA model, its scaling folded in; layers may differ in rank. What its base has stays there."""
     name = model.active_adapter
-    updates = {
-        path: LowRank(_copy(layer.lora_A[name].weight), _copy(layer.scaling[name] * layer.lora_B[name].weight))
-        for path, layer in _tuned_layers(model).items()
-    }
+    updates = {path: _factors(layer, name) for path, layer in _tuned_layers(model).items()}
     modules = {
         f"{path}.{parameter}": _copy(value)
         for path, wrapper in _wrappers(model).items()

@@ -13,54 +13,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from datasets import Dataset
-
 from qmixlora.backbone.levers.table import SMALL_CHUNK, Facts, lever_edits, to_the_end
-from qmixlora.data import checked, load_split
+from qmixlora.data import usual_columns
 from qmixlora.data.checking.padding import padding_of
 from qmixlora.device import GIB, in_words
 from qmixlora.errors import UserError
 from qmixlora.parallel import side_by_side
 from qmixlora.recipe import Edit, Recipe, steps_of, validate
-from qmixlora.session import open_collator
 
 from .advice import plan_with_advice
 from .architectures import config_of
 from .cards import CARDS, KEPT
+from .measured import Measured, measure
 from .planner import Plan, plan, room_on
-from .simulation.batch import batches_of, synthetic_batch
+from .simulation.batch import batches_of
 
 Preference = Literal["speed", "memory", "quality"]
-ANY_LENGTH = 2**17  # tokens: nothing is too long to be surveyed
 BATCHES = (8, 4, 2, 1)  # samples at a time
 FULL = 2048  # tokens that keep a card busy without checkpointing's recomputation
 PADDED = 0.15  # the share of padding from which micro-batches are filled by tokens
 STEPS = 300  # that a small data set is seen again for, as long as it is not seen too often
 MOST_EPOCHS = 5
-BUDGET = 1024  # tokens of an image that is not measured, at most
-CHARACTERS, FRAME = 3, 64  # in a token, and tokens of the template and a system prompt, where nothing is measured
 HELD_OUT = 0.05  # of the data, for validation
 FEW = 60  # samples of which none are held out
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known of the data: its samples and those that cannot be used; lengths in tokens of some samples, the
-    longest, and the most of a sample's images. `estimated`: no processor is here to measure them.
-    """
-
-    samples: int
-    left_out: int
-    lengths: Sequence[int]
-    longest: int
-    image_tokens: int
-    estimated: bool = False
-    budget: int | None = None  # that images have to be held to for that estimate
-
-    @property
-    def mean(self) -> float:
-        """The mean length in tokens."""
-        return sum(self.lengths) / len(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -89,8 +64,9 @@ def propose(
     """
     given = Edit.parse(overrides)
     values = given.put_into({"model": {"id": model}, "data": {"train": data}, "train": {"output": output}})
-    recipe = validate(values, "command line")
-    measured, reasons = measure(recipe), dict[str, str]()
+    recipe, reasons = validate(values, "command line"), dict[str, str]()
+    recipe = _columns(recipe, reasons).apply(recipe)
+    measured = measure(recipe)
     recipe = (_of_the_data(measured, reasons) | given).apply(recipe)
     tries = [(size | given).apply(recipe) for size in _sizes(prefer, measured)]
     plans = side_by_side([partial(_planned, one, card) for one in tries])
@@ -131,32 +107,16 @@ def _why(recipe: Recipe, prefer: Preference, reasons: dict[str, str]) -> None:
     )
 
 
-def measure(recipe: Recipe) -> Measured:
-    """Look at the training data. Raises UserError if it cannot be read, or holds nothing."""
-    whole = recipe.data.model_copy(update={"max_length": ANY_LENGTH, "on_bad_sample": "skip", "validation": None})
-    try:
-        collator = open_collator(recipe)
-    except (UserError, OSError, ValueError, ImportError):
-        return _estimated(recipe, load_split(whole, "train"))
-    found = checked(whole, collator, ["train"]).verdicts["train"]
-    if found.survey is None:
-        raise found.refusals.error(str(recipe.data.train), any_left=False)
-    facts = found.survey
-    return Measured(facts.samples, found.refusals.count, facts.lengths, facts.most_tokens, facts.most_image_tokens)
-
-
-def _estimated(recipe: Recipe, rows: Dataset) -> Measured:
-    """Lengths by characters and the largest image of the model's family; where that may have any size, by one that is
-    held to `BUDGET` tokens.
-    """
-    config, budget = config_of(recipe.model), None
-    of_image, of_larger = (synthetic_batch(config, recipe, tokens).image_tokens for tokens in (4 * BUDGET, 8 * BUDGET))
-    if of_larger > of_image:
-        of_image = budget = BUDGET
-    texts = [sum(len(turn["text"]) for turn in turns) // CHARACTERS + FRAME for turns in rows["turns"]]
-    images = [len(own) * of_image for own in rows["images"]]
-    lengths = [text + image for text, image in zip(texts, images, strict=True)]
-    return Measured(len(rows), 0, lengths, max(lengths), max(images), estimated=True, budget=budget)
+def _columns(recipe: Recipe, reasons: dict[str, str]) -> Edit:
+    """The columns of a table whose names are the usual ones, unless the recipe names some."""
+    data = recipe.data
+    if data.columns is not None or not isinstance(data.train, str):
+        return Edit({})
+    columns = usual_columns(data.train, data.subset)
+    named = {} if columns is None else columns.model_dump(exclude_none=True)
+    values = {f"data.columns.{key}": name for key, name in named.items()}
+    reasons |= dict.fromkeys(values, "by its name in the data")
+    return Edit(values)
 
 
 def _of_the_data(measured: Measured, reasons: dict[str, str]) -> Edit:

@@ -21,13 +21,32 @@ class Renamed:
 RENAMED = (Renamed("adapter.train_projector", "adapter.projector", {True: "full", False: "frozen"}),)
 
 
+@dataclass(frozen=True)
+class Removed:
+    """A key that an earlier release had: the value that is always taken now, and what to do in place of others."""
+
+    old: str
+    value: Any
+    fix: str
+
+
+REMOVED = (
+    Removed(
+        "adapter.temperature",
+        1.0,
+        "Remove it, and begin a new run: 0.5 was within the noise of 1 (docs/results.md).",
+    ),
+)
+
+
 def migrated(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Values by their dotted paths with the keys of today, and a note on each that was renamed.
 
     A value that the earlier release did not know either stays where it is. Raises UserError where the old key and the
-    new one contradict each other.
+    new one contradict each other, and for a value of a key that is there no longer, if it is not what is always done.
     """
-    now, notes = dict(values), []
+    now = dict(values)
+    notes = _remove(now)
     for key in RENAMED:
         old = now.get(key.old)
         if not isinstance(old, bool) or old not in key.values:
@@ -42,6 +61,18 @@ def migrated(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             )
         notes.append(f"{key.old}: {str(old).lower()} is {key.new}: {new} now.")
     return now, notes
+
+
+def _remove(values: dict[str, Any]) -> list[str]:
+    """Take keys that are there no longer out of the values, in place; return a note on each. Raises as `migrated`."""
+    notes = []
+    for key in REMOVED:
+        if key.old not in values:
+            continue
+        if (value := values.pop(key.old)) != key.value:
+            raise UserError(f"{key.old}: {value}, a key of earlier releases, is gone.", where=key.old, fix=key.fix)
+        notes.append(f"{key.old}: {value} is left out: it is always so now.")
+    return notes
 
 
 def migrate(sections: dict[str, Any]) -> list[str]:

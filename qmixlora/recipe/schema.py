@@ -39,7 +39,8 @@ class Model(_Section):
         default=[], description="decoder layers that stay in 16 bits under nf4, such as [down_proj, layers.0.*]"
     )
     quantize_lm_head: Literal["none", "int8", "nf4"] = Field(
-        default="none", description="hold lm_head in 8 or 4 bits (not where it is tied to the embeddings)"
+        default="none",
+        description="hold lm_head in 8 or 4 bits; where it is tied to the embeddings, one table for both",
     )
     quantize_embeddings: Literal["none", "int8", "nf4"] = Field(
         default="none", description="hold the input embeddings in 8 or 4 bits"
@@ -48,7 +49,9 @@ class Model(_Section):
         default="none", description="hold the linear layers of the vision tower in 8 or 4 bits"
     )
     offload_embeddings: bool = Field(
-        default=False, description="keep the input embeddings in host memory; the rows of a batch are copied over"
+        default=False,
+        description="keep the input embeddings (where lm_head is tied to them, those of layers alone) in host memory; "
+        "the rows of a batch are copied over",
     )
     stream_layers: int = Field(
         default=0, ge=0, description="decoder layers whose 4-bit weights stay in host memory and are copied in for use"

@@ -22,6 +22,7 @@ from qmixlora.backbone import Anatomy, make_skeleton, nf4_linear
 from qmixlora.backbone.experts import nf4_experts, put_experts, use_own_forward
 from qmixlora.backbone.frozen import freeze
 from qmixlora.backbone.levers import apply_levers, in_place_of_images, take_out_vision
+from qmixlora.backbone.levers.tables import tables_of
 from qmixlora.backbone.nf4 import with_bytes
 from qmixlora.data import Conversation, PromptRouting
 from qmixlora.device import GIB, default_device
@@ -178,10 +179,9 @@ def random_backbone(config: PretrainedConfig, spec: Model, device: torch.device)
     for name in anatomy.experts_in_nf4 if spec.quantization == "nf4" else ():
         put_experts(model, name, nf4_experts(_random(model.get_parameter(name), device), device))
     use_own_forward(model)
-    embedding = model.get_input_embeddings()
+    on_cpu = {table.lookup for table in tables_of(model, anatomy, spec) if table.on_host}
     for module in model.modules():
-        on_cpu = module is embedding and spec.offload_embeddings
-        _materialize(module, torch.device("cpu") if on_cpu else device)
+        _materialize(module, torch.device("cpu") if module in on_cpu else device)
     model.tie_weights()
     model.initialize_weights()
     apply_levers(model, anatomy, spec, device)

@@ -156,7 +156,7 @@ def stock_lora(case: Case) -> None:
         before = session.model(**batch, use_cache=False).logits
         for layer, update in adapter.updates.items():
             session.model.get_submodule(layer).weight += update.up_OK @ update.down_KI
-        for name, value in learned_by(open_tuned_run(case.run).model).modules.items():
+        for name, value in learned_by(open_tuned_run(case.run).model).projector.items():
             session.model.get_parameter(name).copy_(value)
         by_hand, computed = session.model(**batch, use_cache=False).logits, stock(**batch, use_cache=False).logits
     torch.testing.assert_close(computed, by_hand, atol=1e-3, rtol=1e-3)
@@ -166,7 +166,7 @@ def stock_lora(case: Case) -> None:
 def stock_merged(case: Case) -> None:
     """A merged checkpoint in stock transformers is the NF4 backbone, its experts in 16 bits, with the exported LoRA."""
     session, keep = open_tuned_run(case.run), [*case.session.anatomy.experts_in_nf4]
-    adapter = replace(read(case.lora), in_base=learned_by(session.model).modules)
+    adapter = replace(read(case.lora), in_base=learned_by(session.model).projector)
     expected = lora_session(open_model(case.recipe(model={"keep": keep})), adapter)
     stock, info = AutoModelForImageTextToText.from_pretrained(case.merged, dtype="auto", output_loading_info=True)
     assert not any(info.values()), info

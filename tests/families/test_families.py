@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qmixlora.bases import own_base
 from qmixlora.export.static import read
 
 from .case import Case
@@ -39,12 +40,13 @@ def test_a_stage_works_in_a_family(stage: str, tmp_path: Path) -> None:
     STAGES[stage](Case(VARIANTS["qwen3_vl"], tmp_path))
 
 
-def test_a_projector_inside_the_vision_tower_learns_factors_and_exports_them(tmp_path: Path) -> None:
+def test_a_projector_inside_the_vision_tower_learns_factors_that_the_base_of_its_exports_has(tmp_path: Path) -> None:
     case = Case(replace(VARIANTS["qwen3_vl"], adapter={"projector": "lora"}), tmp_path)
     STAGES["gradients"](case)
     STAGES["LoRA"](case)
     adapter = read(case.lora)
-    assert set(case.session.anatomy.projector_targets) <= adapter.updates.keys() and not adapter.modules
+    assert adapter.updates.keys() == set(case.session.anatomy.targets) and not adapter.modules
+    assert own_base(case.lora) is not None
 
 
 def test_every_variant_has_its_row_in_the_document() -> None:

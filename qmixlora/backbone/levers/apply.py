@@ -14,9 +14,10 @@ from ..anatomy import Anatomy
 from .checks import check_levers
 from .host_embedding import HostEmbedding
 from .quantized_embedding import quantize_embedding
-from .quantized_head import quantize_head
+from .quantized_head import quantize_head, tied_head
 from .quantized_vision import VisionError, quantize_vision
 from .streaming import ring_of, stream_layers
+from .tables import tables_of
 
 
 def has_levers(spec: Model) -> bool:
@@ -46,15 +47,7 @@ def apply_levers(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: 
         UserError: as `check_levers`.
     """
     check_levers(model, anatomy, spec)
-    paths = {id(module): name for name, module in model.named_modules()}
-    embedding: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
-    if spec.quantize_lm_head != "none":
-        model.set_submodule(paths[id(head)], quantize_head(head, spec.quantize_lm_head, device))
-    if spec.quantize_embeddings != "none":
-        model.set_submodule(paths[id(embedding)], quantize_embedding(embedding, spec.quantize_embeddings, device))
-    elif spec.offload_embeddings:
-        model.set_submodule(paths[id(embedding)], HostEmbedding(embedding, device))
+    _place_tables(model, anatomy, spec, device)
     error = None
     if spec.quantize_vision != "none":
         error = quantize_vision(model, anatomy, spec.quantize_vision, device)
@@ -63,6 +56,23 @@ def apply_levers(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: 
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper has lost its types
     return error
+
+
+def _place_tables(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch.device) -> None:
+    """Put the embeddings and lm_head where the recipe wants them, in the precision that it wants."""
+    tables = tables_of(model, anatomy, spec)
+    head: Any = model.get_output_embeddings()
+    path_of_head = next((name for name, module in model.named_modules() if module is head), "")
+    if spec.quantize_lm_head != "none" and not any(table.is_head for table in tables):
+        model.set_submodule(path_of_head, quantize_head(head, spec.quantize_lm_head, device))
+    for table in tables:
+        if table.on_host:
+            model.set_submodule(table.path, HostEmbedding(table.lookup, device))
+        elif table.precision != "none":
+            quantized = quantize_embedding(table.lookup, table.precision, device)
+            model.set_submodule(table.path, quantized)
+            if table.is_head:
+                model.set_submodule(path_of_head, tied_head(quantized.table))
 
 
 def host_tensors(model: nn.Module) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -10,33 +12,25 @@ from qmixlora.recipe import Model
 
 from ..anatomy import Anatomy
 from ..nf4 import BLOCK
+from .tables import Table, tables_of
 
 
 def check_levers(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:
     """Refuse memory levers that this model does not have (weights may be on meta).
 
     Raises:
-        UserError: the embeddings are tied to lm_head, and one of the two is to lie elsewhere or in another precision;
-            the embedding is of a kind that is not quantised; or more layers are to be streamed than there are.
+        UserError: lm_head is tied to the embeddings, which are to lie elsewhere, or in another precision than it; a
+            layer or table is of a kind that is not quantised; or more layers are to be streamed than there are.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    levers = {
-        "quantize_lm_head": spec.quantize_lm_head != "none",
-        "quantize_embeddings": spec.quantize_embeddings != "none",
-        "offload_embeddings": spec.offload_embeddings,
-    }
-    for name, pulled in levers.items():
-        if pulled and head is not None and head.weight is embedding.weight:
+    tables = tables_of(model, anatomy, spec)
+    _check_tied(tables, model.get_output_embeddings(), spec)
+    for table in tables:
+        if table.precision == "nf4" and table.lookup.embedding_dim % BLOCK:
             raise UserError(
-                "This model's lm_head and input embeddings are one tensor, which is needed on the card in 16 bits.",
-                where=f"model.{name}",
-                fix="Leave quantize_lm_head, quantize_embeddings and offload_embeddings out; model.stream_layers and"
-                " train.loss_chunk save memory in this model too.",
+                f"The rows of {table.path} have {table.lookup.embedding_dim} numbers, not whole blocks of {BLOCK}.",
+                where="model.quantize_embeddings",
+                fix="Use int8.",
             )
-    if levers["quantize_lm_head"] and type(head) is not nn.Linear:
-        raise UserError(f"lm_head is a {type(head).__name__}, which is not quantised.", where="model.quantize_lm_head")
-    if levers["quantize_embeddings"]:
-        _check_embedding(embedding, spec)
     layers = len(anatomy.layers)
     if spec.stream_layers > layers:
         raise UserError(
@@ -46,16 +40,19 @@ def check_levers(model: PreTrainedModel, anatomy: Anatomy, spec: Model) -> None:
         )
 
 
-def _check_embedding(embedding: nn.Module, spec: Model) -> None:
-    if type(embedding) is not nn.Embedding:
+def _check_tied(tables: list[Table], head: Any, spec: Model) -> None:
+    tied = any(table.is_head for table in tables)
+    if tied and spec.offload_embeddings and len(tables) == 1:
         raise UserError(
-            f"The input embedding is a {type(embedding).__name__}, which is not quantised.",
-            where="model.quantize_embeddings",
-            fix="Use model.offload_embeddings: true.",
+            "This model's lm_head and input embeddings are one tensor, which is needed on the card.",
+            where="model.offload_embeddings",
+            fix="Leave it out; model.quantize_lm_head: int8 holds the one tensor in 8 bits.",
         )
-    if spec.quantize_embeddings == "nf4" and embedding.embedding_dim % BLOCK:
+    if tied and len({spec.quantize_lm_head, spec.quantize_embeddings} - {"none"}) > 1:
         raise UserError(
-            f"The rows of the input embeddings have {embedding.embedding_dim} numbers, not whole blocks of {BLOCK}.",
-            where="model.quantize_embeddings",
-            fix="Use int8.",
+            "This model's lm_head and input embeddings are one tensor, which is held in one precision.",
+            where="model.quantize_lm_head",
+            fix="Leave quantize_embeddings out, or set both to the same.",
         )
+    if spec.quantize_lm_head != "none" and (type(head) is not nn.Linear or (tied and head.bias is not None)):
+        raise UserError(f"lm_head is a {type(head).__name__}, which is not quantised.", where="model.quantize_lm_head")

@@ -23,7 +23,7 @@ from qmixlora.backbone import Anatomy
 from qmixlora.backbone.experts import NF4Experts
 from qmixlora.backbone.levers import HostEmbedding, has_levers, host_bytes
 from qmixlora.backbone.levers.int8_linear import Int8Linear
-from qmixlora.backbone.levers.quantized_embedding import ROWS, Int8Embedding, NF4Embedding
+from qmixlora.backbone.levers.quantized_embedding import ROWS, Int8Table, NF4Table, QuantizedEmbedding
 from qmixlora.backbone.levers.quantized_head import PiecewiseLinear
 from qmixlora.backbone.levers.streaming import ring_of
 from qmixlora.backbone.nf4 import quant_state_of
@@ -92,24 +92,26 @@ def _on_their_way(model: nn.Module, wide: int) -> list[float]:
     for module in model.modules():
         if isinstance(module, IN_NF4):
             sizes.append(quant_state_of(module).shape.numel() * (wide + 0.5 + SCALE))
-        elif isinstance(module, NF4Embedding):
-            sizes.append(min(module.num_embeddings, ROWS) * module.embedding_dim * (wide + 0.5 + SCALE))
-        elif isinstance(module, Int8Embedding | Int8Linear):
-            rows, width = module.weight.shape
+        elif isinstance(module, NF4Table):
+            rows, width = module.shape
+            sizes.append(min(rows, ROWS) * width * (wide + 0.5 + SCALE))
+        elif isinstance(module, Int8Table | Int8Linear):
+            rows, width = (module.held if isinstance(module, Int8Table) else module.weight).shape
             sizes.append(min(rows, ROWS) * width * (wide + 3 * 4))  # fp32: the rows, their size, and the steps
     return sizes
 
 
 def _replaced(model: PreTrainedModel, anatomy: Anatomy) -> list[int]:
     """The numbers in each tensor that a lever takes in 16 bits and leaves elsewhere or in less."""
-    head, embedding, targets = model.get_output_embeddings(), model.get_input_embeddings(), set(anatomy.targets)
+    head, targets = model.get_output_embeddings(), set(anatomy.targets)
     pieces = set(head.modules()) if isinstance(head, PiecewiseLinear) else set()
-    sizes = [head.in_features * head.out_features] if pieces else []
+    of_its_own = any(True for piece in pieces for _ in (*piece.parameters(), *piece.buffers()))  # not tied to a table
+    sizes = [head.in_features * head.out_features] if of_its_own else []
     for name, module in model.named_modules():
         if isinstance(module, Int8Linear | Linear4bit) and name not in targets and module not in pieces:
             sizes.append(module.in_features * module.out_features)  # of the vision tower
-    if isinstance(embedding, Int8Embedding | NF4Embedding | HostEmbedding):
-        sizes.append(embedding.num_embeddings * embedding.embedding_dim)
+        elif isinstance(module, QuantizedEmbedding | HostEmbedding):
+            sizes.append(module.num_embeddings * module.embedding_dim)
     return sizes
 
 

@@ -1,4 +1,4 @@
-"""A run whose projector learned factors: they are exported as they are, beside the mixture's mean."""
+"""A run whose projector learned factors: its exports' base has them, or they are exported beside the mixture's mean."""
 
 from __future__ import annotations
 
@@ -8,31 +8,69 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from qmixlora.data import load_split
-from qmixlora.export.static import learned_by, read
+from qmixlora.export.static import Learned, StaticAdapter, learned_by, lora_session, read
 from qmixlora.inspection.interference import measure_interference
 from qmixlora.recipe import Edit
-from qmixlora.session import open_tuned_run
+from qmixlora.session import open_collator, open_model, open_tuned_run
 from qmixlora.training import train
 
-from .helpers import QUIET, dense, exported, recipe_of
+from .helpers import MODEL_INPUTS, QUIET, dense, exported, name_on_the_hub, on_the_hub, recipe_of, rows_of
 
+UNQUANTISED = {"quantization": "none"}
 LINEAR_1 = "model.multi_modal_projector.linear_1"
 
 
-def test_its_factors_are_exported_as_lora_and_merged(make_run: Callable[..., Path]) -> None:
-    run = make_run(projector="lora")
-    learned = learned_by(open_tuned_run(run).model)
+@pytest.mark.parametrize("method", ["mixlora", pytest.param("lora", marks=pytest.mark.long)])
+def test_its_factors_are_in_the_base_and_the_loras_are_of_the_language_model_alone(
+    make_run: Callable[..., Path], backbone: Path, method: str
+) -> None:
+    """The base in stock transformers with the LoRA in stock PEFT is the run's model."""
+    run = make_run(projector="lora", method=method)
+    session = open_tuned_run(run)
+    learned = learned_by(session.model, session.anatomy.projector_targets)
     assert [*learned.beside] == [LINEAR_1, LINEAR_1.replace("_1", "_2")] and not learned.modules
     assert dense(learned.beside[LINEAR_1]).abs().max() > 1e-3
     fidelity = exported(run)
     adapter = read(fidelity.folder)
-    assert not adapter.modules and not fidelity.notes
-    assert adapter.updates.keys() == {*learned.pools, *learned.beside}
+    assert adapter.updates.keys() == learned.pools.keys() and not adapter.modules and not fidelity.notes
+    assert fidelity.projector == "base"
+    weight = name_on_the_hub(f"{LINEAR_1}.weight")
+    before = on_the_hub(load_file(backbone / "model.safetensors"))[weight]
+    base = load_file(run / "exports" / "base" / "model.safetensors")[weight]
+    torch.testing.assert_close(base, before + dense(learned.beside[LINEAR_1]))
+    stock = AutoModelForImageTextToText.from_pretrained(run / "exports" / "base", dtype=torch.float32)
+    stock = PeftModel.from_pretrained(stock, str(fidelity.folder)).eval()
+    whole = open_model(recipe_of(run).model_copy(update={"model": recipe_of(run).model.model_copy(update=UNQUANTISED)}))
+    expected = lora_session(
+        whole, learned.adapter(learned.identity()) if method == "lora" else adapter_of(adapter, learned)
+    )
+    inputs = open_collator(recipe_of(run))(list(rows_of(run, "color").select([0, 1])))
+    inputs = {name: inputs[name] for name in MODEL_INPUTS}
+    with torch.no_grad():
+        computed, by_hand = stock(**inputs).logits, expected.model.eval()(**inputs).logits
+    torch.testing.assert_close(computed, by_hand, atol=1e-4, rtol=0)
+
+
+def adapter_of(adapter: StaticAdapter, learned: Learned) -> StaticAdapter:
+    """An exported adapter with the projector's factors as factors."""
+    return StaticAdapter({**adapter.updates, **learned.beside})
+
+
+def test_its_factors_go_along_as_lora_where_they_are_asked_for_and_are_merged(make_run: Callable[..., Path]) -> None:
+    run = make_run(projector="lora")
+    learned = learned_by(open_tuned_run(run).model)
+    assert exported(run, forms=("merged",)).merging.logits_difference < 1e-4  # as its adapter, or it would be refused
+    fidelity = exported(run, projector="adapter")
+    adapter = read(fidelity.folder)
+    assert fidelity.projector == "low-rank" and "--enable-tower-connector-lora" in fidelity.notes[0]
+    assert adapter.updates.keys() == {*learned.pools, *learned.beside} and not adapter.modules
     torch.testing.assert_close(dense(adapter.updates[LINEAR_1]), dense(learned.beside[LINEAR_1]))
     assert not json.loads((fidelity.folder / "adapter_config.json").read_text())["modules_to_save"]
-    assert exported(run, forms=("merged",)).merging.logits_difference < 1e-4  # as its adapter, or it would be refused
     cut = exported(run, projector="low-rank", projector_rank=1)
     assert "projector" not in cut.kept  # there is no whole module to cut
 

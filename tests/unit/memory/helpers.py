@@ -35,3 +35,20 @@ def small_qwen(layers: int) -> Any:
         },
         image_token_id=499, video_token_id=498, vision_start_token_id=497, vision_end_token_id=496,
     )  # fmt: skip
+
+
+def small_gemma_4() -> Any:
+    """With inputs of its own for every layer."""
+    return CONFIG_MAPPING["gemma4"](
+        text_config={
+            "hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 64, "global_head_dim": 64, "vocab_size": 20_000,
+            "vocab_size_per_layer_input": 20_000, "hidden_size_per_layer_input": 64, "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+        vision_config={
+            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "head_dim": 32, "default_output_length": 64,
+        },
+        audio_config=None, image_token_id=499, video_token_id=498, boi_token_id=497, eoi_token_id=496,
+    )  # fmt: skip

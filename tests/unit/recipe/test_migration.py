@@ -51,3 +51,15 @@ def test_an_old_key_with_another_value_is_told_of_the_new_one() -> None:
     values = {"model": {"id": "x"}, "data": {"train": "a"}, "adapter": {"train_projector": "some"}}
     with pytest.raises(UserError, match=r"adapter.train_projector: unknown key. Did you mean adapter.projector"):
         validate(values, "test")
+
+
+def test_a_key_that_is_gone_is_left_out_where_nothing_changes_and_refused_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"{MODEL}adapter: {{temperature: 1.0}}\n")
+    assert load_recipe(str(file)).adapter.r == 4
+    assert "adapter.temperature: 1.0 is left out" in capsys.readouterr().err
+    file.write_text(f"{MODEL}adapter: {{temperature: 0.5}}\n")
+    with pytest.raises(UserError, match=r"adapter.temperature: 0.5, a key of earlier releases, is gone"):
+        load_recipe(str(file))

@@ -22,7 +22,7 @@ from qmixlora.recipe import Recipe, edited
 from qmixlora.training import probe as probe_module
 from qmixlora.training.probe import PlannedBatch, peak_of, probe, reserved
 from tests.backbones import save_llava
-from tests.unit.memory.helpers import LLAVA_7B, in_fp32, recipe_of, small_qwen
+from tests.unit.memory.helpers import LLAVA_7B, in_fp32, recipe_of, small_gemma_4, small_qwen
 
 CPU = torch.device("cpu")
 
@@ -72,6 +72,26 @@ def test_a_probe_measures_what_was_planned(
     recipe = in_fp32(recipe_of(str(wide), {"dropout": 0.0, **adapter}, **{"micro_batch_size": 3, **train}), *model)
     result = probe(recipe, plan(recipe, tokens=150))
     assert result.measured > 20 * 2**20
+    assert result.planned == pytest.approx(result.measured, rel=0.01)
+
+
+@pytest.mark.usefixtures("without_onednn")
+def test_a_head_and_embeddings_in_one_table_are_planned_too(tmp_path: Path, processor: Any) -> None:
+    save_llava(tmp_path, processor, layers=2, width=256, tied=True)
+    recipe = in_fp32(recipe_of(str(tmp_path), {"dropout": 0.0}), "model.quantize_lm_head=int8")
+    result = probe(recipe, plan(recipe, tokens=150))
+    assert result.planned == pytest.approx(result.measured, rel=0.01)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("without_onednn")
+def test_a_table_of_per_layer_inputs_in_host_memory_is_planned_too(tmp_path: Path) -> None:
+    """A small Gemma 4, whose table is most of it."""
+    small_gemma_4().save_pretrained(tmp_path)
+    recipe = in_fp32(recipe_of(str(tmp_path), {"dropout": 0.0}), "model.offload_embeddings=true")
+    planned = plan(recipe, tokens=600)
+    result = probe(recipe, planned)
+    assert planned.host.embeddings == 20_000 * 3 * 64 * 4
     assert result.planned == pytest.approx(result.measured, rel=0.01)
 
 

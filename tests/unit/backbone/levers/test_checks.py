@@ -14,13 +14,19 @@ from tests.backbones import save_llava
 
 
 @pytest.mark.parametrize(
-    "lever", [{"quantize_lm_head": "nf4"}, {"quantize_embeddings": "int8"}, {"offload_embeddings": True}]
+    ("levers", "message"),
+    [
+        ({"offload_embeddings": True}, "one tensor, which is needed on the card"),
+        ({"quantize_lm_head": "nf4", "quantize_embeddings": "int8"}, "held in one precision"),
+    ],
 )
-def test_tied_embeddings_are_refused(lever: dict[str, Any], tmp_path: Path, processor: Any) -> None:
+def test_a_table_that_is_the_head_too_has_one_place_and_precision(
+    levers: dict[str, Any], message: str, tmp_path: Path, processor: Any
+) -> None:
     save_llava(tmp_path, processor, layers=1, width=64, tied=True)
-    with pytest.raises(UserError, match="one tensor") as caught:
-        load_backbone(Model(id=str(tmp_path), dtype="float32", **lever))
-    assert f"model.{next(iter(lever))}" in str(caught.value)
+    with pytest.raises(UserError, match=message) as caught:
+        load_backbone(Model(id=str(tmp_path), dtype="float32", **levers))
+    assert f"model.{next(iter(levers))}" in str(caught.value)
 
 
 def test_more_layers_than_there_are_cannot_be_streamed(deep: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from qmixlora.backbone.levers.quantized_embedding import quantize_embedding
 
@@ -23,7 +25,7 @@ def a_table(kind: Any, dtype: torch.dtype) -> tuple[nn.Embedding, Any, Tensor]:
     """An embedding, what quantising makes of it, and all rows of that (V x D)."""
     torch.manual_seed(0)
     embedding = nn.Embedding(9000, 128, dtype=dtype).requires_grad_(False)
-    table = quantize_embedding(embedding, kind, CPU)
+    table = quantize_embedding(copy.deepcopy(embedding), kind, CPU)
     return embedding, table, table(torch.arange(9000))
 
 
@@ -42,6 +44,25 @@ def test_rows_have_the_embeddings_dtype_and_are_near_its_own(kind: str, dtype: t
     embedding, _, whole_VD = a_table(kind, dtype)
     assert whole_VD.dtype == dtype
     assert ((whole_VD - embedding.weight).float().norm() / embedding.weight.float().norm()) < ERRORS[kind]
+
+
+@KINDS
+def test_a_row_is_read_as_of_a_weight(kind: str) -> None:
+    """Gemma 4 reads the row of its padding."""
+    _, table, whole_VD = a_table(kind, torch.bfloat16)
+    assert torch.equal(table.weight[7, :], whole_VD[7]) and torch.equal(table.weight[7:9], whole_VD[7:9])
+    assert table.weight.dtype == torch.bfloat16
+
+
+@KINDS
+def test_rows_are_scaled_as_the_models_own_lookup_scales_them(kind: str) -> None:
+    """Gemma multiplies its rows by the square root of their width."""
+    torch.manual_seed(0)
+    lookup = Gemma3TextScaledWordEmbedding(11, 64, padding_idx=10, embed_scale=8.0).requires_grad_(False)
+    scaled_VD = lookup(torch.arange(11))
+    table = quantize_embedding(lookup, kind, CPU)  # type: ignore[arg-type]  # one of the two
+    rows_ND = table(torch.tensor([3, 10]))
+    assert (rows_ND - scaled_VD[[3, 10]]).norm() / scaled_VD[[3, 10]].norm() < ERRORS[kind]
 
 
 @KINDS

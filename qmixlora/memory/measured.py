@@ -1,0 +1,68 @@
+"""What a recipe is made for: the samples of its training data, measured by the model's processor, or estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from qmixlora.data import checked, load_split
+from qmixlora.errors import UserError
+from qmixlora.recipe import Recipe
+from qmixlora.session import open_collator
+
+from .architectures import config_of
+from .simulation.batch import synthetic_batch
+
+ANY_LENGTH = 2**17  # tokens: nothing is too long to be surveyed
+BUDGET = 1024  # tokens of an image that is not measured, at most
+CHARACTERS, FRAME = 3, 64  # in a token, and tokens of the template and a system prompt, where nothing is measured
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of the data: its samples and those that cannot be used; lengths in tokens of some samples, the
+    longest, and the most of a sample's images. `estimated`: no processor is here to measure them.
+    """
+
+    samples: int
+    left_out: int
+    lengths: Sequence[int]
+    longest: int
+    image_tokens: int
+    estimated: bool = False
+    budget: int | None = None  # that images have to be held to for that estimate
+
+    @property
+    def mean(self) -> float:
+        """The mean length in tokens."""
+        return sum(self.lengths) / len(self.lengths)
+
+
+def measure(recipe: Recipe) -> Measured:
+    """Look at the training data. Raises UserError if it cannot be read, or holds nothing."""
+    whole = recipe.data.model_copy(update={"max_length": ANY_LENGTH, "on_bad_sample": "skip", "validation": None})
+    try:
+        collator = open_collator(recipe)
+    except (UserError, OSError, ValueError, ImportError):
+        return _estimated(recipe, load_split(whole, "train"))
+    found = checked(whole, collator, ["train"]).verdicts["train"]
+    if found.survey is None:
+        raise found.refusals.error(str(recipe.data.train), any_left=False)
+    facts = found.survey
+    return Measured(facts.samples, found.refusals.count, facts.lengths, facts.most_tokens, facts.most_image_tokens)
+
+
+def _estimated(recipe: Recipe, rows: Dataset) -> Measured:
+    """Lengths by characters and the largest image of the model's family; where that may have any size, by one that is
+    held to `BUDGET` tokens.
+    """
+    config, budget = config_of(recipe.model), None
+    of_image, of_larger = (synthetic_batch(config, recipe, tokens).image_tokens for tokens in (4 * BUDGET, 8 * BUDGET))
+    if of_larger > of_image:
+        of_image = budget = BUDGET
+    texts = [sum(len(turn["text"]) for turn in turns) // CHARACTERS + FRAME for turns in rows["turns"]]
+    images = [len(own) * of_image for own in rows["images"]]
+    lengths = [text + image for text, image in zip(texts, images, strict=True)]
+    return Measured(len(rows), 0, lengths, max(lengths), max(images), estimated=True, budget=budget)
