@@ -31,6 +31,7 @@ from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
 from .experts import use_own_forward
 from .frozen import freeze
 from .image_tokens import limit_image_tokens
+from .kinds import read_config
 from .levers import apply_levers, check_levers, has_levers
 from .quantizer import LoadingOutOfMemory, PlacedConfig, as_plain
 from .skeleton import make_skeleton
@@ -58,9 +59,10 @@ def load_backbone(
     device = device or default_device()
     prepare_card()
     with _clear_errors(spec.id), _out_of_memory_shows():
-        config = AutoConfig.from_pretrained(spec.id, **source)
+        config = read_config(spec, **source)
         skeleton, anatomy = make_skeleton(config, spec)
         check_levers(skeleton, anatomy, spec)
+        processor = open_processor(spec, None)
         quantization = _quantization(spec, anatomy, device, to_shard)
         model = AutoModelForImageTextToText.from_pretrained(
             spec.id,
@@ -71,7 +73,6 @@ def load_backbone(
             use_safetensors=True,
             **source,
         )
-    processor = open_processor(spec, None)
     _finish(model, anatomy, spec, device)
     return model, processor, anatomy
 

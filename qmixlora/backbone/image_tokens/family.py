@@ -6,7 +6,8 @@ Shapes: L tokens of an image with its marks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
@@ -16,10 +17,13 @@ TEXT = 1  # a token that stands for any text
 
 @dataclass(frozen=True)
 class ImageInput:
-    """One image as the processor gives it: L token ids, and its tensors, of which a batch is the concatenation."""
+    """One image as the processor gives it: L token ids, and its tensors, of which a batch is the concatenation, along
+    the first dimension if it is not said (`along`).
+    """
 
     ids_L: list[int]
     tensors: dict[str, Tensor]
+    along: Mapping[str, int] = field(default_factory=dict)
 
 
 class Family(ABC):

@@ -54,7 +54,7 @@ def largest_images(
         )
     ids_BS = torch.full((rows, tokens), TEXT)
     ids_BS[:, 1 : 1 + count] = torch.tensor(image.ids_L)
-    tensors = {name: torch.cat([tensor] * rows) for name, tensor in image.tensors.items()}
+    tensors = {name: torch.cat([tensor] * rows, dim=image.along.get(name, 0)) for name, tensor in image.tensors.items()}
     if family.kinds is not None:
         tensors[family.kinds] = (ids_BS == placeholder).long()
     return ids_BS, tensors

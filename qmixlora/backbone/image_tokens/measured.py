@@ -64,7 +64,8 @@ class Measured(Family):
         if budget is not None:
             processor, own = copy.deepcopy(processor), copy.deepcopy(config)
             self.limit(processor, own, budget)
-        inputs = _asked(processor, _Counter(processor, config).largest_size())
+        size = _Counter(processor, config).largest_size()
+        inputs, two = _asked(processor, size), _asked(processor, size, count=2)
         ids_S = inputs.pop("input_ids")[0]
         image = (ids_S == placeholder_of(config)).nonzero()[:, 0]
         self.kinds = next((name for name in KINDS if name in inputs), None)
@@ -77,7 +78,7 @@ class Measured(Family):
                 where="--tokens",
                 fix="Plan on data at hand.",
             )
-        return ImageInput(ids_L, tensors)
+        return ImageInput(ids_L, tensors, {name: _grown(value, two[name]) for name, value in tensors.items()})
 
     def limit(self, processor: ProcessorMixin | None, config: PretrainedConfig, budget: int) -> None:
         if processor is None or (most := _Counter(processor, config))() <= budget:
@@ -148,14 +149,19 @@ class _Counter:
         return int((_asked(self.processor, size)["input_ids"] == placeholder_of(self.config)).sum())
 
 
-def _asked(processor: ProcessorMixin, size: tuple[int, int]) -> dict[str, Any]:
-    """A question about a blank image of (width, height), as the processor makes it."""
+def _grown(one: Tensor, two: Tensor) -> int:
+    """The dimension along which a second image was added."""
+    return next((dim for dim, (own, more) in enumerate(zip(one.shape, two.shape, strict=True)) if more != own), 0)
+
+
+def _asked(processor: ProcessorMixin, size: tuple[int, int], count: int = 1) -> dict[str, Any]:
+    """A question about a blank image of (width, height), as the processor makes it; `count` times."""
     content: Any = [{"type": "image"}, {"type": "text", "text": "?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     image = _blank(size)
-    for images in ([[image]], [image]):  # by sample, or (where a processor refuses that) one after the other
+    for images in ([[image]] * count, [image] * count):  # by sample, or (where a processor refuses that) one after the other
         try:
-            return dict(processor(text=[text], images=images, return_tensors="pt"))
+            return dict(processor(text=[text] * count, images=images, return_tensors="pt"))
         except ValueError as error:
             refusal = error
     raise refusal
