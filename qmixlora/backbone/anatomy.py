@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from qmixlora.errors import UserError
 
 from .experts import expert_parameters
+from .nf4 import BLOCK
 from .rewritten import rewritten_by_peft
 
 INDEXER = re.compile(r"\.indexer\.")  # chooses the tokens that sparse attention reads, without a gradient
@@ -105,7 +106,8 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     with parameters of its own and is no model itself (`_beside`); where nothing is (Qwen-VL keeps its mergers inside
     the vision tower), it is the children of the vision tower with a linear layer onto the decoder's width.
 
-    A target computes as `nn.Linear` does: a router that is a subclass with another forward is none, and is kept.
+    A target computes as `nn.Linear` does: a router that is a subclass with another forward is none, and is kept. So is
+    a layer that has no more weights than a block of NF4 (Gemma 3n clamps some of these in its forward).
 
     Raises:
         UserError: the model has no separate decoder or image encoder.
@@ -133,6 +135,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     head = model.get_output_embeddings()
     linear = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     targets = {name for name, module in linear.items() if type(module).forward is nn.Linear.forward}
+    targets -= {name for name, module in linear.items() if module.weight.numel() <= BLOCK}
     targets -= {name for name, module in linear.items() if module is head}
     embeddings = {id(model.get_input_embeddings()), id(head)}
     kept = [vision, *projectors, *(name for key, name in paths.items() if key in embeddings)]

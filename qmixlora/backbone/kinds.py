@@ -20,6 +20,10 @@ REFUSED = {  # model types that train otherwise than a decoder which writes on, 
         "DiffusionGemma writes a block of tokens at once, out of noise: the loss at the next token does not teach it.",
         GEMMA,
     ),
+    "shieldgemma2": (
+        "ShieldGemma 2 is a classifier, whose processor asks the questions itself.",
+        GEMMA,
+    ),
     "pi0": ("PI0 gives movements of a robot, no text.", GEMMA),
     "evolla": ("Evolla reads proteins, no images.", GEMMA),
 }

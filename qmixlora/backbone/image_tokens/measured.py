@@ -21,7 +21,7 @@ SIZES = [
     (int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448, 48, 34) for ratio in RATIOS
 ]  # width, height
 Change = Callable[[Any, PretrainedConfig], None]  # of an image processor, and of a config that has to agree
-KINDS = ("mm_token_type_ids", "token_type_ids")
+KINDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 SWITCHES = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # cut an image into tiles
 NUMBERS = (
     "max_patches",
@@ -68,17 +68,18 @@ class Measured(Family):
         inputs, two = _asked(processor, size), _asked(processor, size, count=2)
         ids_S = inputs.pop("input_ids")[0]
         image = (ids_S == placeholder_of(config)).nonzero()[:, 0]
-        self.kinds = next((name for name in KINDS if name in inputs), None)
+        self.kinds = tuple(name for name in KINDS if name in inputs)
         ids_L = ids_S[int(image.min()) : int(image.max()) + 1].tolist()  # the frame around it is a few tokens more
         given = {name: value for name, value in inputs.items() if name not in (*KINDS, "attention_mask")}
-        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        values = {name: value for name, value in given.items() if isinstance(value, Tensor | list)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         if by_token := [name for name, value in tensors.items() if value.shape[1:2] == ids_S.shape]:
             raise UserError(
                 f"Samples of a length are not planned for this family: its {by_token[0]} depends on every token.",
                 where="--tokens",
                 fix="Plan on data at hand.",
             )
-        return ImageInput(ids_L, tensors, {name: _grown(value, two[name]) for name, value in tensors.items()})
+        return ImageInput(ids_L, values, {name: _grown(value, two[name]) for name, value in tensors.items()})
 
     def limit(self, processor: ProcessorMixin | None, config: PretrainedConfig, budget: int) -> None:
         if processor is None or (most := _Counter(processor, config))() <= budget:
@@ -159,7 +160,10 @@ def _asked(processor: ProcessorMixin, size: tuple[int, int], count: int = 1) -> 
     content: Any = [{"type": "image"}, {"type": "text", "text": "?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     image = _blank(size)
-    for images in ([[image]] * count, [image] * count):  # by sample, or (where a processor refuses that) one after the other
+    for images in (
+        [[image]] * count,
+        [image] * count,
+    ):  # by sample, or (where a processor refuses that) one after the other
         try:
             return dict(processor(text=[text] * count, images=images, return_tensors="pt"))
         except ValueError as error:

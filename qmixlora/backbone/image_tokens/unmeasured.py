@@ -50,7 +50,7 @@ class Pixtral(Family):
 class Gemma4(Family):
     """As many patches as a budget of a few steps allows, nine of them to a token; 280 tokens unless it is said."""
 
-    kinds = "mm_token_type_ids"
+    kinds = ("mm_token_type_ids",)
 
     def smallest(self, config: PretrainedConfig) -> int:
         return min(STEPS)

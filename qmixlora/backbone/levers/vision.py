@@ -58,7 +58,7 @@ def use_features(model: PreTrainedModel, anatomy: Anatomy) -> None:
         features = kwargs.pop(FEATURES, None)
         given.clear()
         if features is not None:
-            given.append(SimpleNamespace(**features))
+            given.append(_Features(**features))
             kwargs["pixel_values"] = torch.empty(1)  # there are pixels: the model looks no further
         return args, kwargs
 
@@ -82,6 +82,13 @@ def in_place_of_images(inputs: Mapping[str, Any], features: Mapping[str, Any]) -
     """The batch with features where its pixels were."""
     batch = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
     return {**batch, FEATURES: features}
+
+
+class _Features(SimpleNamespace):
+    """Features as a `ModelOutput` gives them: a field that was not computed is None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 class _TakenOut(nn.Module):

@@ -22,5 +22,5 @@ def make(tokens) -> Made:
 VARIANT = Variant(
     make, template("<image>", "", "<sep>", "<eos>"),
     named={"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>", "sep_token": "<sep>"},
-    refused={"load": "Chameleon"},
+    refused={"load": "no decoder and image encoder of its own"},
 )  # fmt: skip

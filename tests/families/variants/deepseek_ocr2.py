@@ -6,7 +6,7 @@ from tests.families.variant import Made, Variant, config_of, template, text
 
 SAM = {
     "hidden_size": 64, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 1024,
-    "patch_size": 16, "window_size": 14, "global_attn_indexes": [], "mlp_dim": 128, "initializer_range": 0.02,
+    "patch_size": 16, "window_size": 4, "global_attn_indexes": [], "mlp_dim": 128, "initializer_range": 0.02,
     "downsample_channels": [32, 64],
 }  # fmt: skip
 EXPERTS = {
@@ -23,6 +23,8 @@ def make(tokens) -> Made:
     return config, DeepseekOcr2Processor(DeepseekOcr2ImageProcessor(), tokens)
 
 
+RENAMED = {"LoRA": "under other names", "merged": "under other names"}
 VARIANT = Variant(
-    make, template("<image>\n", "User: ", "Assistant: ", "<eos>", turn_end="\n\n"), named={"image_token": "<image>"}
-)
+    make, template("<image>\n", "User: ", "Assistant: ", "<eos>", turn_end="\n\n"), named={"image_token": "<image>"},
+    refused=RENAMED,
+)  # fmt: skip

@@ -24,4 +24,7 @@ def make(tokens) -> Made:
     return config, DeepseekVLHybridProcessor(images, tokens, num_image_tokens=576)
 
 
-VARIANT = Variant(make, deepseek_vl.VARIANT.template, deepseek_vl.VARIANT.named, eos=deepseek_vl.VARIANT.eos)
+VARIANT = Variant(
+    make, deepseek_vl.VARIANT.template, deepseek_vl.VARIANT.named, eos=deepseek_vl.VARIANT.eos,
+    refused={"cached": "other features of an image than can be kept"},
+)  # fmt: skip

@@ -26,5 +26,6 @@ def make(tokens) -> Made:
 
 
 VARIANT = Variant(
-    make, template(MARKS[0], "]~b]user\n", "]~b]ai\n", "[e~[\n", turn_end="[e~[\n"), marks=MARKS, eos="[e~["
-)
+    make, template(MARKS[0], "]~b]user\n", "]~b]ai\n", "[e~[\n", turn_end="[e~[\n"), marks=MARKS, eos="[e~[",
+    refused={"merged": "no place of their own"},
+)  # fmt: skip

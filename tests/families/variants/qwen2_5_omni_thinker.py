@@ -36,6 +36,4 @@ def make(tokens) -> Made:
     return config, Qwen2_5OmniProcessor(Qwen2VLImageProcessor(), Qwen2VLVideoProcessor(), sound, tokens)
 
 
-VARIANT = Variant(
-    make, chatml("<|vision_bos|><|IMAGE|><|vision_eos|>"), NAMED, CHATML, eos="<|endoftext|>"
-)
+VARIANT = Variant(make, chatml("<|vision_bos|><|IMAGE|><|vision_eos|>"), NAMED, CHATML, eos="<|endoftext|>")

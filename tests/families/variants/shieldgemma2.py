@@ -18,4 +18,6 @@ def make(tokens) -> Made:
     return config, ShieldGemma2Processor(images, tokens, image_seq_length=4)
 
 
-VARIANT = Variant(make, gemma3.VARIANT.template, gemma3.VARIANT.named, gemma3.VARIANT.marks)
+VARIANT = Variant(
+    make, gemma3.VARIANT.template, gemma3.VARIANT.named, gemma3.VARIANT.marks, refused={"load": "is a classifier"}
+)

@@ -16,4 +16,6 @@ def make(tokens) -> Made:
     return config, UnlimitedOcrProcessor(UnlimitedOcrImageProcessor(max_patches=4), tokens)
 
 
-VARIANT = Variant(make, deepseek_ocr2.VARIANT.template, named=deepseek_ocr2.VARIANT.named)
+VARIANT = Variant(
+    make, deepseek_ocr2.VARIANT.template, named=deepseek_ocr2.VARIANT.named, refused=deepseek_ocr2.RENAMED
+)
