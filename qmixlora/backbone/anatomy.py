@@ -124,8 +124,8 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     language, vision = paths[id(decoder)], paths[id(encoder)]
     if vision.startswith(f"{language}."):
         raise UserError(
-            f"{type(model).__name__} has its image encoder inside its decoder, so that the two cannot be told apart: the "
-            "one is quantised and adapted, the other is not.",
+            f"{type(model).__name__} has its image encoder inside its decoder, so that the two cannot be told apart: "
+            "the one is quantised and adapted, the other is not.",
             where="model.id",
             fix="Use a later model of the family, such as HuggingFaceM4/Idefics3-8B-Llama3.",
         )

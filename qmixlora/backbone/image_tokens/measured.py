@@ -12,8 +12,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
-from qmixlora.errors import UserError
-
 from .family import Family, ImageInput
 
 RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0, 1 / 3, 3.0, 0.4, 2.5)
@@ -73,13 +71,11 @@ class Measured(Family):
         given = {name: value for name, value in inputs.items() if name not in (*KINDS, "attention_mask")}
         values = {name: value for name, value in given.items() if isinstance(value, Tensor | list)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        if by_token := [name for name, value in tensors.items() if value.shape[1:2] == ids_S.shape]:
-            raise UserError(
-                f"Samples of a length are not planned for this family: its {by_token[0]} depends on every token.",
-                where="--tokens",
-                fix="Plan on data at hand.",
-            )
-        return ImageInput(ids_L, values, {name: _grown(value, two[name]) for name, value in tensors.items()})
+        along = {name: _grown(value, two[name]) for name, value in tensors.items()}
+        for name, value in tensors.items():
+            if value.shape[1:2] == ids_S.shape:  # of every token, as of the last (what Llama 3.2 reads through a mask)
+                values[name] = value[:, -1:].repeat(1, tokens, *[1] * (value.dim() - 2))
+        return ImageInput(ids_L, values, along)
 
     def limit(self, processor: ProcessorMixin | None, config: PretrainedConfig, budget: int) -> None:
         if processor is None or (most := _Counter(processor, config))() <= budget:

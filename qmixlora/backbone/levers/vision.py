@@ -30,9 +30,15 @@ FEATURES = "image_features"
 
 def image_features(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     """(pooled, deep) features of a batch's images, as the backbone (without PEFT around it) gives them to its own
-    forward; None and an empty list where it has none, or others beside them.
+    forward; None and an empty list where it has none, or others beside them. Raises UserError where it gives none.
     """
     body: Any = model.base_model
+    if not hasattr(body, "get_image_features"):
+        raise UserError(
+            f"{type(model).__name__} gives no features of images.",
+            where="train.cache_features",
+            fix="Set train.cache_features: false.",
+        )
     accepted = inspect.signature(body.get_image_features).parameters
     # what the forward fills in where it is not given, such as the layer of the tower
     own = {name: value for name, value in vars(model.config).items() if name in accepted and value is not None}

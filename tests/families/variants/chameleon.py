@@ -11,9 +11,11 @@ VQ = {
 
 
 def make(tokens) -> Made:
-    names = {f"IMGIMG{'ABCDEFGHIJ'[n // 10]}{'ABCDEFGHIJ'[n % 10]}Z": n for n in range(32)}
+    letters = "ABCDEFGHIJ"  # of the digits of a code's number
+    names = {f"IMGIMG{letters[code // 10]}{letters[code % 10]}Z": code for code in range(32)}
+    facts = {name: value for name, value in text().items() if "token" not in name and name != "head_dim"}
     config = config_of(
-        "chameleon", tokens, **{k: v for k, v in text().items() if "token" not in k and k != "head_dim"}, vq_config=VQ, vocabulary_map={**names, "<image>": tokens.image_token_id},
+        "chameleon", tokens, **facts, vq_config=VQ, vocabulary_map={**names, "<image>": tokens.image_token_id},
     )  # fmt: skip
     images = ChameleonImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return config, ChameleonProcessor(images, tokens, image_seq_length=256)
