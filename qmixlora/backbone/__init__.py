@@ -2,6 +2,7 @@
 
 from .anatomy import Anatomy, find_anatomy
 from .checks import check_quantized, keep_cpu_weights_unpacked
+from .kinds import read_config
 from .loading import load_backbone, load_processor, open_processor, source_of
 from .nf4 import nf4_linear, quant_state_of
 from .skeleton import Parts, Shares, make_skeleton, parts_of, shares_of
@@ -20,6 +21,7 @@ __all__ = [
     "open_processor",
     "parts_of",
     "quant_state_of",
+    "read_config",
     "shares_of",
     "source_of",
 ]

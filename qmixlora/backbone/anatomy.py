@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 from qmixlora.errors import UserError
 
 from .experts import expert_parameters
+from .nf4 import BLOCK
 from .rewritten import rewritten_by_peft
 
+INDEXER = re.compile(r"\.indexer\.")  # chooses the tokens that sparse attention reads, without a gradient
 OTHERS = re.compile(r"audio|speech|video|generation")  # names of what serves another modality than reading images
 
 
@@ -28,7 +30,8 @@ class Anatomy:
     quantised; `others` what stands beside them (audio, a second tower, an image decoder), which is neither trained nor
     quantised; `projector_targets` the linear layers of the projectors. `experts` are the parameters of the decoder that
     hold several experts, which are quantised and not adapted. `wide` are the targets and experts that a recipe keeps in
-    16 bits; `rewritten` the targets that are not adapted, since PEFT would adapt other parameters under their names.
+    16 bits; `unadapted` the targets that are not adapted, since PEFT would adapt other parameters under their names
+    or since no gradient reaches them.
     """
 
     language: str
@@ -40,12 +43,12 @@ class Anatomy:
     projector_targets: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
-    rewritten: tuple[str, ...] = ()
+    unadapted: tuple[str, ...] = ()
 
     @property
     def adaptable(self) -> tuple[str, ...]:
         """The targets that an adapter may be on."""
-        return tuple(path for path in self.targets if path not in self.rewritten)
+        return tuple(path for path in self.targets if path not in self.unadapted)
 
     @property
     def in_nf4(self) -> tuple[str, ...]:
@@ -103,7 +106,8 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     with parameters of its own and is no model itself (`_beside`); where nothing is (Qwen-VL keeps its mergers inside
     the vision tower), it is the children of the vision tower with a linear layer onto the decoder's width.
 
-    A target computes as `nn.Linear` does: a router that is a subclass with another forward is none, and is kept.
+    A target computes as `nn.Linear` does: a router that is a subclass with another forward is none, and is kept. So is
+    a layer that has no more weights than a block of NF4 (Gemma 3n clamps some of these in its forward).
 
     Raises:
         UserError: the model has no separate decoder or image encoder.
@@ -118,12 +122,20 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
             fix="Use a model that has both, such as llava-hf/llava-1.5-7b-hf.",
         )
     language, vision = paths[id(decoder)], paths[id(encoder)]
+    if vision.startswith(f"{language}."):
+        raise UserError(
+            f"{type(model).__name__} has its image encoder inside its decoder, so that the two cannot be told apart: "
+            "the one is quantised and adapted, the other is not.",
+            where="model.id",
+            fix="Use a later model of the family, such as HuggingFaceM4/Idefics3-8B-Llama3.",
+        )
     beside = _beside(model, language, vision)
     projectors = tuple(path for path in beside if not _is_other(path, model.get_submodule(path)))
     projectors = projectors or _inside(encoder, vision, decoder)
     head = model.get_output_embeddings()
     linear = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     targets = {name for name, module in linear.items() if type(module).forward is nn.Linear.forward}
+    targets -= {name for name, module in linear.items() if module.weight.numel() <= BLOCK}
     targets -= {name for name, module in linear.items() if module is head}
     embeddings = {id(model.get_input_embeddings()), id(head)}
     kept = [vision, *projectors, *(name for key, name in paths.items() if key in embeddings)]
@@ -139,7 +151,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         others,
         tuple(name for path in projectors for name in _plain_linears(path, model.get_submodule(path))),
         tuple(f"{language}.{name}" for name in expert_parameters(decoder)),
-        rewritten=rewritten_by_peft(model, paths_of_targets),
+        unadapted=(*rewritten_by_peft(model, paths_of_targets), *filter(INDEXER.search, paths_of_targets)),
     )
 
 
@@ -159,7 +171,7 @@ def _decoder(model: PreTrainedModel) -> PreTrainedModel | None:
     if decoder.get_output_embeddings() is None:
         return decoder
     inner = decoder.get_decoder()
-    inner = decoder.model if inner is decoder else inner  # where it does not know its own (Llama 4)
+    inner = getattr(decoder, "model", None) if inner is decoder else inner  # where it does not know its own (Llama 4)
     return inner if isinstance(inner, PreTrainedModel) else decoder
 
 
@@ -175,7 +187,7 @@ def _is_other(path: str, module: nn.Module) -> bool:
     return isinstance(module, PreTrainedModel) or OTHERS.search(path.rpartition(".")[2]) is not None
 
 
-def _beside(model: nn.Module, language: str, vision: str) -> tuple[str, ...]:
+def _beside(model: PreTrainedModel, language: str, vision: str) -> tuple[str, ...]:
     """Modules with parameters that share a parent with the decoder or the encoder and are neither; lists are opened."""
     parents = {path.rpartition(".")[0] for path in (language, vision)}
     beside = []
@@ -183,11 +195,15 @@ def _beside(model: nn.Module, language: str, vision: str) -> tuple[str, ...]:
         for name, child in model.get_submodule(parent).named_children():
             path = f"{parent}.{name}" if parent else name
             on_the_way = any(part == path or part.startswith(path + ".") for part in (language, vision))
-            if on_the_way or name == "lm_head":
+            if on_the_way or _holds(child, model.get_output_embeddings()):
                 continue
             parts = _opened(path, child)
             beside += [own for own, part in parts.items() if any(True for _ in part.parameters())]
     return tuple(beside)
+
+
+def _holds(module: nn.Module, part: Any) -> bool:
+    return any(child is part for child in module.modules())
 
 
 def _opened(path: str, module: nn.Module) -> dict[str, nn.Module]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -31,9 +32,12 @@ from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
 from .experts import use_own_forward
 from .frozen import freeze
 from .image_tokens import limit_image_tokens
+from .kinds import read_config
 from .levers import apply_levers, check_levers, has_levers
 from .quantizer import LoadingOutOfMemory, PlacedConfig, as_plain
 from .skeleton import make_skeleton
+
+KINDS = "mm_token_type_ids"  # which tokens are an image's
 
 
 def load_backbone(
@@ -58,9 +62,10 @@ def load_backbone(
     device = device or default_device()
     prepare_card()
     with _clear_errors(spec.id), _out_of_memory_shows():
-        config = AutoConfig.from_pretrained(spec.id, **source)
+        config = read_config(spec, **source)
         skeleton, anatomy = make_skeleton(config, spec)
         check_levers(skeleton, anatomy, spec)
+        processor = open_processor(spec, None)
         quantization = _quantization(spec, anatomy, device, to_shard)
         model = AutoModelForImageTextToText.from_pretrained(
             spec.id,
@@ -71,7 +76,6 @@ def load_backbone(
             use_safetensors=True,
             **source,
         )
-    processor = open_processor(spec, None)
     _finish(model, anatomy, spec, device)
     return model, processor, anatomy
 
@@ -109,10 +113,18 @@ def load_processor(spec: Model, max_image_tokens: int | None, config: Pretrained
     """
     source = source_of(spec)
     processor: ProcessorMixin = AutoProcessor.from_pretrained(spec.id, **source)
+    config = AutoConfig.from_pretrained(spec.id, **source) if config is None else config
+    if KINDS in _taken_by_forward(config):  # where the class does not ask for them itself (Cosmos 3 Edge)
+        processor.return_mm_token_type_ids = True
     if max_image_tokens is not None:
-        config = AutoConfig.from_pretrained(spec.id, **source) if config is None else config
         limit_image_tokens(processor, config, max_image_tokens)
     return processor
+
+
+def _taken_by_forward(config: PretrainedConfig) -> Container[str]:
+    """The arguments of the forward of a config's model; none where transformers has no class for it."""
+    kind: Any = AutoModelForImageTextToText._model_mapping.get(type(config), None)
+    return () if kind is None else inspect.signature(kind.forward).parameters
 
 
 @contextmanager
@@ -148,7 +160,8 @@ def _clear_errors(where: str) -> Iterator[None]:
         raise UserError(
             f"The model needs a library that is not installed: {str(error).strip().splitlines()[0]}",
             where=f"model.id: {where}",
-            fix="pip install 'qmixlora[vision]' brings torchvision and num2words, which most processors need.",
+            fix="Install it; pip install 'qmixlora[vision]' brings torchvision and num2words, which most processors "
+            "need.",
         ) from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(

@@ -9,19 +9,16 @@ from functools import cache
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
 from .anatomy import Anatomy, find_anatomy
+from .kinds import check_kind, read_config
 
 NEITHER = 0.05  # the share of a decoder's weights that may be neither quantised nor adapted
 NO_SDPA = "scaled_dot_product_attention"  # in transformers' refusal (5.23)
-REFUSED = {  # model types whose training would differ from generation, and why
-    "paligemma": "PaliGemma reads a question in both directions and takes the answer apart from it, which a chat "
-    "template cannot say: answers would be visible while they are learned.",
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def shares_of(model: PreTrainedModel, anatomy: Anatomy) -> Shares:
 
 
 def make_skeleton(
-    config: PretrainedConfig, spec: Model, attention: str | None = None
+    config: PretrainedConfig, spec: Model, attention: str | dict[str, str] | None = None
 ) -> tuple[PreTrainedModel, Anatomy]:
     """The model of a config on the meta device, and its anatomy. `attention` (default: the recipe's) falls back to
     eager where the class has no sdpa, which is said on stderr.
@@ -86,8 +83,7 @@ def make_skeleton(
             adapted; its kind is refused by name; or a pattern of `model.keep` matches nothing.
         ValueError, ImportError: transformers refuses it otherwise.
     """
-    if (why := REFUSED.get(config.model_type)) is not None:
-        raise UserError(why, where=f"model.id: {spec.id}", fix="Use Gemma 3 or another model with a chat template.")
+    check_kind(config, spec.id)
     try:
         model = _on_meta(config, spec, attention or spec.attention)
     except ValueError as error:
@@ -141,7 +137,7 @@ def parts_of(spec: Model) -> Parts:
         UserError: the config cannot be read, or the model cannot be used.
     """
     try:
-        config = AutoConfig.from_pretrained(spec.id, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        config = read_config(spec, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
         model, anatomy = make_skeleton(config, spec.model_copy(update={"quantization": "none"}))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
@@ -167,7 +163,7 @@ def _say_eager(kind: str) -> None:
     print(f"{kind}: no sdpa in this class; model.attention: eager is used.", file=sys.stderr)
 
 
-def _on_meta(config: PretrainedConfig, spec: Model, attention: str) -> PreTrainedModel:
+def _on_meta(config: PretrainedConfig, spec: Model, attention: str | dict[str, str]) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(
             config,

@@ -13,7 +13,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from qmixlora.adapter import ADAPTER_CONFIG
+from qmixlora.backbone.rewritten import renamed_on_loading
 from qmixlora.bases import RECORD
+from qmixlora.errors import UserError
 from qmixlora.files import replacing, write_json
 from qmixlora.session import TunedSession
 
@@ -64,6 +66,8 @@ def write_adapters(
     """Write the static adapter of every target, on `base` if they have one of their own; into `scratch` where only
     merged checkpoints are asked for.
     """
+    if "lora" in job.request.forms:
+        _check_names(session, learned)
     static = lora_session(session, _static(job, learned, live[0])[0], trained=set(learned.pools))
     adapters = []
     for number, one in enumerate(live, start=1):
@@ -98,6 +102,17 @@ def write_adapters(
             fidelity = _save(job, static, base, temporary, fidelity)
         adapters.append(Adapter(one, final, fidelity, outputs, mean.in_base))
     return adapters
+
+
+def _check_names(session: TunedSession, learned: Learned) -> None:
+    """Refuse a LoRA that stock PEFT would load into nothing. Raises UserError."""
+    if renamed := renamed_on_loading(session.backbone, list(learned.pools)):
+        raise UserError(
+            f"Stock PEFT looks for a LoRA on {type(session.backbone).__name__} under other names than its layers have, "
+            f"such as {renamed[0]}, and would load none of it.",
+            where="--as lora",
+            fix="Export merged checkpoints (--as merged), or serve the run itself.",
+        )
 
 
 def _save(job: Job, static: TunedSession, base: Path | None, folder: Path, fidelity: Fidelity) -> Fidelity:

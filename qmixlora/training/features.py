@@ -108,8 +108,6 @@ def with_cached_features(
     """
     backbone, collator = session.backbone, session.collator
     assert isinstance(collator, Collator), "a run has a processor"
-    if not hasattr(backbone.base_model, "get_image_features"):
-        raise _unfit(session.recipe, f"{type(backbone).__name__} gives no features of images.")
     store = FeatureStore(folder / FOLDER, _decided_by(session, collator))
     images = {store.path(image): image for rows in splits for own in rows["images"] for image in own}
     missing = [image for path, image in images.items() if not path.is_file()]

@@ -200,11 +200,15 @@ def plan_tokens(case: Case) -> None:
 
 
 def probed(case: Case) -> None:
-    """Two real steps take no more than a tenth above what was planned, and not much less (the models are tiny)."""
+    """Two real steps take no more than a tenth above what was planned, and not much less (the models are tiny), but
+    for the batch, of which a CPU makes no copy.
+    """
     recipe = case.recipe()
     planned = plan(recipe, batch=batches_of(recipe, config_of(recipe.model), None)[0])
+    batch = sum(value.nbytes for value in planned.batch.inputs.values() if isinstance(value, torch.Tensor))
     measured = probe(recipe, planned)
-    assert -0.15 <= measured.residual / measured.measured <= 0.1, (measured.planned, measured.measured)
+    least, most = -0.15 * measured.measured - batch, 0.1 * measured.measured
+    assert least <= measured.residual <= most, (measured.planned, measured.measured, batch)
 
 
 def picture_limit(case: Case) -> None:

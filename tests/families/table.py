@@ -37,6 +37,20 @@ This page is written by `python -m tests.families.table` and not by hand. To add
 
 
 TAIL = """
+## What else is refused, and what has no row
+
+By its config alone, before anything else is read: encoder-decoders (Florence-2, Pix2Struct, T5Gemma 2, UDOP,
+PP-FormulaNet, vision-encoder-decoder), DiffusionGemma, which writes blocks out of noise, ShieldGemma 2, PI0 and Evolla;
+models whose class is code of their repository, with what transformers has of the family (MiniCPM-V before 4.6,
+DeepSeek-OCR, InternVL in its own form, LLaVA in its own form). Classes without an image encoder beside the decoder
+(GIT, Gemma 4 Unified, Mistral 4) are refused as Fuyu is. A LoRA is not exported where stock PEFT would look for it
+under other names and load none of it (DeepSeek-OCR 2, Unlimited-OCR): a run, and a merged checkpoint, hold the same.
+
+Without a row, since no checkpoint of theirs was small enough, or whole, here: Gemma 3n, FastVLM and Perception-LM
+(towers of timm's, which is to be installed beside; Gemma 3n loads, trains and reloads), HunYuan-VL, Muse Glimmer and
+Step 3.7 (they train; the plan of the latter two is not right), Inkling, Inkling 2, Muse Spark, Dots 3, GLM-5, Mistral
+Large 4 and Nemotron-H Omni.
+
 ## Experts
 
 Experts that a class holds as one parameter are in NF4 with double quantisation, frozen and not adapted: attention,
@@ -44,9 +58,11 @@ shared experts and dense layers are. Each expert's matrix is dequantised for its
 and none is kept; a class that multiplies with all at once (Llama 4) dequantises a layer's. The class' own loop over
 experts is used, not transformers' fused kernels, which read all weights in 16 bits. Reloading is exact; LoRA exports
 are ordinary ones on attention; a merged checkpoint has its experts as the base stores them. A Qwen3-VL-30B-A3B is
-planned at 20 GiB (`qwen3-vl-30b-a3b-rtx3090-24gb`); nothing of that size was run. `adapter.target_modules` leaves out
+planned at 19.6 GiB (`qwen3-vl-30b-a3b-rtx3090-24gb`, which `qmixlora recipes check` plans on a card of 24 GB);
+nothing of that size was run. `adapter.target_modules` leaves out
 layers whose names stock PEFT takes for experts (GLM-4.5V's dense and shared ones): an adapter on them could not be
-loaded.
+loaded. Experts whose matrices are no whole blocks of 64 weights would stay in 16 bits: such a model is refused, and
+they are named.
 
 ## What four bits do
 

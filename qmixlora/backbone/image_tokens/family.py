@@ -6,7 +6,9 @@ Shapes: L tokens of an image with its marks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
@@ -16,16 +18,19 @@ TEXT = 1  # a token that stands for any text
 
 @dataclass(frozen=True)
 class ImageInput:
-    """One image as the processor gives it: L token ids, and its tensors, of which a batch is the concatenation."""
+    """One image as the processor gives it: L token ids, and its tensors (or lists, with an entry for every image), of
+    which a batch is the concatenation, along the first dimension if it is not said (`along`).
+    """
 
     ids_L: list[int]
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor | list[Any]]
+    along: Mapping[str, int] = field(default_factory=dict)
 
 
 class Family(ABC):
-    """The facts of one family. `kinds` names the processor's tensor with 1 where an image token is, if it gives one."""
+    """The facts of one family. `kinds` names the processor's tensors with 1 where an image token is."""
 
-    kinds: str | None = None
+    kinds: tuple[str, ...] = ()
 
     @abstractmethod
     def smallest(self, config: PretrainedConfig) -> int:

@@ -11,7 +11,7 @@ from .family import TEXT, Family, ImageInput
 class Gemma3(Family):
     """Gemma 3: every image is scaled to one size; image tokens attend to each other in both directions."""
 
-    kinds = "token_type_ids"
+    kinds = ("token_type_ids",)
 
     def smallest(self, config: PretrainedConfig) -> int:
         return int(config.mm_tokens_per_image)

@@ -8,6 +8,8 @@ Shapes: B batch, S sequence.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
@@ -27,7 +29,7 @@ def largest_images(
     tokens: int,
     max_image_tokens: int | None,
     processor: ProcessorMixin | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Any]]:
     """(input_ids B x S, the tensors of images) for `rows` samples of `tokens`, each with the model's largest image.
 
     The image comes second, after one token of text, and text after it. Pixels have no values where shapes do not
@@ -54,9 +56,11 @@ def largest_images(
         )
     ids_BS = torch.full((rows, tokens), TEXT)
     ids_BS[:, 1 : 1 + count] = torch.tensor(image.ids_L)
-    tensors = {name: torch.cat([tensor] * rows) for name, tensor in image.tensors.items()}
-    if family.kinds is not None:
-        tensors[family.kinds] = (ids_BS == placeholder).long()
+    tensors: dict[str, Any] = {
+        name: value * rows if isinstance(value, list) else torch.cat([value] * rows, dim=image.along.get(name, 0))
+        for name, value in image.tensors.items()
+    }
+    tensors |= {name: (ids_BS == placeholder).long() for name in family.kinds}
     return ids_BS, tensors
 
 

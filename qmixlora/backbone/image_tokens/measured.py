@@ -12,8 +12,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
-from qmixlora.errors import UserError
-
 from .family import Family, ImageInput
 
 RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0, 1 / 3, 3.0, 0.4, 2.5)
@@ -21,7 +19,7 @@ SIZES = [
     (int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448, 48, 34) for ratio in RATIOS
 ]  # width, height
 Change = Callable[[Any, PretrainedConfig], None]  # of an image processor, and of a config that has to agree
-KINDS = ("mm_token_type_ids", "token_type_ids")
+KINDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 SWITCHES = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # cut an image into tiles
 NUMBERS = (
     "max_patches",
@@ -64,20 +62,20 @@ class Measured(Family):
         if budget is not None:
             processor, own = copy.deepcopy(processor), copy.deepcopy(config)
             self.limit(processor, own, budget)
-        inputs = _asked(processor, _Counter(processor, config).largest_size())
+        size = _Counter(processor, config).largest_size()
+        inputs, two = _asked(processor, size), _asked(processor, size, count=2)
         ids_S = inputs.pop("input_ids")[0]
         image = (ids_S == placeholder_of(config)).nonzero()[:, 0]
-        self.kinds = next((name for name in KINDS if name in inputs), None)
+        self.kinds = tuple(name for name in KINDS if name in inputs)
         ids_L = ids_S[int(image.min()) : int(image.max()) + 1].tolist()  # the frame around it is a few tokens more
         given = {name: value for name, value in inputs.items() if name not in (*KINDS, "attention_mask")}
-        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        if by_token := [name for name, value in tensors.items() if value.shape[1:2] == ids_S.shape]:
-            raise UserError(
-                f"Samples of a length are not planned for this family: its {by_token[0]} depends on every token.",
-                where="--tokens",
-                fix="Plan on data at hand.",
-            )
-        return ImageInput(ids_L, tensors)
+        values = {name: value for name, value in given.items() if isinstance(value, Tensor | list)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        along = {name: _grown(value, two[name]) for name, value in tensors.items()}
+        for name, value in tensors.items():
+            if value.shape[1:2] == ids_S.shape:  # of every token, as of the last (what Llama 3.2 reads through a mask)
+                values[name] = value[:, -1:].repeat(1, tokens, *[1] * (value.dim() - 2))
+        return ImageInput(ids_L, values, along)
 
     def limit(self, processor: ProcessorMixin | None, config: PretrainedConfig, budget: int) -> None:
         if processor is None or (most := _Counter(processor, config))() <= budget:
@@ -148,14 +146,22 @@ class _Counter:
         return int((_asked(self.processor, size)["input_ids"] == placeholder_of(self.config)).sum())
 
 
-def _asked(processor: ProcessorMixin, size: tuple[int, int]) -> dict[str, Any]:
-    """A question about a blank image of (width, height), as the processor makes it."""
+def _grown(one: Tensor, two: Tensor) -> int:
+    """The dimension along which a second image was added."""
+    return next((dim for dim, (own, more) in enumerate(zip(one.shape, two.shape, strict=True)) if more != own), 0)
+
+
+def _asked(processor: ProcessorMixin, size: tuple[int, int], count: int = 1) -> dict[str, Any]:
+    """A question about a blank image of (width, height), as the processor makes it; `count` times."""
     content: Any = [{"type": "image"}, {"type": "text", "text": "?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     image = _blank(size)
-    for images in ([[image]], [image]):  # by sample, or (where a processor refuses that) one after the other
+    for images in (
+        [[image]] * count,
+        [image] * count,
+    ):  # by sample, or (where a processor refuses that) one after the other
         try:
-            return dict(processor(text=[text], images=images, return_tensors="pt"))
+            return dict(processor(text=[text] * count, images=images, return_tensors="pt"))
         except ValueError as error:
             refusal = error
     raise refusal

@@ -17,7 +17,7 @@ class QwenVL(Family):
     is the least (`smart_resize` of transformers).
     """
 
-    kinds = "mm_token_type_ids"
+    kinds = ("mm_token_type_ids",)
 
     def smallest(self, config: PretrainedConfig) -> int:
         return 4

@@ -50,7 +50,7 @@ class Pixtral(Family):
 class Gemma4(Family):
     """As many patches as a budget of a few steps allows, nine of them to a token; 280 tokens unless it is said."""
 
-    kinds = "mm_token_type_ids"
+    kinds = ("mm_token_type_ids",)
 
     def smallest(self, config: PretrainedConfig) -> int:
         return min(STEPS)
@@ -115,6 +115,24 @@ class Lfm2VL(Family):
         return int((self.tile // config.vision_config.patch_size // config.downsample_factor) ** 2)
 
 
+class Mllama(Family):
+    """Tiles in the shape of the image, read through cross-attention: one token stands for them all."""
+
+    def smallest(self, config: PretrainedConfig) -> int:
+        return 1
+
+    def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
+        vision = config.vision_config
+        tiles, edge = vision.max_num_tiles, vision.image_size
+        tensors = {
+            "pixel_values": torch.empty(1, 1, tiles, 3, edge, edge),
+            "aspect_ratio_ids": torch.tensor([[vision.max_aspect_ratio_id]]),
+            "aspect_ratio_mask": torch.ones(1, 1, tiles, dtype=torch.long),
+            "cross_attention_mask": torch.ones(1, tokens, 1, tiles, dtype=torch.long),
+        }
+        return ImageInput([config.image_token_index], tensors)
+
+
 UNMEASURED: dict[str, Family] = {
     "gemma4": Gemma4(),
     "glm4v": QwenVL(),
@@ -122,6 +140,7 @@ UNMEASURED: dict[str, Family] = {
     "glm4v_moe": QwenVL(),
     "lfm2_vl": Lfm2VL(),
     "llava_next": LlavaNext(),
+    "mllama": Mllama(),
     "paddleocr_vl": PaddleOcrVL(),
     "pixtral": Pixtral(),
 }

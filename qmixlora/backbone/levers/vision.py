@@ -30,9 +30,15 @@ FEATURES = "image_features"
 
 def image_features(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     """(pooled, deep) features of a batch's images, as the backbone (without PEFT around it) gives them to its own
-    forward; None and an empty list where it has none, or others beside them.
+    forward; None and an empty list where it has none, or others beside them. Raises UserError where it gives none.
     """
     body: Any = model.base_model
+    if not hasattr(body, "get_image_features"):
+        raise UserError(
+            f"{type(model).__name__} gives no features of images.",
+            where="train.cache_features",
+            fix="Set train.cache_features: false.",
+        )
     accepted = inspect.signature(body.get_image_features).parameters
     # what the forward fills in where it is not given, such as the layer of the tower
     own = {name: value for name, value in vars(model.config).items() if name in accepted and value is not None}
@@ -58,7 +64,7 @@ def use_features(model: PreTrainedModel, anatomy: Anatomy) -> None:
         features = kwargs.pop(FEATURES, None)
         given.clear()
         if features is not None:
-            given.append(SimpleNamespace(**features))
+            given.append(_Features(**features))
             kwargs["pixel_values"] = torch.empty(1)  # there are pixels: the model looks no further
         return args, kwargs
 
@@ -82,6 +88,13 @@ def in_place_of_images(inputs: Mapping[str, Any], features: Mapping[str, Any]) -
     """The batch with features where its pixels were."""
     batch = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
     return {**batch, FEATURES: features}
+
+
+class _Features(SimpleNamespace):
+    """Features as a `ModelOutput` gives them: a field that was not computed is None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 class _TakenOut(nn.Module):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from qmixlora.backbone import source_of
+from qmixlora.backbone import read_config, source_of
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
@@ -31,8 +31,7 @@ def config_of(spec: Model) -> PretrainedConfig:
         config: PretrainedConfig = CONFIG_MAPPING[facts.pop("model_type")](**facts)
         return config
     try:
-        read: PretrainedConfig = AutoConfig.from_pretrained(spec.id, **source_of(spec))
-        return read
+        return read_config(spec, **source_of(spec))
     except (OSError, ValueError) as error:
         raise UserError(
             f"The model's configuration cannot be read: {error}",

@@ -126,7 +126,7 @@ def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Ba
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A tensor of images as the collator gives it."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensor.to(dtype) if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() else tensor
 
 
 def _largest(

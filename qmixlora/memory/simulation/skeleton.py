@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -26,7 +27,7 @@ def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedMode
 
     Raises UserError as `make_skeleton` and `apply_levers`.
     """
-    model, anatomy = make_skeleton(config, spec, "eager" if spec.attention == "eager" else FUSED)
+    model, anatomy = _skeleton(config, spec)
     model.name_or_path = spec.id  # PEFT compares it with the adapter's
     if spec.quantization == "nf4":
         for path in anatomy.in_nf4:
@@ -38,6 +39,15 @@ def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedMode
     freeze(model, anatomy)
     apply_levers(model, anatomy, spec, META)
     return model, anatomy
+
+
+def _skeleton(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedModel, Anatomy]:
+    if spec.attention == "eager":
+        return make_skeleton(config, spec, "eager")
+    try:
+        return make_skeleton(copy.deepcopy(config), spec, FUSED)
+    except KeyError:  # a tower whose classes are looked up by the names of transformers' own (SAM's)
+        return make_skeleton(config, spec, {"": "sdpa", "text_config": FUSED})
 
 
 def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -33,5 +33,5 @@ VARIANT = Variant(
     ),
     named={"image_token": "<|image|>"}, marks=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     bos="<|begin_of_text|>", 
-    refused={"cached": "gives no features of images", "plan tokens": "depends on every token"},
+    refused={"cached": "gives no features of images"},
 )  # fmt: skip

@@ -118,5 +118,5 @@ def test_a_pattern_that_matches_nothing_is_refused_by_name(mixture: Path) -> Non
 def test_layers_that_peft_rewrites_are_not_adapted(tmp_path: Path) -> None:
     folder = make_checkpoint(variants()["glm4v_moe"], tmp_path)
     anatomy = find_anatomy(AutoModelForImageTextToText.from_pretrained(folder))
-    assert anatomy.rewritten and all(path.endswith(("gate_proj", "up_proj", "down_proj")) for path in anatomy.rewritten)
+    assert anatomy.unadapted and all(path.endswith(("gate_proj", "up_proj", "down_proj")) for path in anatomy.unadapted)
     assert {path.rpartition(".")[2] for path in anatomy.adaptable} == {"q_proj", "k_proj", "v_proj", "o_proj"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from qmixlora.backbone import make_skeleton, parts_of, shares_of, skeleton
+from qmixlora.backbone import find_anatomy, make_skeleton, parts_of, shares_of, skeleton
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 from tests.families.variant import variants
@@ -30,10 +30,23 @@ def test_experts_are_no_hindrance_without_quantisation() -> None:
     assert make_skeleton(config, Model(id="x", quantization="none"))[1].targets
 
 
-def test_a_family_that_shows_answers_is_refused_by_name() -> None:
-    config, _ = VARIANTS["paligemma"].build()
-    with pytest.raises(UserError, match="PaliGemma reads a question in both directions"):
+def test_experts_that_cannot_be_put_in_nf4_are_refused_by_name() -> None:
+    config, _ = VARIANTS["qwen3_vl_moe"].build()
+    config.text_config.moe_intermediate_size = 63  # 63 x 60 weights of an expert are no whole blocks
+    config.text_config.hidden_size = config.vision_config.out_hidden_size = 60
+    with pytest.raises(UserError, match=r"neither NF4 nor adapted: model\.language_model\.layers\.\*\.mlp\.experts"):
         make_skeleton(config, Model(id="x"))
+
+
+def test_what_gets_no_gradient_or_is_a_block_of_weights_is_not_adapted() -> None:
+    config, _ = VARIANTS["qwen4_exp"].build()
+    model, anatomy = make_skeleton(config, Model(id="x"))
+    choosing = [path for path in anatomy.targets if ".indexer." in path]
+    assert choosing and not set(choosing) & set(anatomy.adaptable)
+    model.get_submodule(anatomy.language).coefficients = nn.Linear(4, 16, bias=False)
+    again = find_anatomy(model)
+    small = f"{anatomy.language}.coefficients"
+    assert small in again.kept and small not in again.targets
 
 
 def test_a_class_without_sdpa_is_computed_eagerly_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:

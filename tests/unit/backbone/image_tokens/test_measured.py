@@ -32,6 +32,25 @@ def test_the_largest_image_is_planned_by_its_processor() -> None:
     assert tensors["pixel_values"].shape == (2, 3, 28, 28)
 
 
+def test_a_batch_of_planned_images_grows_as_the_processor_lets_it() -> None:
+    config, processor = VARIANTS["minicpmv4_6"].build()
+    one, two = (largest_images(config, rows, 400, None, processor)[1]["pixel_values"] for rows in (1, 2))
+    grown = [more // own for own, more in zip(one.shape, two.shape, strict=True)]
+    assert sorted(grown) == [1, 1, 1, 2] and grown[0] == 1  # packed: along another dimension than the first
+
+
+def test_a_mask_of_every_token_is_as_long_as_the_planned_sample() -> None:
+    config, processor = VARIANTS["mllama"].build()
+    for known in (processor, None):
+        ids_BS, tensors = largest_images(config, 2, 50, None, known)
+        assert ids_BS.shape == (2, 50) == tensors["cross_attention_mask"].shape[:2]
+
+
+def test_lists_beside_tensors_are_planned_for_every_image() -> None:
+    config, processor = VARIANTS["unlimited_ocr"].build()
+    assert len(largest_images(config, 2, 1400, None, processor)[1]["num_local_patches"]) == 2
+
+
 def test_a_family_without_a_processor_is_refused_by_name() -> None:
     config, _ = VARIANTS["vipllava"].build()
     with pytest.raises(UserError, match="'vipllava' models take is not known"):
