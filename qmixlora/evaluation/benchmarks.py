@@ -144,5 +144,5 @@ def _up_to(answer: str, ends: Sequence[str]) -> str:
 
 def _not_offered(what: str) -> UserError:
     return UserError(
-        f"qmixlora offers lmms-eval no {what}.", where="--tasks", fix="Choose tasks of images, with generated answers."
+        f"lmms-eval is offered no {what}.", where="--tasks", fix="Choose tasks about images, with generated answers."
     )

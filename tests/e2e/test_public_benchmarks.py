@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,16 @@ import pytest
 from datasets import Dataset
 from PIL import Image as Pillow
 
+from qmixlora.data import IMAGE
 from qmixlora.errors import UserError
+from qmixlora.recipe import edited
 from tests.conftest import CommandLine
 
 lmms_eval = pytest.importorskip("lmms_eval")
+from lmms_eval.__main__ import parse_eval_args
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import simple_parse_args_string
 
 from qmixlora.evaluation.benchmarks import BenchmarkedRun, conversation
 from qmixlora.session import open_run
@@ -35,11 +43,14 @@ doc_to_target: answer
 generation_kwargs: {{max_new_tokens: 4}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
+TEXT = {"type": "text", "text": "what ?"}
 OWN = "from PIL import Image\ndef image(row):\n    return [Image.open(row['image'])]\n"
 
 
 @pytest.fixture(scope="module")
-def evaluated(qmixlora: CommandLine, finished_run: Callable[[str], Path]) -> tuple[Path, dict[bool, list[dict[str, Any]]]]:
+def evaluated(
+    qmixlora: CommandLine, finished_run: Callable[[str], Path]
+) -> tuple[Path, dict[bool, list[dict[str, Any]]]]:
     """A run, and what `qmixlora eval` has of its test split: with the adapter, and (True) of the backbone alone."""
     run = finished_run("mixlora")
     assert qmixlora("eval", run).code == 0 and qmixlora("eval", run, "--backbone").code == 0
@@ -138,3 +149,40 @@ def test_every_set_of_the_paper_is_evaluated_by_its_task_file(
     assert results["results"].keys() == HUB.keys()
     for name, samples in results["samples"].items():
         assert len(samples) == 2 and isinstance(samples[0]["resps"][0][0], str), name
+
+
+def test_every_command_of_lmms_eval_in_the_pages_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")]
+    lines = {line for page in pages for line in re.findall(r"^lmms-eval --.*$", page, re.MULTILINE)}
+    assert len(lines) == 5
+    there = set(TaskManager("ERROR", include_path=str(ROOT / "benchmarks" / "paper")).all_tasks)
+    for line in lines:
+        monkeypatch.setattr("sys.argv", shlex.split(line))
+        _, given = parse_eval_args()
+        assert given.model == "qmixlora" and set(given.tasks.split(",")) <= there
+        inspect.signature(BenchmarkedRun).bind(**simple_parse_args_string(given.model_args))
+
+
+def test_what_a_run_cannot_answer_is_refused_by_name(evaluated: Any) -> None:
+    run = open_run(evaluated[0])
+    picture = Pillow.new("RGB", (8, 8))
+    row = conversation([{"role": "user", "content": [{"type": "image", "url": picture}, TEXT, TEXT]}], run)
+    assert row["turns"][0]["text"] == f"{IMAGE}\nwhat ?\nwhat ?" and len(row["images"]) == 1
+    with pytest.raises(UserError, match="no video"):
+        conversation([{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}], run)
+    small = replace(run, recipe=edited(run.recipe, ["data.max_pixels=63"]))
+    with pytest.raises(UserError, match="over data.max_pixels"):
+        conversation([{"role": "user", "content": [{"type": "image", "url": picture}]}], small)
+    model = BenchmarkedRun(str(evaluated[0]))
+    with pytest.raises(UserError, match="no log-likelihoods"):
+        model.loglikelihood([])
+
+
+def test_an_answer_ends_where_the_task_says(evaluated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BenchmarkedRun(str(evaluated[0]))
+    row = conversation([{"role": "user", "content": [TEXT]}], model.session)
+    [answer] = model._answers([row], {"max_new_tokens": 4})
+    [first] = model._answers([row], {"max_new_tokens": 1})
+    assert len(first) < len(answer)
+    end = answer.removeprefix(first).split()[0]
+    assert model._answers([row], {"max_new_tokens": 4, "until": ["\n\n", end]}) == [answer.partition(end)[0].strip()]

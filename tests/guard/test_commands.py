@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ def test_every_link_in_a_document_resolves(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
             anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
             assert not anchor or anchor in anchors, link
+
+
+def test_every_extra_that_a_document_names_can_be_installed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for page in PAGES:
+        for extra in re.findall(r"(?:qmixlora|'\.)\[(\w+)\]", page.read_text(encoding="utf-8")):
+            assert extra in extras, (page.name, extra)
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from qmixlora.backbone.levers.table import LEVERS
@@ -17,8 +18,20 @@ def test_every_lever_is_in_the_memory_document() -> None:
         assert f"`{section}.{key}" in table or f"`.{key.rpartition('.')[2]}`" in table, lever.key
 
 
-def test_every_verb_is_in_the_readme() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_verb_is_on_the_page_of_commands() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     verbs = {path.stem for path in (ROOT / "cli").glob("*.py")} - {"__init__", "here", "main", "quiet"}
     for verb in verbs:
         assert f"qmixlora {'eval' if verb == 'evaluate' else verb}" in text, verb
+
+
+def test_every_symptom_that_quotes_a_message_quotes_one_that_there_is() -> None:
+    files = [*(ROOT / "qmixlora").rglob("*.py"), *(ROOT / "cli").glob("*.py")]
+    said = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    symptoms = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    quoted = [message for symptom in symptoms for message in re.findall(r"`([^`]+)`", symptom)]
+    assert len(quoted) > 30
+    for message in quoted:
+        for part in re.split(r"\bN\b|\bW x H\b|\.\.\.", message):
+            assert part.strip() in said, message

@@ -75,13 +75,14 @@ def test_a_resolved_recipe_reads_back_as_itself(write: Write) -> None:
     assert load_recipe(write(recipe.to_yaml())) == recipe
 
 
-def test_every_shipped_recipe_is_valid_and_says_what_it_is_for() -> None:
+def test_every_shipped_recipe_is_valid_and_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
     shipped = shipped_recipes()
     assert len(shipped) >= 42 and {"tiny-cpu", "real-cpu", "llava-1.5-7b-rtx4060-8gb"} <= set(shipped)
     for name, text in shipped.items():
         assert isinstance(load_recipe(name), Recipe)
         assert text.startswith("# ")
         assert "Card:" in text
+    assert capsys.readouterr().err == "", "a shipped recipe has keys of an earlier release"
 
 
 def test_the_json_schema_knows_every_key() -> None:
