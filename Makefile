@@ -66,10 +66,10 @@ release-check: docs  # the wheel alone, in a clean environment, from a folder wi
 	cd $(RELEASE) && venv/bin/qmixlora recipes list --vram 12
 	cd $(RELEASE) && venv/bin/qmixlora demo train.max_steps=50 export.polish=0 && venv/bin/qmixlora report demo/run
 
-audit: setup  # known holes in the pinned releases; asks the network
+audit: setup  # known holes in the pinned releases; asks the network, and fails where it gets no answer
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --quiet pip-audit
-	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps --requirement requirements.lock
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock
 
 test-oldest: setup-oldest  # the lower bounds of pyproject.toml; about 3 GB to download, 6 GB on the disk
 	$(OLDEST)/bin/pytest -m "not long"

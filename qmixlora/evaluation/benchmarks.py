@@ -33,8 +33,8 @@ MANIFEST = ModelManifest("qmixlora", chat_class_path=f"{__name__}.BenchmarkedRun
 class BenchmarkedRun(lmms):
     """What `--model qmixlora` is: answers as `qmixlora eval` has them, to the questions of lmms-eval's tasks.
 
-    `--model_args`: `run`, the folder; `backbone=True`, the same model without its adapter; `task`, the task whose routing
-    is used where the adapter routes on tasks. Decoding is greedy. Raises UserError as `open_run`.
+    `--model_args`: `run`, the folder; `backbone=True`, the same model without its adapter; `task`, the one to route as,
+    where the adapter routes on tasks. Decoding is greedy. Raises UserError as `open_run`.
     """
 
     is_simple = False  # it takes a task's messages, each with its images where they stand
