@@ -48,6 +48,7 @@ test-all: lint types setup-tests
 	$(VENV)/bin/pytest
 
 docs: $(VENV)/docs/.done  # the site, in build/site; an environment of its own
+	mkdir -p build && $(VENV)/bin/qmixlora recipes schema > build/schema.json
 	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict --quiet
 
 $(VENV)/docs/.done: requirements-docs.lock | $(VENV)/.done

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 from qmixlora.backbone.levers.table import LEVERS
+from qmixlora.recipe import json_schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,3 +37,13 @@ def test_every_symptom_that_quotes_a_message_quotes_one_that_there_is() -> None:
     for message in quoted:
         for part in re.split(r"\bN\b|\bW x H\b|\.\.\.", message):
             assert part.strip() in said, message
+
+
+def test_the_page_of_recipes_has_every_key_of_every_section() -> None:
+    hook, schema = runpy.run_path(str(ROOT / "docs" / "recipe_keys.py")), json_schema()
+    assert set(hook["SECTIONS"].values()) == schema["$defs"].keys()
+    tables = hook["tables"](schema)
+    for part in schema["$defs"].values():
+        for key in part["properties"]:
+            assert f"| `{key}` | " in tables
+    assert "<!-- keys -->" in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
