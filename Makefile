@@ -47,7 +47,7 @@ test-long: setup-tests
 test-all: lint types setup-tests
 	$(VENV)/bin/pytest
 
-docs: $(VENV)/docs/.done  # the site, in build/site; an environment of its own
+docs: setup $(VENV)/docs/.done  # the site, in build/site; an environment of its own
 	mkdir -p build && $(VENV)/bin/qmixlora recipes schema > build/schema.json
 	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict --quiet
 

@@ -24,7 +24,7 @@ def test_every_verb_is_on_the_page_of_commands() -> None:
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     verbs = {path.stem for path in (ROOT / "cli").glob("*.py")} - {"__init__", "here", "main", "quiet"}
     for verb in verbs:
-        assert f"qmixlora {'eval' if verb == 'evaluate' else verb}" in text, verb
+        assert f"qmixlora {'eval' if verb == 'evaluate' else verb.replace('_', '-')}" in text, verb
 
 
 def test_every_symptom_that_quotes_a_message_quotes_one_that_there_is() -> None:
