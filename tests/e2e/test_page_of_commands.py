@@ -17,7 +17,8 @@ from tests.conftest import CommandLine
 
 PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\| `qmixlora ([^`]+)` \|", PAGE, re.MULTILINE)
-ELSEWHERE = ("demo", "new", "plan my.yaml --probe", "check", "recipes copy")  # minutes, a GPU, a server; in other tests
+# minutes, a GPU, a server, another package, one router for the model: in other tests
+ELSEWHERE = ("demo", "new", "plan my.yaml --probe", "check", "recipes copy", "export runs/my --all --as gguf", "route")
 TASKS = {"digit": "counting", "color": "reading"}  # of the embedded data: as the page calls them
 
 
