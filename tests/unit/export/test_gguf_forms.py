@@ -70,7 +70,7 @@ def test_the_table_has_a_maker_of_every_form() -> None:
 def test_the_table_of_an_export_has_a_column_for_each_form_of_a_task(routed: Path) -> None:
     said = (routed / "said").read_text()
     assert "live    lora    gguf" in said and said.count("\n  color") == 1
-    assert "from the run's own, at most, on 20 held-out instructions" in said
+    assert "from the run's own, at most, on 16 held-out instructions" in said
 
 
 def test_files_of_tasks_need_tasks_and_the_live_mixture_none(run: Path, qmixlora: Any) -> None:
