@@ -50,12 +50,11 @@ def check(recipe: Recipe, request: Request) -> None:
 
 def check_projector(recipe: Recipe, request: Request) -> None:
     """Raise UserError if a trained projector would be in the adapters."""
-    in_adapter = recipe.adapter.projector == "full" and request.projector != "base"
-    if recipe.adapter.projector == "lora" or in_adapter:
+    if recipe.adapter.projector != "frozen" and request.projector != "base":
         raise UserError(
             "A LoRA of llama.cpp is one of the language model alone, and this run's projector would be in the adapter.",
             where="--as gguf",
-            fix="Leave --projector out." if in_adapter else "Export --as merged; or train with adapter.projector=full.",
+            fix="Leave --projector out: it is in the base then.",
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,9 @@ class LlamaModel:
 
     def _name(self, layer: str) -> str:
         """The name of a layer's weight in llama.cpp. Raises UserError if it has none."""
-        import gguf
-
-        arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == self.architecture)
         _, within, rest = layer.partition(LAYERS)
         key = f"model.{within}{rest}.weight" if within else f"{layer}.weight"
-        own = gguf.get_tensor_name_map(arch, self.layers).get_name(key, try_suffixes=(".weight",))
+        own: str | None = _names(self.architecture, self.layers).get_name(key, try_suffixes=(".weight",))
         if own is None:
             raise UserError(
                 f"llama.cpp has no place for an update of {layer}.",
@@ -123,6 +121,15 @@ class LlamaModel:
             return up_OK
         up_H2DK = up_OK.reshape(heads, 2, len(up_OK) // heads // 2, -1)
         return np.ascontiguousarray(up_H2DK.swapaxes(1, 2).reshape(up_OK.shape))
+
+
+@cache
+def _names(architecture: str, layers: int) -> Any:
+    """The names of tensors in llama.cpp; a table that takes longer to make than a file to write."""
+    import gguf
+
+    known = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
+    return gguf.get_tensor_name_map(known, layers)
 
 
 def note_on_images(config: Any) -> str:

@@ -23,7 +23,7 @@ from qmixlora.serving.route import scales
 from qmixlora.session import TunedSession
 
 FILE, TOKENIZER = "router.safetensors", "tokenizer.json"
-COMPARED = 32  # held-out instructions
+COMPARED = 16  # held-out instructions
 ROWS = 4096  # of the embeddings, at a time
 INSTRUCTION = "instruction"
 WORDS = (
@@ -72,16 +72,18 @@ def largest_difference(session: TunedSession, folder: Path, rows: Sequence[Conve
     that were compared): of the first questions that are a conversation of their own.
     """
     tuner, _ = _tuner(session)
-    worst, count = 0.0, 0
-    for row, instruction in _questions(rows, cast(Collator, session.collator)):
-        inputs, routing = session.collator.routed_prompts([row])
+    questions, worst = list(_questions(rows, cast(Collator, session.collator))), 0.0
+    for batch in session.batches(questions):
+        inputs, routing = session.collator.routed_prompts(batch)
         with torch.no_grad(), session.evaluating(), routed_as(session.model, **routing):
             run_body(session.model, session.on_device(inputs))
-        own_E = tuner.last_selection()[0, 0].diagonal().float().cpu().clone()
-        for scale in scales(folder, instruction, bool(row["images"])):
-            own_E[scale["id"]] -= scale["scale"]
-        worst, count = max(worst, float(own_E.abs().max())), count + 1
-    return worst, count
+        own_BE = tuner.last_selection()[0].diagonal(dim1=-2, dim2=-1).cpu()
+        for row, own_E in zip(batch, own_BE, strict=True):
+            left_E = own_E.clone()
+            for scale in scales(folder, _parts(row)[1], bool(row["images"])):
+                left_E[scale["id"]] -= scale["scale"]
+            worst = max(worst, float(left_E.abs().max()))
+    return worst, len(questions)
 
 
 def _tuner(session: TunedSession) -> tuple[MixLoraModel, MixLoraConfig]:
@@ -127,15 +129,20 @@ def _prompts(collator: Collator, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"prompts": prompts, "begin": begin}
 
 
-def _questions(rows: Sequence[Conversation], collator: Collator) -> Iterator[tuple[Conversation, str]]:
-    """The first rows of one question about one image before it, or about none, with the instruction's text."""
+def _questions(rows: Sequence[Conversation], collator: Collator) -> Iterator[Conversation]:
+    """The first rows of one question about one image before it, or about none."""
     compared = 0
     for row in rows:
-        asked = row["turns"][0]["text"]
-        before, _, instruction = asked.rpartition(IMAGE)
+        before, instruction = _parts(row)
         plain = collator.template.letters.quote(instruction) == instruction
         if len(row["turns"]) == 2 and len(row["images"]) <= 1 and not before.strip() and plain:
-            yield row, instruction
+            yield row
             compared += 1
         if compared == COMPARED:
             return
+
+
+def _parts(row: Conversation) -> tuple[str, str]:
+    """What stands in a row's question up to its image, and the instruction after it."""
+    before, _, instruction = row["turns"][0]["text"].rpartition(IMAGE)
+    return before, instruction

@@ -132,7 +132,8 @@ for (const {prompt, adapters, count} of jobs) {
     const exact = {experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32", flashAttention: false};
     const context = await model.createContext({contextSize: 512, threads: 1, lora: {adapters}, ...exact});
     const tokens = [], logprobs = [];
-    const steps = context.getSequence().evaluateWithMetadata(prompt, {confidence: true}, {temperature: 0});
+    const greedy = {temperature: 0, yieldEogToken: true};
+    const steps = context.getSequence().evaluateWithMetadata(prompt, {confidence: true}, greedy);
     for await (const {token, confidence} of steps) {
         tokens.push(token);
         logprobs.push(Math.log(confidence));
