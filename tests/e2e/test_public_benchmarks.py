@@ -70,6 +70,12 @@ def own_task(evaluated: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tasks write files for a leaderboard to the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 def evaluate(folder: Path, tasks: list[str], **arguments: object) -> dict[str, Any]:
     manager = lmms_tasks.TaskManager("ERROR", include_path=str(folder), include_defaults=False)
     given = ",".join(f"{name}={value}" for name, value in arguments.items())
