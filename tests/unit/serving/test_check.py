@@ -151,6 +151,15 @@ def test_llama_server_is_asked_by_the_scales_of_its_adapters(made_exports: Path,
         llama_server(server, fingerprint, "", "b")
 
 
+def test_sglang_is_asked_so_that_the_adapter_answers(made_exports: Path, server: str) -> None:
+    """By the adapter's name alone SGLang answers as the base (0.5.23: `_resolve_lora_path`)."""
+    fingerprint = read_fingerprint(made_exports / "a-lora")
+    asked = openai_server(f"{server}/sglang", fingerprint, "", None)
+    assert asked.model == "base:a" and check(fingerprint, asked).verdict == "applied"
+    assert check(fingerprint, replace(asked, model="a")).verdict == "not applied"
+    assert check(fingerprint, openai_server(f"{server}/sglang", fingerprint, "", "doubled")).verdict == "something else"
+
+
 def test_a_server_that_refuses_or_is_not_there_is_told(qmixlora: CommandLine, made_exports: Path, server: str) -> None:
     fingerprint = read_fingerprint(made_exports / "a-lora")
     asked = replace(openai_server(server, fingerprint, "", None), model="nobody")
