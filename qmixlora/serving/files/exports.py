@@ -23,9 +23,9 @@ class Adapter:
     """A LoRA for a server to load: a folder of PEFT's, or a GGUF file in a folder.
 
     `name` is what requests call it, `base` the model that it lies on, `rank` the largest of its layers' (None: the file
-    says it). `projector` says where a trained projector is (`base`, `adapter`, `low-rank`; None: there is none, or it is
-    not said), `whole_modules` the modules that it has as a whole. `stops` are tokens that its answers end in and its base
-    does not stop at, `notes` what was said when it was exported.
+    says it). `projector` says where a trained projector is (`base`, `adapter`, `low-rank`; None: there is none, or it
+    is not said), `whole_modules` the modules that it has as a whole. `stops` are tokens that its answers end in and its
+    base does not stop at, `notes` what was said when it was exported.
     """
 
     name: str

@@ -175,13 +175,31 @@ def test_an_adapter_of_another_tool_gets_a_fingerprint(qmixlora: CommandLine, ex
         (adapter / name).unlink()
     assert own_base(adapter) is None
     assert qmixlora("check", adapter).code == 2
-    done = qmixlora("check", "--adapter", adapter, "--base", base, "--dtype", "float32")
-    assert done.code == 0 and (adapter / FINGERPRINT).is_file(), done.stderr
-    assert by_peft(adapter).verdict == "applied"
+    assert qmixlora("check", "--adapter", adapter).code == 2
+    done = qmixlora("check", "--adapter", adapter, "--base", base, "--dtype", "float32", "--peft")
+    assert done.code == 0 and "applied" in done.stdout and (adapter / FINGERPRINT).is_file(), done.stderr
+    again = qmixlora("check", "--adapter", adapter, "--base", base)
+    assert again.code == 2 and "has a fingerprint" in again.stderr and f"qmixlora check {adapter}" in again.stderr
     edit(adapter / "adapter_config.json", lora_alpha=0)
     assert by_peft(adapter).verdict == "not applied"
     with pytest.raises(UserError, match="does not load on this base"):
         fingerprint_adapter(adapter, str(exports / "a-lora"), "float32")
+
+
+def test_an_adapter_that_does_nothing_on_a_base_gets_no_fingerprint(exports: Path) -> None:
+    """As one for another model: PEFT leaves out what it has no place for."""
+    weights = exports / "a-lora" / "adapter_model.safetensors"
+    renamed = {name.replace("language_model", "other"): one for name, one in load_file(weights).items()}
+    save_file(renamed, weights, {"format": "pt"})
+    with pytest.raises(UserError, match="answers as without it"):
+        fingerprint_adapter(exports / "a-lora", str(exports / "base"), "float32")
+
+
+def test_each_form_is_asked_by_its_own_library(qmixlora: CommandLine, made_exports: Path) -> None:
+    for form, option in (("a-lora", "--transformers"), ("a-merged", "--peft")):
+        done = qmixlora("check", made_exports / form, option)
+        assert done.code == 2 and "An adapter is asked by --peft" in done.stderr
+    assert qmixlora("check", made_exports / "a-lora", "--adapter", made_exports / "a-lora").code == 2
 
 
 def test_asking_a_server_needs_no_torch() -> None:
