@@ -33,17 +33,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from served_models import MODELS
 from server_breaks import BREAKS
 from server_environments import LLAMA, VLLM, environment, folder_of, set_up
-from tables import fill
+from server_tables import RESULTS, write_tables
 
 from qmixlora.files import write_json
-from qmixlora.serving.check import check
-from qmixlora.serving.comparison import Difference
-from qmixlora.serving.fingerprint import EXPORT, Fingerprint, read_fingerprint
+from qmixlora.serving.comparison import Difference, difference
+from qmixlora.serving.fingerprint import EXPORT, FINGERPRINT, Fingerprint, read_fingerprint
 from qmixlora.serving.local import with_peft, with_transformers
 from qmixlora.serving.making import answers_of, make_fingerprint
 from qmixlora.serving.servers import llama_server, openai_server
+from qmixlora.serving.stock import put_adapter
 
-RESULTS, DOCS = Path(__file__).parent / "results" / "servers", Path(__file__).parents[1] / "docs"
 PORT, PATIENCE = 8765, 900  # seconds until a server that starts is given up
 VERSIONS = {"vllm": f"vLLM {VLLM}", "llama-server": f"llama.cpp of llama-cpp-python {LLAMA}"}
 OPTIONS = {"vllm": ["--enforce-eager"], "llama-server": ["--threads", "1"]}
@@ -143,12 +142,12 @@ def start_command(case: Case, exports: Path) -> tuple[list[str], list[Path]]:
 def measure(case: Case) -> dict[str, Any]:
     run = run_of(case.model)
     command, folders = start_command(case, run / "exports")
-    expected = {folder.name: _wide(case, run, folder) for folder in folders}
+    expected = _wide(case, run, folders)
     option = "--llama-server" if case.server == "llama-server" else "--url"
     with started(case.server, command, folder_of("logs") / f"{case.name}.log") as url:
         told = {one.name: json.loads(qmixlora("check", one, option, url, "--json").stdout) for one in folders}
         with ThreadPoolExecutor(len(folders)) as pool:
-            reports = list(pool.map(lambda one: _asked(case, url, one, expected[one.name]), folders))
+            reports = list(pool.map(lambda one: _asked(case, url, one), expected))
     return {
         "command": _shortened(command, run),
         "check": {name: report["verdict"] for name, report in told.items()},
@@ -160,18 +159,34 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def _wide(case: Case, run: Path, folder: Path) -> Fingerprint:
-    """More questions than an export's own fingerprint has, answered by stock libraries."""
-    own = read_fingerprint(folder)
-    local = with_transformers(folder, own) if case.form == "merged" else with_peft(folder, own, None)
-    prompts = MODELS[case.model].prompts(run, folder)
-    answers = {EXPORT: answers_of(local.stock, prompts, own.max_tokens)}
-    return make_fingerprint(own.name, own.form, own.dtype, own.max_tokens, prompts, answers, own.template_arguments)
+def _wide(case: Case, run: Path, folders: Sequence[Path]) -> list[Fingerprint]:
+    """More questions than exports' own fingerprints have, answered by stock libraries: on one base, or merged."""
+    wide, stock = [], None
+    for folder in folders:
+        kept = folder_of("expected") / case.model / folder.name
+        if not (kept / FINGERPRINT).is_file():
+            own = read_fingerprint(folder)
+            if stock is None or case.form == "merged":
+                stock = (
+                    with_transformers(folder, own) if case.form == "merged" else with_peft(folder, own, None)
+                ).stock
+            else:
+                put_adapter(stock, folder)
+            prompts = MODELS[case.model].prompts(run, folder)
+            answers = {EXPORT: answers_of(stock, prompts, own.max_tokens)}
+            of = (own.name, own.form, own.dtype, own.max_tokens)
+            kept.mkdir(parents=True, exist_ok=True)
+            make_fingerprint(*of, prompts, answers, own.template_arguments).write(kept)
+        wide.append(read_fingerprint(kept))
+    return wide
 
 
-def _asked(case: Case, url: str, folder: Path, expected: Fingerprint) -> Difference:
+def _asked(case: Case, url: str, expected: Fingerprint) -> Difference:
     find = llama_server if case.server == "llama-server" else openai_server
-    return check(expected, find(url, expected, str(folder), None)).found[EXPORT]
+    server = find(url, expected, "", None)
+    prompts = [prompt for prompt in expected.prompts if server.sees or not prompt.has_image]
+    answers = [server.answer(prompt.messages, expected.max_tokens) for prompt in prompts]
+    return difference(answers, [prompt.answers[EXPORT] for prompt in prompts])
 
 
 def measure_broken(case: Case) -> dict[str, Any]:
@@ -198,31 +213,6 @@ def _common(case: Case) -> dict[str, Any]:
     libraries = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
     facts = {"server": VERSIONS[case.server], "model": case.model, "form": case.form, "dtype": case.dtype}
     return {**facts, "hardware": f"{cpu}, no GPU", "compared_with": libraries, "date": time.strftime("%Y-%m-%d")}
-
-
-def write_tables() -> None:
-    found = {case: _read(case) for case in CASES}
-    right = ["| server | model | form | dtype | `check` | same answers | mean difference | largest |", "|---" * 8 + "|"]
-    wrong = ["| what was wrong | `qmixlora check` said | exit |", "|---" * 3 + "|"]
-    for case, one in found.items():
-        if one is None:
-            continue
-        if case.broken:
-            said = f"{one['verdict']}: {' '.join(one['reasons'])}" if one["reasons"] else one["verdict"]
-            wrong.append(f"| {one['how']} | {said} | {one['exit']} |")
-            continue
-        verdicts = list(one["check"].values())
-        applied = f"{verdicts.count('applied')} of {len(verdicts)} applied"
-        same = f"{one['same']} of {one['prompts']}"
-        numbers = f"{one['mean_difference']:.1e} | {one['largest_difference']:.1e}"
-        cells = (one["server"], one["model"], one["form"], one["dtype"], applied, same)
-        right.append(f"| {' | '.join(cells)} | {numbers} |")
-    fill(DOCS / "serving.md", {"servers": "\n".join(right), "broken": "\n".join(wrong)})
-
-
-def _read(case: Case) -> dict[str, Any] | None:
-    path = RESULTS / f"{case.name}.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ import mimetypes
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 
-def image_part(file: str) -> dict:
+def image_part(file: str) -> dict[str, Any]:
     kind, data = mimetypes.guess_type(file)[0] or "image/png", base64.b64encode(Path(file).read_bytes()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
 
