@@ -91,6 +91,13 @@ def with_settings_of(exports: Path) -> Path:
     return folder
 
 
+def test_a_server_that_is_further_off_than_rounding_is_told_whose_answers_it_has(exports: Path) -> None:
+    scale_tensors(exports / "a-lora" / "adapter_model.safetensors", 0.03, of="lora_B")
+    report = by_peft(exports / "a-lora")
+    assert report.tolerance < report.found["base"].mean < report.found["export"].mean / 10
+    assert report.verdict == "something else" and report.reasons == ("It answers most like the base without it.",)
+
+
 @pytest.mark.parametrize("alpha", [2, 16])
 def test_another_alpha_is_something_else_on_the_right_base(exports: Path, alpha: int) -> None:
     edit(exports / "a-lora" / "adapter_config.json", lora_alpha=alpha)
