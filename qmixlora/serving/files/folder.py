@@ -16,7 +16,7 @@ from qmixlora.serving.fingerprint import Prompt
 
 from . import ask
 from .exports import Adapter, Exports
-from .places import Lines, Place, Served
+from .places import Place, Served
 
 START, COMPOSE, TASKS, README = "start.sh", "compose.yaml", "tasks.json", "README.md"
 MOUNTED = "/exports"  # where a container has the folder of the exports
@@ -33,10 +33,10 @@ def write_files(exports: Exports, name: str, place: Place) -> Path:
     """
     served = _served(exports, name, place)
     folder = exports.folder / served.own
-    lines = place.start(served)
+    script = _script(place, served)
     with replacing(folder) as temporary:
         temporary.mkdir()
-        (temporary / START).write_text(_script(lines, last=place.image is None), encoding="utf-8")
+        (temporary / START).write_text(script, encoding="utf-8")
         requests = {adapter.name: _request(place, served, adapter) for adapter in served.adapters}
         write_json(temporary / TASKS, {"url": f"http://127.0.0.1:{place.port}", "tasks": requests})
         shutil.copyfile(ask.__file__, temporary / "ask.py")
@@ -101,15 +101,15 @@ def _request(place: Place, served: Served, adapter: Adapter) -> dict[str, Any]:
     return request
 
 
-def _script(lines: Lines, last: bool) -> str:
-    """A shell script: one command over several lines, or commands of a line each (`last`: nothing runs on)."""
-    quoted = [" ".join(word if word.startswith("${") else shlex.quote(word) for word in line) for line in lines]
-    command = "\n".join(quoted) if last else "exec " + " \\\n  ".join(quoted) + ' "$@"'
-    head = "" if last else "# Further options of the server: sh start.sh --OPTION VALUE\n"
-    if any(line[0].startswith("${LLAMA") for line in lines):
-        own = '"$(dirname "$0")/mmproj.gguf"'
-        head += f'[ -f {own} ] && set -- --mmproj {own} "$@"\n'
-    return f'#!/bin/sh\n{head}cd "$(dirname "$0")/.." || exit 1\n{command}\n'
+def _script(place: Place, served: Served) -> str:
+    """A shell script, from any folder: the server's command over several lines, or commands of a line each."""
+    lines = [shlex.join(line) for line in place.start(served)]
+    head = '#!/bin/sh\ncd "$(dirname "$0")/.." || exit 1\n' + place.before(served)
+    if place.image is None:
+        return head + "\n".join(lines) + "\n"
+    return (
+        head + "# further options of the server: sh start.sh --OPTION VALUE\nexec " + " \\\n  ".join(lines) + ' "$@"\n'
+    )
 
 
 def _compose(served: Served, name: str, place: Place) -> str:
@@ -122,7 +122,7 @@ def _compose(served: Served, name: str, place: Place) -> str:
     service = {
         "image": place.image,
         "entrypoint": ["sh", f"{MOUNTED}/{served.own}/{START}", "--host", "0.0.0.0"],
-        "environment": {"LLAMA_SERVER": "/app/llama-server"} if name == "llama-server" else {},
+        "environment": dict(place.environment),
         "volumes": volumes,
         "ports": [f"127.0.0.1:{place.port}:{place.port}"],
         "ipc": "host",
@@ -159,7 +159,7 @@ def _block(lines: Sequence[str]) -> str:
 
 def _called(place: Place, adapter: Adapter) -> str:
     """`--name`, where a server calls a task otherwise than its fingerprint does."""
-    own = f"{adapter.name}:latest" if place.title == "Ollama" else adapter.name
+    own = adapter.name + place.suffix
     known = adapter.fingerprint.name if adapter.fingerprint is not None else ""
     return "" if own == known else f" --name {shlex.quote(own)}"
 

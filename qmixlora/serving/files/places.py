@@ -5,8 +5,9 @@ vLLM's options are those of 0.32, SGLang's of 0.5.23, llama-server's of the llam
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,12 @@ class Served:
 
 @dataclass(frozen=True)
 class Place:
-    """A server: `form` is the exports that it takes, `port` its own; `image` a container's (None: no compose file).
+    """A server: `form` is the exports that it takes, `port` its own; `image` a container's (None: the command tells a
+    server that runs already of the adapters, and there is no compose file), `environment` what the container needs.
 
-    `start` gives the lines of its command, `request` what a request says so that a task's adapter answers, `files` what
-    else is written. `check` is the option of `qmixlora check`; `measured` says whether these files were run.
+    `start` gives the lines of its command, `before` lines of shell ahead of them, `request` what a request says so that
+    a task's adapter answers, `files` what else is written. `check` is the option of `qmixlora check`, `suffix` what the
+    server puts behind a task's name; `measured` says whether these files were run.
     """
 
     title: str
@@ -61,6 +64,9 @@ class Place:
     about: str
     measured: str
     files: Callable[[Served], Mapping[str, str]] = lambda served: {}
+    before: Callable[[Served], str] = lambda served: ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    suffix: str = ""
 
 
 def _vllm(served: Served) -> Lines:
@@ -99,12 +105,18 @@ def _sglang(served: Served) -> Lines:
 
 def _llama_server(served: Served) -> Lines:
     return [
-        ["${LLAMA_SERVER:-llama-server}", "--model", f"{served.own}/base.gguf"],
+        ["llama-server", "--model", f"{served.own}/base.gguf"],
         ["--alias", "base"],
         ["--lora", ",".join(served.typed(adapter) for adapter in served.adapters)],  # given twice, the last one counts
         ["--lora-init-without-apply"],
         ["--host", "127.0.0.1", "--port", "8080"],
     ]
+
+
+def _with_eyes(served: Served) -> str:
+    """The part that sees, where the base has been converted with it."""
+    own = shlex.quote(f"{served.own}/mmproj.gguf")
+    return f'[ -f {own} ] && set -- --mmproj {own} "$@"\n'
 
 
 def _ollama(served: Served) -> Lines:
@@ -122,7 +134,7 @@ def _modelfiles(served: Served) -> dict[str, str]:
 
 def _converted(served: Served) -> dict[str, str]:
     kind = CONVERTED.get(served.dtype or "", "f16")
-    convert = f'python "$LLAMA_CPP/convert_hf_to_gguf.py" {served.base} --outtype {kind}'
+    convert = f'python "$LLAMA_CPP/convert_hf_to_gguf.py" {shlex.quote(served.base)} --outtype {kind}'
     script = f"""#!/bin/sh
 # The base as GGUF, once: LLAMA_CPP is a checkout of llama.cpp, python has what its converter requires.
 cd "$(dirname "$0")/.." || exit 1
@@ -182,6 +194,8 @@ PLACES = {
         "`LLAMA_CPP=... sh convert.sh`.",
         measured=NOT_RUN,
         files=_converted,
+        before=_with_eyes,
+        environment={"PATH": "/app:/usr/local/bin:/usr/bin:/bin"},  # the image has its programs in /app
     ),
     "ollama": Place(
         title="Ollama",
@@ -196,5 +210,6 @@ PLACES = {
         "knows; `qmixlora check` tells if it is another one.",
         measured=NOT_RUN,
         files=_modelfiles,
+        suffix=":latest",
     ),
 }
