@@ -36,13 +36,12 @@ def folder_of(server: str) -> Path:
 def set_up(server: str) -> None:
     """Install or build a server, unless it is there."""
     if not program(server).is_file():
-        {"vllm": _install_vllm, "llama-server": _build_llama_server}[server](folder_of(server))
+        SERVERS[server][1](folder_of(server))
 
 
 def program(server: str) -> Path:
     """The server's program."""
-    of = {"vllm": "bin/vllm", "llama-server": "build/bin/llama-server"}
-    return folder_of(server) / of[server]
+    return folder_of(server) / SERVERS[server][0]
 
 
 def environment(server: str, threads: int = 1) -> dict[str, str]:
@@ -88,6 +87,9 @@ def _build_llama_server(folder: Path) -> None:
     build = str(folder / "build")
     _run("cmake", "-S", str(sources), "-B", build, "-DCMAKE_BUILD_TYPE=Release", *options)
     _run("cmake", "--build", build, "--target", "llama-server", "--parallel", str(os.cpu_count() or 1))
+
+
+SERVERS = {"vllm": ("bin/vllm", _install_vllm), "llama-server": ("build/bin/llama-server", _build_llama_server)}
 
 
 def _run(*command: str) -> None:

@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from served_models import MODELS
 from server_breaks import BREAKS
-from server_environments import LLAMA, VLLM, environment, folder_of, set_up
+from server_environments import SERVERS, VLLM, environment, folder_of, set_up
 from server_tables import RESULTS, write_tables
 
 from qmixlora.files import write_json
@@ -40,12 +40,12 @@ from qmixlora.serving.comparison import Difference, difference
 from qmixlora.serving.fingerprint import EXPORT, FINGERPRINT, Fingerprint, read_fingerprint
 from qmixlora.serving.local import with_peft, with_transformers
 from qmixlora.serving.making import answers_of, make_fingerprint
-from qmixlora.serving.servers import llama_server, openai_server
+from qmixlora.serving.servers import openai_server
 from qmixlora.serving.stock import put_adapter
 
 PORT, PATIENCE = 8765, 900  # seconds until a server that starts is given up
-VERSIONS = {"vllm": f"vLLM {VLLM}", "llama-server": f"llama.cpp of llama-cpp-python {LLAMA}"}
-OPTIONS = {"vllm": ["--enforce-eager"], "llama-server": ["--threads", "1"]}
+VERSIONS = {"vllm": f"vLLM {VLLM}"}
+OPTIONS = {"vllm": ["--enforce-eager"]}
 HEALTH = "/health"
 
 
@@ -72,7 +72,6 @@ CASES = [
     Case("vllm", "qwen3-vl", "lora"),
     Case("vllm", "qwen3-vl", "merged"),
     *(Case("vllm", "qwen3-vl", "lora", broken=name) for name in BREAKS),
-    Case("llama-server", "qwen3-vl", "gguf"),
 ]
 
 
@@ -133,21 +132,19 @@ def start_command(case: Case, exports: Path) -> tuple[list[str], list[Path]]:
     done = qmixlora("serve-files", exports, "--for", case.server)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    if case.server == "vllm":
-        options += ["--dtype", case.dtype]
     folders = sorted(exports.glob(f"*-{case.form}"))
-    return ["sh", str(exports / f"serve-{case.server}" / "start.sh"), *options], folders
+    start = exports / f"serve-{case.server}" / "start.sh"
+    return ["sh", str(start), *options, "--dtype", case.dtype], folders
 
 
 def measure(case: Case) -> dict[str, Any]:
     run = run_of(case.model)
     command, folders = start_command(case, run / "exports")
     expected = _wide(case, run, folders)
-    option = "--llama-server" if case.server == "llama-server" else "--url"
     with started(case.server, command, folder_of("logs") / f"{case.name}.log") as url:
-        told = {one.name: json.loads(qmixlora("check", one, option, url, "--json").stdout) for one in folders}
+        told = {one.name: json.loads(qmixlora("check", one, "--url", url, "--json").stdout) for one in folders}
         with ThreadPoolExecutor(len(folders)) as pool:
-            reports = list(pool.map(lambda one: _asked(case, url, one), expected))
+            reports = list(pool.map(lambda one: _asked(url, one), expected))
     return {
         "command": _shortened(command, run),
         "check": {name: report["verdict"] for name, report in told.items()},
@@ -181,12 +178,10 @@ def _wide(case: Case, run: Path, folders: Sequence[Path]) -> list[Fingerprint]:
     return wide
 
 
-def _asked(case: Case, url: str, expected: Fingerprint) -> Difference:
-    find = llama_server if case.server == "llama-server" else openai_server
-    server = find(url, expected, "", None)
-    prompts = [prompt for prompt in expected.prompts if server.sees or not prompt.has_image]
-    answers = [server.answer(prompt.messages, expected.max_tokens) for prompt in prompts]
-    return difference(answers, [prompt.answers[EXPORT] for prompt in prompts])
+def _asked(url: str, expected: Fingerprint) -> Difference:
+    server = openai_server(url, expected, "", None)
+    answers = [server.answer(prompt.messages, expected.max_tokens) for prompt in expected.prompts]
+    return difference(answers, [prompt.answers[EXPORT] for prompt in expected.prompts])
 
 
 def measure_broken(case: Case) -> dict[str, Any]:
@@ -223,7 +218,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.command == "setup":
-        for server in arguments.names or VERSIONS:
+        for server in arguments.names or SERVERS:
             set_up(server)
     elif arguments.command == "table":
         write_tables()
