@@ -22,5 +22,5 @@ def serve_files(
 
     folder = write_files(read_exports(exports), server, PLACES[server])
     console = Console()
-    console.print(f"Written to {folder}. Start the server: sh {folder / START}", highlight=False, soft_wrap=True)
+    console.print(f"Written to {folder}. What starts the server: sh {folder / START}", highlight=False, soft_wrap=True)
     console.print(f"Questions and checks of each task: {folder / README}", highlight=False, soft_wrap=True)

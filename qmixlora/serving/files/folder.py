@@ -133,7 +133,8 @@ def _compose(served: Served, name: str, place: Place) -> str:
 
 
 def _readme(exports: Exports, served: Served, place: Place) -> str:
-    compose = ", or `docker compose up` here" if place.image else ""
+    start = f"Start it: `sh {START}`, or `docker compose up` here."
+    start = start if place.image else f"While it runs, tell it of the tasks: `sh {START}`."
     notes = dict.fromkeys(note for adapter in served.adapters for note in adapter.notes)
     merged = [path.name for path in exports.merged]
     if merged:
@@ -145,7 +146,7 @@ def _readme(exports: Exports, served: Served, place: Place) -> str:
     ]
     parts = [
         f"# These exports in {place.title}\n\n{place.about}",
-        f"Start it: `sh {START}`{compose}. {place.measured}",
+        f"{start} {place.measured}",
         "Ask a task of it (a question, then any image files):\n\n" + _block(asked),
         "See that every task's adapter is applied:\n\n" + _block(checks),
         *notes,

@@ -207,7 +207,7 @@ PLACES = {
         check="--url",
         about="In Ollama each task is a model of its own, on one base. Make the base first, once: "
         "`LLAMA_CPP=... sh convert.sh`. Ollama writes prompts by a template of its own for the chat templates that it "
-        "knows; `qmixlora check` tells if it is another one.",
+        "knows; `qmixlora check` tells if it is another one. The models take no images: nobody tried a second `FROM`.",
         measured=NOT_RUN,
         files=_modelfiles,
         suffix=":latest",

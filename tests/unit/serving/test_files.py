@@ -143,7 +143,8 @@ def test_ollama_has_a_modelfile_for_each_task_that_names_files_that_are_there(ex
     assert words_given(folder / "start.sh", "ollama") == ["create", "a", "-f", "serve-ollama/a.Modelfile"]
     lines = (folder / "a.Modelfile").read_text().splitlines()
     assert lines[0] == "FROM ./base.gguf" and (folder / lines[1].removeprefix("ADAPTER ")).is_file()
-    assert "--name a:latest" in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert "--name a:latest" in readme and "While it runs, tell it of the tasks" in readme
     assert not (folder / "compose.yaml").exists()
 
 
