@@ -199,7 +199,10 @@ def measure_broken(case: Case) -> dict[str, Any]:
 
 
 def _shortened(command: Sequence[str], run: Path) -> str:
-    return " ".join(command).replace(f"{folder_of('broken')}/", "").replace(f"{run.parent}/", "")
+    words = " ".join(command)
+    for folder in (folder_of("broken"), run.parent, run.resolve().parent):
+        words = words.replace(f"{folder}/", "")
+    return words
 
 
 def _common(case: Case) -> dict[str, Any]:
