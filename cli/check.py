@@ -36,19 +36,25 @@ def check(
 
     quiet()
     console = Console(stderr=as_json)
-    if adapter is not None:
-        export = _make(adapter, base, dtype, console)
-        if not (url or llama_server or peft):
-            return
-    if export is None:
+    if (export is None) == (adapter is None):
         raise UserError("Say which export: qmixlora check EXPORT, or --adapter DIR.", where="command line")
+    if sum(map(bool, (url, llama_server, peft, transformers))) > 1:
+        raise UserError("One server at a time.", where="--url, --llama-server, --peft, --transformers")
+    if adapter is not None:
+        _make(adapter, base, dtype, console)
+        if not (url or llama_server or peft or transformers):
+            return
     from qmixlora.serving.check import check as run_check
     from qmixlora.serving.fingerprint import read_fingerprint
 
-    if sum(map(bool, (url, llama_server, peft, transformers))) > 1:
-        raise UserError("One server at a time.", where="--url, --llama-server, --peft, --transformers")
+    export = export or adapter
+    assert export is not None
     fingerprint = read_fingerprint(export)
-    report = run_check(fingerprint, _asked(export, fingerprint, url, llama_server, transformers, name, base), tolerance)
+    if (fingerprint.is_adapter and transformers) or (not fingerprint.is_adapter and peft):
+        raise UserError(
+            "An adapter is asked by --peft, a whole model by --transformers.", where=f"{export}: {fingerprint.form}"
+        )
+    report = run_check(fingerprint, _asked(export, fingerprint, url, llama_server, name, base), tolerance)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -62,7 +68,6 @@ def _asked(
     fingerprint: Fingerprint,
     url: str | None,
     llama_server: str | None,
-    transformers: bool,
     name: str | None,
     base: str | None,
 ) -> Asked:
@@ -75,20 +80,25 @@ def _asked(
         raise UserError("This export is a file of llama.cpp.", where=str(export), fix="Ask its server: --llama-server.")
     from qmixlora.serving import local
 
-    if transformers or not fingerprint.is_adapter:
+    if not fingerprint.is_adapter:
         return local.with_transformers(export, fingerprint)
     return local.with_peft(export, fingerprint, base)
 
 
-def _make(adapter: Path, base: str | None, dtype: str, console: Console) -> Path:
+def _make(adapter: Path, base: str | None, dtype: str, console: Console) -> None:
     if base is None:
         raise UserError("Say what the adapter lies on: --base MODEL.", where="--adapter")
     from qmixlora.serving.fingerprint import FINGERPRINT
     from qmixlora.serving.making import fingerprint_adapter
 
+    if (adapter / FINGERPRINT).exists():
+        raise UserError(
+            "The adapter has a fingerprint.",
+            where=str(adapter / FINGERPRINT),
+            fix=f"Check by it: qmixlora check {adapter}; or take it away to have another one made.",
+        )
     fingerprint_adapter(adapter, base, dtype).write(adapter)
     console.print(f"Written: {adapter / FINGERPRINT}", highlight=False, soft_wrap=True)
-    return adapter
 
 
 def _show(report: Report, console: Console) -> None:
@@ -100,4 +110,5 @@ def _show(report: Report, console: Console) -> None:
 
     for whose, one in report.found.items():
         by = f", log-probabilities {one.mean:.2g} apart, {one.largest:.2g} at most" if one.largest is not None else ""
-        console.print(f"  {NAMES[whose]}: {one.same} of {one.prompts} answers the same{by}", highlight=False)
+        line = f"  {NAMES[whose]}: {one.same} of {one.prompts} answers the same{by}"
+        console.print(line, highlight=False, soft_wrap=True)

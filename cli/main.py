@@ -26,6 +26,7 @@ from . import (
     recipes,
     report,
     route,
+    serve_files,
     train,
 )
 
@@ -44,6 +45,7 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
   qmixlora report RUN                   a page: curves, scores, answers, routing, exports
   qmixlora chat RUN --image FILE        ask it
   qmixlora export RUN --all --as lora   ordinary adapters (or checkpoints: --as merged)
+  qmixlora serve-files RUN --for vllm   what one types to serve them
   qmixlora check EXPORT --url URL       whether a server really applies it
   qmixlora route RUN "INSTRUCTION"      the scales to ask llama-server with, of a live mixture
 
@@ -64,6 +66,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("serve-files")(serve_files.serve_files)
 app.command("check")(check.check)
 app.command("route")(route.route)
 app.command("new")(new.new)

@@ -119,7 +119,7 @@ class Chat:
 
     def switch_export(self, value: str) -> str:
         """Go on with an export of the run, by its folder's name, or with the run itself."""
-        exports = sorted(path.name for path in (self.folder / "exports").glob("*") if path.is_dir())
+        exports = sorted(path.parent.name for path in (self.folder / "exports").glob("*/fidelity.json"))
         if value not in [OWN, *exports]:
             there = ", ".join([OWN, *exports])
             raise UserError(

@@ -150,16 +150,16 @@ def _prompts(job: Job, live: Live) -> list[list[Message]]:
     limits them.
     """
     rows = [live.rows[index] for index in range(min(ROWS, len(live.rows)))]
-    prompts = [_messages(row, open_images(row["images"])) for row in rows]
+    prompts = [as_asked(row, open_images(row["images"])) for row in rows]
     if rows[0]["images"]:
-        prompts.append(_messages(rows[0], []))
+        prompts.append(as_asked(rows[0], []))
         if job.recipe.data.max_image_tokens is not None:
             images = [image.resize((LARGEST, LARGEST)) for image in open_images(rows[0]["images"])]
-            prompts.append(_messages(rows[0], images))
+            prompts.append(as_asked(rows[0], images))
     return prompts
 
 
-def _messages(row: Conversation, images: Sequence[Any]) -> list[Message]:
+def as_asked(row: Conversation, images: Sequence[Any]) -> list[Message]:
     """A row up to its first answer, in OpenAI's protocol, with as many of its images as there are."""
     turns = row["turns"]
     before = next(index for index, turn in enumerate(turns) if turn["role"] == "assistant")

@@ -20,6 +20,7 @@ NAMES = {
 }
 FEW = "Without log-probabilities of the server, answers alone are compared."
 BLIND = "The server takes no images: prompts without any were asked alone."
+NEARER = 10  # times nearer than the export: whose answers they are, by a server that is further off than rounding
 CLOSE = "The export and its base are too near each other on these prompts to be told apart."
 
 
@@ -78,7 +79,7 @@ def check(fingerprint: Fingerprint, asked: Asked, tolerance: float | None = None
     if found[whose].mean <= limit:
         verdict: Verdict = "not applied" if whose in (BASE, ORIGINAL) else "something else"
         return Report(verdict, (f"It answers as {NAMES[whose]}.",), found, limit, notes)
-    reasons = _lengths(answers, prompts) or _parts(answers, prompts, limit)
+    reasons = _lengths(answers, prompts) or _most_like(whose, found) or _parts(answers, prompts, limit)
     if not reasons:
         reasons = _of_base([asked.answer_of_base(p.messages, fingerprint.max_tokens) for p in prompts], prompts, limit)
     return Report("something else", tuple(reasons), found, limit, notes)
@@ -103,6 +104,12 @@ def _lengths(answers: Sequence[Answer], prompts: Sequence[Prompt]) -> list[str]:
     if any(not prompt.has_image for _, prompt in other):
         return [f"Another chat template or tokenizer: {lengths}."]
     return [f"Images of another size: {lengths}; those without an image are right."]
+
+
+def _most_like(whose: str, found: Mapping[str, Difference]) -> list[str]:
+    """Whose answers it has, where a server is further off than rounding, as some are with images."""
+    is_clear = whose != EXPORT and NEARER * found[whose].mean <= found[EXPORT].mean
+    return [f"It answers most like {NAMES[whose]}."] if is_clear else []
 
 
 def _parts(answers: Sequence[Answer], prompts: Sequence[Prompt], limit: float) -> list[str]:

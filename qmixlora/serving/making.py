@@ -12,6 +12,7 @@ from PIL import Image
 
 from qmixlora.errors import UserError
 
+from .comparison import difference
 from .fingerprint import BASE, EXPORT, Answer, Fingerprint, Message, Prompt
 from .stock import StockModel, load_model, put_adapter, versions
 
@@ -46,7 +47,8 @@ def fingerprint_adapter(adapter: Path, base: str, dtype: str) -> Fingerprint:
     """Make the fingerprint of any PEFT adapter on a base, by questions of our own about drawn images.
 
     Raises:
-        UserError: the base or the adapter cannot be loaded, or the adapter does not fit.
+        UserError: the base or the adapter cannot be loaded, or the adapter does not fit: PEFT leaves out tensors whose
+            names it does not know with a warning alone, and the model answers as the base.
     """
     prompts = [asked(question, image) for question, image in zip(QUESTIONS, drawn_images(), strict=False)]
     prompts += [asked(question) for question in QUESTIONS[len(prompts) :]]
@@ -61,6 +63,12 @@ def fingerprint_adapter(adapter: Path, base: str, dtype: str) -> Fingerprint:
             fix="Name its own base.",
         ) from error
     answers[EXPORT] = answers_of(stock, prompts, MAX_TOKENS)
+    if difference(answers[EXPORT], answers[BASE]).largest == 0:
+        raise UserError(
+            "With the adapter the base answers as without it: its tensors are of another model, or all zero.",
+            where=f"{adapter}, on {base}",
+            fix="Name its own base.",
+        )
     precision = str(stock.model.dtype).removeprefix("torch.")
     return make_fingerprint(adapter.resolve().name, "lora", precision, MAX_TOKENS, prompts, answers)
 

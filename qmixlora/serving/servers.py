@@ -78,6 +78,9 @@ def openai_server(url: str, fingerprint: Fingerprint, folder: str, name: str | N
         )
     bases = [str(own["id"]) for own in served if own["id"] != model and not own.get("parent")]
     base = bases[0] if fingerprint.is_adapter and len(bases) == 1 else None
+    own = next(one for one in served if one["id"] == model)
+    if own.get("owned_by") == "sglang" and own.get("parent"):
+        model = f"{own['parent']}:{model}"  # by its own name alone an adapter is left out there, without a word
     extra = {"chat_template_kwargs": fingerprint.template_arguments} if fingerprint.template_arguments else {}
     return Server(url, model, base, extra, extra)
 

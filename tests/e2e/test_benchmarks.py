@@ -143,3 +143,12 @@ def test_speed_is_measured_on_the_shapes_of_llava() -> None:
     for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size"):
         assert getattr(ours, name) == getattr(real, name), name
     assert ours.head_dim == 128
+
+
+def test_the_page_on_servers_has_what_is_kept(benchmarks: None, tmp_path: Path) -> None:
+    import server_tables
+
+    page = tmp_path / "serving.md"
+    page.write_text(server_tables.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    server_tables.write_tables(page)
+    assert page.read_text(encoding="utf-8") == server_tables.PAGE.read_text(encoding="utf-8")

@@ -2,8 +2,9 @@
 
     python server.py MODEL NAME=ADAPTER ...
 
-It serves the model as `base` and every adapter by its name; or, as llama-server, adapters by scales in the request (and
-says there that it takes no images). It prints its port, and stops when its input ends.
+It serves the model as `base` and every adapter by its name; under `/sglang` as SGLang does, `base:NAME` alone being the
+adapter; or, as llama-server, adapters by scales in the request (and says there that it takes no images). It prints
+its port, and stops when its input ends.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ class Engine:
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        config = GenerationConfig(do_sample=False, max_new_tokens=request["max_tokens"], eos_token_id=self.eos)
+        config = GenerationConfig(do_sample=False, max_new_tokens=request.get("max_tokens", 4), eos_token_id=self.eos)
         made = self.model.generate(
             **inputs, generation_config=config, return_dict_in_generate=True, output_logits=True, pad_token_id=0
         )
         length = inputs["input_ids"].shape[1]
         content = []
         for token, logits in zip(made.sequences[0, length:].tolist(), made.logits, strict=True):
-            values, ids = logits[0].log_softmax(-1).topk(request["top_logprobs"])
+            values, ids = logits[0].log_softmax(-1).topk(request.get("top_logprobs", 1))
             others = [
                 {"token": f"token_id:{i}", "logprob": float(v)} for i, v in zip(ids.tolist(), values, strict=True)
             ]
@@ -76,14 +77,20 @@ def handler(engine: Engine, names: list[str]) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             replies: dict[str, Any] = {
                 "/v1/models": {"data": [{"id": "base"}, *({"id": name, "parent": "base"} for name in names)]},
+                "/sglang/v1/models": {"data": [
+                    {"id": "base", "owned_by": "sglang", "parent": None},
+                    *({"id": name, "owned_by": "sglang", "parent": "base"} for name in names),
+                ]},
                 "/lora-adapters": [{"id": i, "path": f"/x/{name}.gguf", "scale": 0.0} for i, name in enumerate(names)],
                 "/props": {"modalities": {"vision": False}},
-            }
+            }  # fmt: skip
             self.reply(200, replies[self.path])
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             adapter = None if request["model"] == "base" else request["model"]
+            if self.path.startswith("/sglang"):
+                adapter = request["model"].partition(":")[2] or None
             if "lora" in request:  # as llama-server is asked
                 scaled = [entry["id"] for entry in request["lora"] if entry["scale"] == 1.0]
                 adapter = names[scaled[0]] if scaled else None

@@ -91,6 +91,13 @@ def with_settings_of(exports: Path) -> Path:
     return folder
 
 
+def test_a_server_that_is_further_off_than_rounding_is_told_whose_answers_it_has(exports: Path) -> None:
+    scale_tensors(exports / "a-lora" / "adapter_model.safetensors", 0.03, of="lora_B")
+    report = by_peft(exports / "a-lora")
+    assert report.tolerance < report.found["base"].mean < report.found["export"].mean / 10
+    assert report.verdict == "something else" and report.reasons == ("It answers most like the base without it.",)
+
+
 @pytest.mark.parametrize("alpha", [2, 16])
 def test_another_alpha_is_something_else_on_the_right_base(exports: Path, alpha: int) -> None:
     edit(exports / "a-lora" / "adapter_config.json", lora_alpha=alpha)
@@ -151,6 +158,15 @@ def test_llama_server_is_asked_by_the_scales_of_its_adapters(made_exports: Path,
         llama_server(server, fingerprint, "", "b")
 
 
+def test_sglang_is_asked_so_that_the_adapter_answers(made_exports: Path, server: str) -> None:
+    """By the adapter's name alone SGLang answers as the base (0.5.23: `_resolve_lora_path`)."""
+    fingerprint = read_fingerprint(made_exports / "a-lora")
+    asked = openai_server(f"{server}/sglang", fingerprint, "", None)
+    assert asked.model == "base:a" and check(fingerprint, asked).verdict == "applied"
+    assert check(fingerprint, replace(asked, model="a")).verdict == "not applied"
+    assert check(fingerprint, openai_server(f"{server}/sglang", fingerprint, "", "doubled")).verdict == "something else"
+
+
 def test_a_server_that_refuses_or_is_not_there_is_told(qmixlora: CommandLine, made_exports: Path, server: str) -> None:
     fingerprint = read_fingerprint(made_exports / "a-lora")
     asked = replace(openai_server(server, fingerprint, "", None), model="nobody")
@@ -166,13 +182,31 @@ def test_an_adapter_of_another_tool_gets_a_fingerprint(qmixlora: CommandLine, ex
         (adapter / name).unlink()
     assert own_base(adapter) is None
     assert qmixlora("check", adapter).code == 2
-    done = qmixlora("check", "--adapter", adapter, "--base", base, "--dtype", "float32")
-    assert done.code == 0 and (adapter / FINGERPRINT).is_file(), done.stderr
-    assert by_peft(adapter).verdict == "applied"
+    assert qmixlora("check", "--adapter", adapter).code == 2
+    done = qmixlora("check", "--adapter", adapter, "--base", base, "--dtype", "float32", "--peft")
+    assert done.code == 0 and "applied" in done.stdout and (adapter / FINGERPRINT).is_file(), done.stderr
+    again = qmixlora("check", "--adapter", adapter, "--base", base)
+    assert again.code == 2 and "has a fingerprint" in again.stderr and f"qmixlora check {adapter}" in again.stderr
     edit(adapter / "adapter_config.json", lora_alpha=0)
     assert by_peft(adapter).verdict == "not applied"
     with pytest.raises(UserError, match="does not load on this base"):
         fingerprint_adapter(adapter, str(exports / "a-lora"), "float32")
+
+
+def test_an_adapter_that_does_nothing_on_a_base_gets_no_fingerprint(exports: Path) -> None:
+    """As one for another model: PEFT leaves out what it has no place for."""
+    weights = exports / "a-lora" / "adapter_model.safetensors"
+    renamed = {name.replace("language_model", "other"): one for name, one in load_file(weights).items()}
+    save_file(renamed, weights, {"format": "pt"})
+    with pytest.raises(UserError, match="answers as without it"):
+        fingerprint_adapter(exports / "a-lora", str(exports / "base"), "float32")
+
+
+def test_each_form_is_asked_by_its_own_library(qmixlora: CommandLine, made_exports: Path) -> None:
+    for form, option in (("a-lora", "--transformers"), ("a-merged", "--peft")):
+        done = qmixlora("check", made_exports / form, option)
+        assert done.code == 2 and "An adapter is asked by --peft" in done.stderr
+    assert qmixlora("check", made_exports / "a-lora", "--adapter", made_exports / "a-lora").code == 2
 
 
 def test_asking_a_server_needs_no_torch() -> None:

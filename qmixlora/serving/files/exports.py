@@ -1,0 +1,113 @@
+"""The exports in a folder, as a server is told of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qmixlora.bases import ADAPTER_CONFIG, BASE, named_base, own_base
+from qmixlora.errors import UserError
+from qmixlora.files import clear_read_errors
+from qmixlora.serving.fingerprint import FINGERPRINT, Fingerprint, read_fingerprint
+
+FIDELITY, GENERATION, CONFIG = "fidelity.json", "generation_config.json", "config.json"
+FORMS = ("-lora", "-gguf", "-merged")  # in which the names of exports end
+COPY = "Take a whole copy of the folder, or export again."
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA for a server to load: a folder of PEFT's, or a GGUF file in a folder.
+
+    `name` is what requests call it, `base` the model that it lies on, `rank` the largest of its layers' (None: the file
+    says it). `projector` says where a trained projector is (`base`, `adapter`, `low-rank`; None: there is none, or it
+    is not said), `whole_modules` the modules that it has as a whole. `stops` are tokens that its answers end in and its
+    base does not stop at, `notes` what was said when it was exported.
+    """
+
+    name: str
+    path: Path
+    base: str
+    rank: int | None = None
+    projector: str | None = None
+    whole_modules: tuple[str, ...] = ()
+    stops: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    fingerprint: Fingerprint | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the export."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+@dataclass(frozen=True)
+class Exports:
+    """A folder of exports: LoRAs of PEFT, LoRAs of llama.cpp, merged checkpoints."""
+
+    folder: Path
+    loras: tuple[Adapter, ...]
+    ggufs: tuple[Adapter, ...]
+    merged: tuple[Path, ...]
+
+
+def read_exports(folder: Path) -> Exports:
+    """The exports in a folder, or in the `exports/` of a run's.
+
+    Raises:
+        UserError: there are none, or one of them cannot be read or has lost its base.
+    """
+    folder = folder / "exports" if (folder / "exports").is_dir() else folder
+    if not folder.is_dir():
+        raise UserError("There is no such folder.", where=str(folder), fix="Name the folder of a run, or its exports.")
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    loras = tuple(_lora(path) for path in folders if (path / ADAPTER_CONFIG).is_file())
+    ggufs = tuple(_gguf(path, loras) for path in folders if path.name.endswith("-gguf"))
+    merged = tuple(path for path in folders if path.name.endswith("-merged") and (path / CONFIG).is_file())
+    if not (loras or ggufs or merged):
+        raise UserError("There are no exports.", where=str(folder), fix="Make some: qmixlora export RUN --all.")
+    return Exports(folder, loras, ggufs, merged)
+
+
+def _lora(folder: Path) -> Adapter:
+    config, own = _read(folder / ADAPTER_CONFIG), own_base(folder)
+    stops = _read(folder / GENERATION).get("eos_token_id") or ()
+    return Adapter(
+        path=folder,
+        base=named_base(folder) if own is None else str(own),
+        rank=max(int(config.get("r") or 0), *(config.get("rank_pattern") or {}).values(), 1),
+        whole_modules=tuple(config.get("modules_to_save") or ()),
+        stops=(stops,) if isinstance(stops, int) else tuple(stops),
+        **_common(folder),
+    )
+
+
+def _gguf(folder: Path, loras: Sequence[Adapter]) -> Adapter:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        raise UserError(f"There is not one GGUF file but {len(files)}.", where=str(folder), fix=COPY)
+    own = folder.parent / BASE
+    base = str(own) if own.is_dir() else next((lora.base for lora in loras), "")
+    return Adapter(path=files[0], base=base, **_common(folder))
+
+
+def _common(folder: Path) -> dict[str, Any]:
+    """What an export of any form has beside its weights."""
+    fidelity = _read(folder / FIDELITY)
+    fingerprint = read_fingerprint(folder) if (folder / FINGERPRINT).is_file() else None
+    return {
+        "name": next((folder.name.removesuffix(form) for form in FORMS if folder.name.endswith(form)), folder.name),
+        "projector": fidelity.get("projector"),
+        "notes": tuple(fidelity.get("notes") or ()),
+        "fingerprint": fingerprint,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    with clear_read_errors(path, COPY):
+        return dict(json.loads(path.read_text(encoding="utf-8")))

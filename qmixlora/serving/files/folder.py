@@ -1,0 +1,177 @@
+"""The folder of files for one server: how it is started, who is asked how, and the check of every task."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qmixlora.errors import UserError
+from qmixlora.files import replacing, write_json
+from qmixlora.serving.fingerprint import Prompt
+
+from . import ask
+from .exports import Adapter, Exports
+from .places import Place, Served
+
+START, COMPOSE, TASKS, README = "start.sh", "compose.yaml", "tasks.json", "README.md"
+MOUNTED = "/exports"  # where a container has the folder of the exports
+GPU = {"resources": {"reservations": {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}}}
+
+
+def write_files(exports: Exports, name: str, place: Place) -> Path:
+    """Write the files for one server into `serve-NAME/` among the exports; returns that folder.
+
+    A folder that an earlier call wrote is replaced; a base that was converted into it stays.
+
+    Raises:
+        UserError: an adapter that the server does not take, or takes in part; adapters on several bases; none at all.
+    """
+    served = _served(exports, name, place)
+    folder = exports.folder / served.own
+    script = _script(place, served)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        (temporary / START).write_text(script, encoding="utf-8")
+        requests = {adapter.name: _request(place, served, adapter) for adapter in served.adapters}
+        write_json(temporary / TASKS, {"url": f"http://127.0.0.1:{place.port}", "tasks": requests})
+        shutil.copyfile(ask.__file__, temporary / "ask.py")
+        for file, text in place.files(served).items():
+            (temporary / file).write_text(text, encoding="utf-8")
+        if place.image is not None:
+            (temporary / COMPOSE).write_text(_compose(served, name, place), encoding="utf-8")
+        (temporary / README).write_text(_readme(exports, served, place), encoding="utf-8")
+        for converted in folder.glob("*.gguf"):
+            converted.rename(temporary / converted.name)
+    return folder
+
+
+def _served(exports: Exports, name: str, place: Place) -> Served:
+    adapters = exports.loras if place.form == "lora" else exports.ggufs
+    if not adapters:
+        merged = ", ".join(path.name for path in exports.merged)
+        raise UserError(
+            f"{place.title} is told of adapters (NAME-{place.form}), and there are none.",
+            where=str(exports.folder) + (f": {merged}" if merged else ""),
+            fix=f"Export them: qmixlora export RUN --all --as {place.form}."
+            + (" A merged checkpoint needs no files: it is served as any other model." if merged else ""),
+        )
+    _refuse_what_is_lost(adapters, place)
+    bases = sorted({adapter.base for adapter in adapters})
+    if len(bases) > 1:
+        on = "; ".join(f"{adapter.name} on {adapter.base}" for adapter in adapters)
+        raise UserError("A server has one base, and these adapters lie on several.", where=on, fix="Export them again.")
+    dtypes = [adapter.fingerprint.dtype for adapter in adapters if adapter.fingerprint is not None]
+    typed = _typed(bases[0], exports.folder)
+    return Served(adapters, typed, exports.folder, f"serve-{name}", dtypes[0] if dtypes else None)
+
+
+def _refuse_what_is_lost(adapters: Sequence[Adapter], place: Place) -> None:
+    """Raise UserError where a projector is in the adapters: refused by servers, or left out in silence."""
+    whole = [adapter for adapter in adapters if adapter.whole_modules or adapter.projector == "adapter"]
+    in_part = [adapter for adapter in adapters if adapter.projector == "low-rank"]
+    for unfit, why in ((whole, "whole modules (modules_to_save)"), (in_part, "the projector as low-rank factors")):
+        if unfit:
+            raise UserError(
+                f"{place.title} does not take, or leaves out in silence, {why} in an adapter.",
+                where=", ".join(adapter.folder.name for adapter in unfit),
+                fix="Put the projector into a base of its own: qmixlora export RUN --all --projector base.",
+            )
+
+
+def _typed(base: str, folder: Path) -> str:
+    """A base as it is typed in the folder: a name beside the adapters, else a path from the root, else the hub's."""
+    path = Path(base)
+    if not path.is_dir():
+        return base
+    return path.name if path.resolve().parent == folder.resolve() else str(path.resolve())
+
+
+def _request(place: Place, served: Served, adapter: Adapter) -> dict[str, Any]:
+    """What requests for a task say beside its messages."""
+    request = place.request(served, adapter)
+    if adapter.fingerprint is not None and adapter.fingerprint.template_arguments:
+        request["chat_template_kwargs"] = adapter.fingerprint.template_arguments
+    if adapter.stops:
+        request["stop_token_ids"] = list(adapter.stops)
+    return request
+
+
+def _script(place: Place, served: Served) -> str:
+    """A shell script, from any folder: the server's command over several lines, or commands of a line each."""
+    lines = [shlex.join(line) for line in place.start(served)]
+    head = '#!/bin/sh\ncd "$(dirname "$0")/.." || exit 1\n' + place.before(served)
+    if place.image is None:
+        return head + "\n".join(lines) + "\n"
+    return (
+        head + "# further options of the server: sh start.sh --OPTION VALUE\nexec " + " \\\n  ".join(lines) + ' "$@"\n'
+    )
+
+
+def _compose(served: Served, name: str, place: Place) -> str:
+    """The same script in a container, with the card."""
+    volumes = [f"..:{MOUNTED}:ro"]
+    if Path(served.base).is_absolute():
+        volumes.append(f"{served.base}:{served.base}:ro")
+    elif not (served.folder / served.base).is_dir():
+        volumes.append("${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface")
+    service = {
+        "image": place.image,
+        "entrypoint": ["sh", f"{MOUNTED}/{served.own}/{START}", "--host", "0.0.0.0"],
+        "environment": dict(place.environment),
+        "volumes": volumes,
+        "ports": [f"127.0.0.1:{place.port}:{place.port}"],
+        "ipc": "host",
+        "deploy": GPU,
+    }
+    kept = {key: value for key, value in service.items() if value}
+    return yaml.safe_dump({"services": {name: kept}}, sort_keys=False, width=110)
+
+
+def _readme(exports: Exports, served: Served, place: Place) -> str:
+    start = f"Start it: `sh {START}`, or `docker compose up` here."
+    start = start if place.image else f"While it runs, tell it of the tasks: `sh {START}`."
+    notes = dict.fromkeys(note for adapter in served.adapters for note in adapter.notes)
+    merged = [path.name for path in exports.merged]
+    if merged:
+        notes[f"Not served here, as each is a model of its own: {', '.join(merged)}."] = None
+    asked = [f"python ask.py {shlex.quote(one.name)} {shlex.quote(_question(one))}" for one in served.adapters]
+    checks = [
+        f"qmixlora check ../{one.folder.name} {place.check} http://127.0.0.1:{place.port}{_called(place, one)}"
+        for one in served.adapters
+    ]
+    parts = [
+        f"# These exports in {place.title}\n\n{place.about}",
+        f"{start} {place.measured}",
+        "Ask a task of it (a question, then any image files):\n\n" + _block(asked),
+        "See that every task's adapter is applied:\n\n" + _block(checks),
+        *notes,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(lines: Sequence[str]) -> str:
+    return "```bash\n" + "\n".join(lines) + "\n```"
+
+
+def _called(place: Place, adapter: Adapter) -> str:
+    """`--name`, where a server calls a task otherwise than its fingerprint does."""
+    own = adapter.name + place.suffix
+    known = adapter.fingerprint.name if adapter.fingerprint is not None else ""
+    return "" if own == known else f" --name {shlex.quote(own)}"
+
+
+def _question(adapter: Adapter) -> str:
+    """A question of the fingerprint's, by preference one about no image."""
+    prompts = [] if adapter.fingerprint is None else sorted(adapter.fingerprint.prompts, key=lambda one: one.has_image)
+    return next((text for prompt in prompts if (text := _words(prompt))), "What can you do?")
+
+
+def _words(prompt: Prompt) -> str:
+    content = prompt.messages[-1]["content"]
+    texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    return " ".join(" ".join(texts).split())
