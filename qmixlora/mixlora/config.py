@@ -146,7 +146,12 @@ class MixLoraConfig(PeftConfig):
     @property
     def selects_ahead(self) -> bool:
         """Whether every layer's factors are known before the first layer."""
-        return self.route_on in ("embedding", "task") and self.pairing in ("tied", "independent")
+        return self.route_on in ("embedding", "task")
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the factors chosen from A move the scores of B, by a router of every layer's own."""
+        return self.pairing in ("conditional", "released")
 
     @property
     def needs_tasks(self) -> bool:
@@ -174,7 +179,7 @@ class MixLoraConfig(PeftConfig):
             ),
             (
                 self.router != "layer"
-                and not self.selects_ahead
+                and (not self.selects_ahead or self.is_conditional)
                 and f"router={self.router!r} needs route_on='embedding' or 'task' and pairing='tied' or 'independent':"
                 " otherwise conditions or scores are a layer's own"
             ),

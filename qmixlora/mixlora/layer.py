@@ -43,6 +43,7 @@ class MixLoraLayer(BaseTunerLayer):
     mixlora_A: nn.ParameterDict
     mixlora_B: nn.ParameterDict
     mixlora_route_A: nn.ParameterDict
+    mixlora_route_AB: nn.ParameterDict
     mixlora_siblings: list[Linear]  # the layers that read the same input, this one among them
     adapter_layer_names = ("mixlora_A", "mixlora_B", *ROUTERS)
     other_param_names = (
@@ -86,7 +87,7 @@ class MixLoraLayer(BaseTunerLayer):
             parameters["mixlora_route_A"] = torch.empty(e, d, **fp32)
         if has_router and config.pairing != "tied":
             parameters["mixlora_route_B"] = torch.empty(e, d, **fp32)
-        if config.pairing in ("conditional", "released"):
+        if config.is_conditional:
             parameters["mixlora_route_AB"] = torch.empty(r, i, e, **fp32)
         for name, tensor in parameters.items():
             if name == "mixlora_route_AB":  # R linear maps from I to E; torch would take the fan-in from the wrong axis
@@ -152,15 +153,19 @@ class MixLoraLayer(BaseTunerLayer):
 
     def _select(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
         config = self.mixlora_config[adapter_name]
-        route_A, route_B, route_AB = (getattr(self, name).get(adapter_name) for name in ROUTERS)
+        route_A, route_B, _ = (getattr(self, name).get(adapter_name) for name in ROUTERS)
         with no_autocast(x_BSI.device):
             condition_ND = self._condition(x_BSI, adapter_name)
-            conditional = None
-            if route_AB is not None:
-                scores = released_conditional_scores if config.pairing == "released" else conditional_scores
-                conditional = partial(scores, pool_EI=self.mixlora_A[adapter_name], route_RIE=route_AB)
+            conditional = partial(self.conditional, adapter_name=adapter_name) if config.is_conditional else None
             logits_B_NE = None if route_B is None else condition_ND @ route_B.T
             return select(config, condition_ND @ route_A.T, logits_B_NE, conditional)
+
+    def conditional(self, chosen_NR: Tensor, adapter_name: str) -> Tensor:
+        """What the CFS router adds to the scores of B (N x E), given the factors chosen from A."""
+        is_released = self.mixlora_config[adapter_name].pairing == "released"
+        scores = released_conditional_scores if is_released else conditional_scores
+        route_RIE: Tensor = self.mixlora_route_AB[adapter_name]
+        return scores(chosen_NR, self.mixlora_A[adapter_name], route_RIE)
 
     def _condition(self, x_BSI: Tensor, adapter_name: str) -> Tensor:
         """The condition (N x D, fp32): the batch's own, or the mean of this layer's input, centred."""

@@ -203,11 +203,10 @@ class MixLoraModel(BaseTuner):
         context.current = replace(routing, task_ids=task_ids, replaced=replaced, starts_step=starts_step)
         for name in self.active_adapters:
             config = self._config(name)
-            if config.route_on in ("embedding", "task"):
+            if config.selects_ahead:
                 with no_autocast(device_of(module)):
                     context.current.cache.conditions[name] = self._condition(name, inputs)
-                    if config.selects_ahead:
-                        self._select_ahead(name)
+                    self._select_ahead(name)
         return args, kwargs
 
     def _tasks(
@@ -255,9 +254,7 @@ class MixLoraModel(BaseTuner):
         return centred_ND
 
     def _select_ahead(self, name: str) -> None:
-        """Select for every layer at once, where the scores do not depend on a layer's factors: one product in place of
-        one per router, and nothing to recompute.
-        """
+        """Select for every layer at once: one product in place of one per router, and nothing to recompute."""
         routing, config, layers = self.mixlora_routing.current, self._config(name), self._layers_of(name)
         cache, condition_ND = routing.cache, routing.cache.conditions[name]
         routers = {layer.mixlora_router[name]: layer for layer in layers if name in layer.mixlora_route_A}
@@ -272,8 +269,14 @@ class MixLoraModel(BaseTuner):
             of_router = dict(zip(routers, made_M.chunk(len(routers)), strict=True))
             return {(layer, name): of_router[layer.mixlora_router[name]] for layer in layers}
 
+        def conditional(chosen_MR: Tensor) -> Tensor:
+            of_layer = zip(routers.values(), chosen_MR.chunk(len(routers)), strict=True)
+            return torch.cat([layer.conditional(chosen_NR, name) for layer, chosen_NR in of_layer])
+
         logits_B_ME = None if config.pairing == "tied" else logits("mixlora_route_B")
-        mix_MEF = select(config, logits("mixlora_route_A"), logits_B_ME)
+        mix_MEF = select(
+            config, logits("mixlora_route_A"), logits_B_ME, conditional if config.is_conditional else None
+        )
         cache.selected.update(by_layer(mix_MEF))
         if routing.carried is None and name not in routing.replaced:  # these change selections, layer by layer
             cache.weights.update(by_layer(weights_of(config, mix_MEF, layers[0].compute_dtype)))

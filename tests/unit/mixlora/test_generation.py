@@ -72,7 +72,7 @@ def test_the_selection_of_the_prefill_is_used_for_every_step(
     session.model.generate(**session.collator.prompts(rows), max_new_tokens=5, min_new_tokens=5, **how)
     layers = sum(isinstance(m, MixLoraLayer) for m in session.model.modules())
     config = layer.mixlora_config["default"]
-    ahead = config.route_on == "embedding" and config.pairing == "tied"  # all layers in one product
+    ahead = config.selects_ahead  # all layers in one product
     assert len(selections) == (1 if ahead else layers)  # one prefill
     assert len(used) == 5
     assert all(torch.equal(mix, used[0]) for mix in used)

@@ -154,5 +154,9 @@ def test_a_layer_makes_fewer_operations_than_with_lora() -> None:
     mixture = validate(values, "test")
     lora = edited(mixture, ["adapter.method=lora"])
     assert mixture.adapter.dropout > 0
-    ours, theirs = (operations_of(recipe, 3) - operations_of(recipe, 2) for recipe in (mixture, lora))
+    conditional = edited(mixture, ["adapter.pairing=conditional"])
+    ours, theirs, papers = (
+        operations_of(recipe, 3) - operations_of(recipe, 2) for recipe in (mixture, lora, conditional)
+    )
     assert ours <= 310 < 330 < theirs
+    assert papers <= 390  # selected for all layers before the first, though each has a router of its own for that
