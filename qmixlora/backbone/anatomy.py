@@ -110,25 +110,11 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     a layer that has no more weights than a block of NF4 (Gemma 3n clamps some of these in its forward).
 
     Raises:
-        UserError: the model has no separate decoder or image encoder.
+        UserError: the model has no separate decoder or image encoder, or has the one inside the other.
     """
     paths = {id(module): name for name, module in model.named_modules()}
-    decoder, encoder = _decoder(model), _image_encoder(model)
-    if decoder is None or id(decoder) not in paths or encoder is None:
-        raise UserError(
-            f"{type(model).__name__} has no decoder and image encoder of its own, which qmixlora tells apart: the "
-            "one is quantised and adapted, the other is not.",
-            where="model.id",
-            fix="Use a model that has both, such as llava-hf/llava-1.5-7b-hf.",
-        )
-    language, vision = paths[id(decoder)], paths[id(encoder)]
-    if vision.startswith(f"{language}."):
-        raise UserError(
-            f"{type(model).__name__} has its image encoder inside its decoder, so that the two cannot be told apart: "
-            "the one is quantised and adapted, the other is not.",
-            where="model.id",
-            fix="Use a later model of the family, such as HuggingFaceM4/Idefics3-8B-Llama3.",
-        )
+    language, vision = _language_and_vision(model, paths)
+    decoder, encoder = model.get_submodule(language), model.get_submodule(vision)
     beside = _beside(model, language, vision)
     projectors = tuple(path for path in beside if not _is_other(path, model.get_submodule(path)))
     projectors = projectors or _inside(encoder, vision, decoder)
@@ -153,6 +139,27 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         tuple(f"{language}.{name}" for name in expert_parameters(decoder)),
         unadapted=(*rewritten_by_peft(model, paths_of_targets), *filter(INDEXER.search, paths_of_targets)),
     )
+
+
+def _language_and_vision(model: PreTrainedModel, paths: dict[int, str]) -> tuple[str, str]:
+    """The paths of the decoder and of the image encoder. Raises UserError as `find_anatomy`."""
+    decoder, encoder = _decoder(model), _image_encoder(model)
+    if decoder is None or id(decoder) not in paths or encoder is None:
+        raise UserError(
+            f"{type(model).__name__} has no decoder and image encoder of its own, which qmixlora tells apart: the "
+            "one is quantised and adapted, the other is not.",
+            where="model.id",
+            fix="Use a model that has both, such as llava-hf/llava-1.5-7b-hf.",
+        )
+    language, vision = paths[id(decoder)], paths[id(encoder)]
+    if vision.startswith(f"{language}."):
+        raise UserError(
+            f"{type(model).__name__} has its image encoder inside its decoder, so that the two cannot be told apart: "
+            "the one is quantised and adapted, the other is not.",
+            where="model.id",
+            fix="Use a later model of the family, such as HuggingFaceM4/Idefics3-8B-Llama3.",
+        )
+    return language, vision
 
 
 def _plain_linears(path: str, module: nn.Module) -> list[str]:

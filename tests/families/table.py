@@ -47,9 +47,9 @@ DeepSeek-OCR, InternVL in its own form, LLaVA in its own form). Classes without 
 under other names and load none of it (DeepSeek-OCR 2, Unlimited-OCR): a run, and a merged checkpoint, hold the same.
 
 Without a row, since no checkpoint of theirs was small enough, or whole, here: Gemma 3n, FastVLM and Perception-LM
-(towers of timm's, which is to be installed beside; Gemma 3n loads, trains and reloads), HunYuan-VL, Muse Glimmer and
-Step 3.7 (they train; the plan of the latter two is not right), Inkling, Inkling 2, Muse Spark, Dots 3, GLM-5, Mistral
-Large 4 and Nemotron-H Omni.
+(towers of timm's, which is to be installed beside), HunYuan-VL and Step 3.7 (they train; a tensor of the former's
+projector is never used, and the latter takes a third more than is planned), Inkling, Inkling 2, Muse Spark, Dots 3,
+GLM-5, Mistral Large 4 and Nemotron-H Omni.
 
 ## Experts
 

@@ -100,6 +100,9 @@ class LiveStorages(TorchDispatchMode):
             return _value(args[0]).item()
         if func is aten.copy_.default and args[0].device.type == "cpu":  # what a model counts on the host
             return func(args[0], _value(args[1]), *args[2:])
+        inputs = [*_tensors(args), *_tensors(kwargs.values())]
+        if inputs and kwargs.get("device") is None and all(tensor.device.type == "cpu" for tensor in inputs):
+            return func(*args, **kwargs)  # on the host alone
         known = self._compute(func, args, kwargs)
         if _to_host(func, kwargs):
             return _value(args[0]) if known is None else known  # as tolist() asks for it

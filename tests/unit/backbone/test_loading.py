@@ -87,7 +87,7 @@ def with_pickled_weights(folder: Path, backbone: Path) -> str:
     [
         (not_there, "Cannot load the model"),
         (empty, "no config.json"),
-        (of_text_alone, "Cannot load the model"),
+        (of_text_alone, "has no class for 'llama' models"),
         (without_chat_template, "no chat template"),
         (with_pickled_weights, "safetensors"),
     ],

@@ -43,3 +43,14 @@ def test_what_goes_to_the_host_leaves_the_card_and_is_counted_there() -> None:
         assert storages.account.live == 0 and storages.account.offloaded == kept.nbytes
         back = kept.to("meta")
     assert storages.account.live == back.nbytes == kept.nbytes
+
+
+def test_what_a_model_counts_on_the_host_is_counted() -> None:
+    """Such as the order of windows, and where each image begins."""
+    with LiveStorages([]) as storages:
+        padded = torch.tensor([0, 1, -100, 2])
+        assert padded[padded != -100].tolist() == [0, 1, 2]
+        begins = torch.zeros(3, dtype=torch.int64)
+        begins[1:] = torch.tensor([4, 8, 2]).to("meta").cumsum(0)[:-1]
+        assert begins.tolist() == [0, 4, 12]
+    assert storages.account.live < 3 * 512
