@@ -64,7 +64,7 @@ def test_a_chat_does_what_its_lines_ask_for(qmixlora: CommandLine, finished_run:
 def test_an_empty_answer_says_so(
     qmixlora: CommandLine, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qmixlora.evaluation.dialogue.generate_answers", lambda *arguments, **options: [" "])
+    monkeypatch.setattr("qmixlora.chat.dialogue.generate_answers", lambda *arguments, **options: [" "])
     done = qmixlora("chat", finished_run("lora"), "--prompt", "what ?")
     assert "The model ended its answer at once." in done.stdout
 

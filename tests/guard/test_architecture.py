@@ -43,6 +43,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     },
     "loss": {"errors", "backbone", "data"},
     "evaluation": {"errors", "files", "recipe", "mixlora", "data", "session"},
+    "chat": {"errors", "bases", "device", "mixlora", "data", "adapter", "session", "evaluation"},
     "memory": {
         "errors",
         "files",
