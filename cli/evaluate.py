@@ -11,7 +11,6 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 
 from qmixlora.errors import UserError
@@ -70,6 +69,7 @@ def _scores(run: Path, split: str, data: Path | None, task: str | None, backbone
     from qmixlora.data import load_source, load_split, only_tasks
     from qmixlora.evaluation import evaluate as score
     from qmixlora.export import exported_tasks
+    from qmixlora.progress import progress
     from qmixlora.session import open_run
 
     session = open_run(run)
@@ -79,11 +79,9 @@ def _scores(run: Path, split: str, data: Path | None, task: str | None, backbone
         rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
     if tasks := [task] if task is not None else exported_tasks(run):
         rows = only_tasks(rows, tasks, where=f"split {split}")
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
     model = _bare(session, run) if backbone else contextlib.nullcontext()
-    with model, Progress(*columns, console=console, transient=True) as bar:
-        shown = bar.add_task(f"{run}", total=len(rows))
-        return score(session, rows, split, on_progress=lambda done: bar.update(shown, completed=done))
+    with model, progress(f"answers of {run}", console) as tell:
+        return score(session, rows, split, on_progress=lambda done: tell(done, len(rows)))
 
 
 def _bare(session: Session, run: Path) -> Any:

@@ -19,6 +19,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "serving": {"errors", "files", "bases"},
     "interrupts": set(),
     "launch": {"interrupts"},
+    "progress": {"launch"},
     "device": {"launch"},
     "webpage": {"files"},
     "doctor": {"device"},
@@ -27,8 +28,8 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "recipe": {"errors"},
     "registration": set(),
     "mixlora": set(),
-    "backbone": {"errors", "device", "recipe"},
-    "data": {"errors", "files", "parallel", "recipe", "mixlora"},
+    "backbone": {"errors", "progress", "device", "recipe"},
+    "data": {"errors", "files", "progress", "parallel", "recipe", "mixlora"},
     "adapter": {"errors", "files", "bases", "recipe", "mixlora", "backbone"},
     "session": {
         "errors",
@@ -63,6 +64,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "files",
         "manifest",
         "launch",
+        "progress",
         "device",
         "parallel",
         "processes",
@@ -83,6 +85,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "manifest",
         "bases",
         "serving",
+        "progress",
         "device",
         "recipe",
         "mixlora",
@@ -95,7 +98,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "training",
     },
     "report": {"errors", "files", "manifest", "webpage", "recipe", "mixlora", "data", "evaluation"},
-    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export", "report"},
+    "demo": {"errors", "files", "progress", "recipe", "data", "session", "evaluation", "training", "export", "report"},
 }
 METHOD_USES = {"torch", "peft", "safetensors", *sys.stdlib_module_names}
 
