@@ -16,6 +16,7 @@ from rich.table import Table
 from qmixlora.errors import UserError
 
 from . import here
+from .ending import say_next
 
 if TYPE_CHECKING:
     from qmixlora.evaluation import Scores
@@ -59,6 +60,8 @@ def evaluate(
                 console.print(*said, sep="\n", highlight=False, soft_wrap=True)
             except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
                 failed.append(error)
+    if task is None and data is None and not backbone and (runs[0] / "adapter").is_dir():
+        say_next(console, "export", runs[0], "--all", to=f"the first wrong answers: eval {runs[0]} --wrong 5")
     if as_json:
         print(json.dumps(results if len(runs) > 1 else results[str(runs[0])], indent=2))
     if failed:

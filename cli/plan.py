@@ -17,6 +17,8 @@ from rich.table import Table
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe, edited, load_recipe, validate
 
+from .ending import say_next
+
 
 def plan(
     recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")] = None,
@@ -60,6 +62,8 @@ def plan(
     console = Console(highlight=False)
     console.width = min(console.width, 80)  # lines of a size that is read at a glance
     _show(shown, console)
+    if recipe is not None and model is None and shown["fits"] is not False:
+        say_next(console, "train", recipe, *(overrides or []))
 
 
 def _recipe(recipe: str | None, overrides: list[str], model: str | None) -> Recipe:

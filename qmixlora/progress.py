@@ -54,7 +54,7 @@ class _Shown:
 
     def _draw(self, done: int, of: int) -> None:
         if self.task is None:
-            self.task = self.bar.add_task(self.what)
+            self.task = self.bar.add_task(self.what, total=of, completed=done)
             self.bar.start()
         self.bar.update(self.task, completed=done, total=of)
 

@@ -69,6 +69,15 @@ def test_an_empty_answer_says_so(
     assert "The model ended its answer at once." in done.stdout
 
 
+def test_a_command_ends_with_the_one_that_comes_next(
+    qmixlora: CommandLine, finished_run: FinishedRun, recipe_file: Path
+) -> None:
+    run = finished_run("mixlora")
+    assert f"Next: qmixlora plan {recipe_file}\n" in qmixlora("data", recipe_file).stdout
+    assert f"Next: qmixlora train {recipe_file} adapter.r=3\n" in qmixlora("plan", recipe_file, "adapter.r=3").stdout
+    assert f"Next: qmixlora export {run} --all" in qmixlora("eval", run).stdout
+
+
 def test_shells_complete_the_verbs(qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--install-completion" in qmixlora("--help").stdout
     monkeypatch.setenv("_QMIXLORA_COMPLETE", "complete_bash")
