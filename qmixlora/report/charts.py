@@ -65,8 +65,13 @@ def smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def draw_curves(title: str, curves: Sequence[Curve], unit: str, marks: Mapping[str, float] | None = None) -> str:
-    """A chart of curves over steps, with horizontal marks, and a table of its numbers; empty without a point."""
+def draw_curves(
+    title: str, curves: Sequence[Curve], unit: str, marks: Mapping[str, float] | None = None, *, from_zero: bool = False
+) -> str:
+    """A chart of curves over steps, with horizontal marks, and a table of its numbers; empty without a point.
+
+    `from_zero` shows amounts whole, so that a change is seen beside what it is a change of.
+    """
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
@@ -85,7 +90,8 @@ def draw_curves(title: str, curves: Sequence[Curve], unit: str, marks: Mapping[s
             axes.axhline(value, color=INK, linestyle=DASHES[1 + number % 3], linewidth=1, label=f"{label} {value:.2f}")
         axes.set(xlabel="step", ylabel=unit)
         axes.grid(axis="y")
-        axes.set_ylim(bottom=0 if marks else None)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0 if from_zero else None)
         if len(curves) > 1 or marks:
             axes.legend(fontsize=8)
 

@@ -97,7 +97,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "evaluation",
         "training",
     },
-    "report": {"errors", "files", "manifest", "webpage", "recipe", "mixlora", "data", "evaluation"},
+    "report": {"errors", "files", "manifest", "bases", "webpage", "recipe", "mixlora", "data", "evaluation"},
     "demo": {"errors", "files", "progress", "recipe", "data", "session", "evaluation", "training", "export", "report"},
 }
 METHOD_USES = {"torch", "peft", "safetensors", *sys.stdlib_module_names}
