@@ -40,6 +40,9 @@ def compare(
         raise UserError(f"{repeated[0]} is named twice.", where="command line")
     for run in runs:
         here.folder(run)
+    from .quiet import quiet
+
+    quiet()
     from qmixlora.evaluation.comparison import compare as compared
     from qmixlora.evaluation.results import blind_guess, read_results
 

@@ -72,6 +72,7 @@ def draw_curves(
 
     `from_zero` shows amounts whole, so that a change is seen beside what it is a change of.
     """
+    named = len(curves) > 1  # which of them has points is to be told too
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
@@ -92,7 +93,7 @@ def draw_curves(
         axes.grid(axis="y")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0 if from_zero else None)
-        if len(curves) > 1 or marks:
+        if named or marks:
             axes.legend(fontsize=8)
 
     return chart(title, draw, (5.0, 2.7), _curve_table(curves))
@@ -125,7 +126,7 @@ def draw_scores(title: str, tasks: Sequence[str], series: Mapping[str, Sequence[
         markers = cycle("osD^vP")
         for place, (label, scores) in enumerate(series.items()):
             color, marker = SERIES[place % len(SERIES)], next(markers)
-            offset = 0.5 - (place + 1) / (len(series) + 1)
+            offset = (place + 1) / (len(series) + 1) - 0.5  # the first on top
             for row, score in enumerate(scores):
                 if score is not None and score.interval is not None:
                     axes.plot(score.interval, [row + offset] * 2, color=color, linewidth=1.5)

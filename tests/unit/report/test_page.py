@@ -134,7 +134,7 @@ def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
     (other / "recipe.yaml").write_text((made / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     write_results(other, scores(made, right=3))
     html = write_report([made, other], tmp_path / "both.html").read_text(encoding="utf-8")
-    assert "run and other" in html and "difference from run, before, paired by sample" in html
+    assert "run and other" in html and "difference from run, paired by sample" in html
     assert "+0.250 (+0.000 to +0.750): no difference" in html or ": better" in html
 
 
