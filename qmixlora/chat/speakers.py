@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qmixlora.adapter import ADAPTER_CONFIG
-from qmixlora.bases import BASE
 from qmixlora.device import free_memory
 from qmixlora.mixlora import MixLoraConfig, MixLoraModel
 from qmixlora.session import Session, TunedSession, open_run
@@ -59,8 +58,11 @@ class Speakers:
 
 
 def _exports(folder: Path) -> list[str]:
-    kinds = ((path, path / file) for path in (folder / "exports").glob("*") for file in (ADAPTER_CONFIG, "config.json"))
-    return sorted({path.name for path, file in kinds if file.is_file() and path.name != BASE})
+    """The exports of a run that can be opened: not those for llama.cpp."""
+    exports = [path.parent for path in (folder / "exports").glob("*/fidelity.json")]
+    return sorted(
+        one.name for one in exports if any((one / file).is_file() for file in (ADAPTER_CONFIG, "config.json"))
+    )
 
 
 def factors_at_work(session: Session) -> tuple[dict[int, float], int] | None:

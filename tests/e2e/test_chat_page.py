@@ -31,8 +31,10 @@ def run_with_export(finished_run: FinishedRun, tmp_path_factory: pytest.TempPath
     export = run / "exports" / "color-lora"
     shutil.copytree(finished_run("lora") / "adapter", export)
     shutil.copyfile(finished_run("lora") / "recipe.yaml", export / "recipe.yaml")
-    (run / "exports" / "base").mkdir()
-    (run / "exports" / "base" / "config.json").touch()
+    (export / "fidelity.json").touch()
+    for name, file in {"base": "config.json", "color-gguf": "fidelity.json"}.items():
+        (run / "exports" / name).mkdir()
+        (run / "exports" / name / file).touch()
     return run
 
 
