@@ -22,6 +22,9 @@ def chat(
     history: Annotated[
         bool, typer.Option("--history/--no-history", help="Whether a question goes on with the conversation.")
     ] = True,
+    web: Annotated[
+        bool, typer.Option("--web", help="On a page, on this machine alone: its answers beside its exports'.")
+    ] = False,
 ) -> None:
     """Talk to a run about an image; answers come as they are made, and the conversation goes on.
 
@@ -29,11 +32,14 @@ def chat(
     """
     here.folder_of_model(run)
     here.file(image, "--image")
+    if web:
+        _serve(run, image, task, prompt)
+        return
     from .quiet import quiet
 
     quiet()
+    from qmixlora.chat import Chat
     from qmixlora.errors import UserError
-    from qmixlora.evaluation import Chat
 
     console = Console()
     talk = Chat(run, image, task, lambda text: console.print(text, end="", markup=False, highlight=False))
@@ -50,6 +56,25 @@ def chat(
             console.print(note, style="dim", markup=False, highlight=False)
         if not history and not line.startswith("/"):
             talk.new()
+
+
+def _serve(run: Path, image: Path | None, task: str | None, prompt: str | None) -> None:
+    from importlib.util import find_spec
+
+    from qmixlora.errors import UserError
+
+    if prompt:
+        raise UserError("--prompt is answered here, and --web on a page.", where="command line", fix="Leave one out.")
+    if find_spec("gradio") is None:
+        raise UserError(
+            "The page needs gradio.", where="--web", fix="pip install 'qmixlora[web]', or pip install gradio."
+        )
+    from .quiet import quiet
+
+    quiet()
+    from qmixlora.chat.web import serve
+
+    serve(run, image, task, lambda text: print(text, flush=True))
 
 
 def _lines(console: Console) -> Iterator[str]:

@@ -23,20 +23,36 @@ if TYPE_CHECKING:
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs or exports, or of results that `eval` wrote.")],
     split: Annotated[str, typer.Option(help="The split that they were evaluated on.")] = "test",
+    backbone: Annotated[
+        bool, typer.Option("--backbone", help="And the first one's backbone, by what `eval --backbone` kept.")
+    ] = False,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="And a blind guess: to each question its most frequent training answer.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON, and nothing else.")] = False,
 ) -> None:
     """Runs side by side, by what `eval` kept of them: scores by task, and which differences from the first are some."""
-    if len(runs) < 2:
-        raise UserError("There is nothing to compare with.", where="command line", fix="Name two runs or more.")
+    if len(runs) < 2 and not backbone and not blind:
+        fix = "Name two runs or more, or add --backbone or --blind."
+        raise UserError("There is nothing to compare with.", where="command line", fix=fix)
     repeated = [str(run) for run, count in Counter(runs).items() if count > 1]
     if repeated:
         raise UserError(f"{repeated[0]} is named twice.", where="command line")
     for run in runs:
         here.folder(run)
-    from qmixlora.evaluation.comparison import compare as compared
-    from qmixlora.evaluation.results import read_results
+    from .quiet import quiet
 
-    comparison = compared({str(run): read_results(run, split) for run in runs})
+    quiet()
+    from qmixlora.evaluation.comparison import compare as compared
+    from qmixlora.evaluation.results import blind_guess, read_results
+
+    scores = {str(run): read_results(run, split) for run in runs}
+    if backbone:
+        scores[f"backbone of {runs[0]}"] = read_results(runs[0], split, backbone=True)
+    if blind:
+        here.folder_of_run(runs[0])
+        scores["blind guess"] = blind_guess(runs[0], split)
+    comparison = compared(scores)
     if as_json:
         print(json.dumps(comparison.to_dict(), indent=2))
         return

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from .ending import say_next
+
 LONGEST = 80  # characters of an answer that are shown
 
 
@@ -49,6 +51,7 @@ def data(
         _show_samples(shown, console)
         if html is not None:
             console.print(f"Page: {html}", markup=False, soft_wrap=True)
+        say_next(console, "plan", recipe, *(overrides or []))
     raise SystemExit(int(described.facts.left_out > 0))
 
 

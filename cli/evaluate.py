@@ -11,12 +11,12 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 
 from qmixlora.errors import UserError
 
 from . import here
+from .ending import say_next
 
 if TYPE_CHECKING:
     from qmixlora.evaluation import Scores
@@ -60,6 +60,8 @@ def evaluate(
                 console.print(*said, sep="\n", highlight=False, soft_wrap=True)
             except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
                 failed.append(error)
+    if task is None and data is None and not backbone and (runs[0] / "adapter").is_dir():
+        say_next(console, "export", runs[0], "--all", to=f"the first wrong answers: eval {runs[0]} --wrong 5")
     if as_json:
         print(json.dumps(results if len(runs) > 1 else results[str(runs[0])], indent=2))
     if failed:
@@ -70,6 +72,7 @@ def _scores(run: Path, split: str, data: Path | None, task: str | None, backbone
     from qmixlora.data import load_source, load_split, only_tasks
     from qmixlora.evaluation import evaluate as score
     from qmixlora.export import exported_tasks
+    from qmixlora.progress import progress
     from qmixlora.session import open_run
 
     session = open_run(run)
@@ -79,11 +82,9 @@ def _scores(run: Path, split: str, data: Path | None, task: str | None, backbone
         rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
     if tasks := [task] if task is not None else exported_tasks(run):
         rows = only_tasks(rows, tasks, where=f"split {split}")
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
     model = _bare(session, run) if backbone else contextlib.nullcontext()
-    with model, Progress(*columns, console=console, transient=True) as bar:
-        shown = bar.add_task(f"{run}", total=len(rows))
-        return score(session, rows, split, on_progress=lambda done: bar.update(shown, completed=done))
+    with model, progress(f"answers of {run}", console) as tell:
+        return score(session, rows, split, on_progress=lambda done: tell(done, len(rows)))
 
 
 def _bare(session: Session, run: Path) -> Any:

@@ -15,6 +15,7 @@ from rich.table import Table
 from qmixlora.errors import UserError
 
 from . import here
+from .ending import say_next
 
 if TYPE_CHECKING:
     from qmixlora.export import Fidelity
@@ -139,6 +140,7 @@ def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
     for line in (line for fidelity in exports for line in fidelity.warnings):
         console.print(f"[bold red]warning[/bold red] {line}", highlight=False, soft_wrap=True)
     console.print(f"Written to {run / 'exports'}, each with its fidelity.json.", highlight=False, soft_wrap=True)
+    say_next(console, "chat", exports[0].folder, "--image", "FILE")
     for line in dict.fromkeys(note for fidelity in exports for note in fidelity.notes):
         console.print(line, highlight=False, soft_wrap=True)
 

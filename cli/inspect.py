@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -105,6 +104,7 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
     from qmixlora.data import load_split
     from qmixlora.files import write_json
     from qmixlora.inspection.interference import POOLS, measure_interference
+    from qmixlora.progress import progress
     from qmixlora.report.figures import draw_interference
     from qmixlora.report.readings import read_interference
     from qmixlora.session import open_run
@@ -113,14 +113,8 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
     default = "validation" if session.recipe.data.validation else "train"
     rows = load_split(session.recipe.data, split or default)
     name = "interference" if split in (None, default) else f"interference-{split}"
-    with Progress(console=console, transient=True) as bar:
-        shown = bar.add_task("gradients")
-        measured = measure_interference(
-            session,
-            rows,
-            batches=batches,
-            on_progress=lambda done, total: bar.update(shown, completed=done, total=total),
-        )
+    with progress("gradients", console) as tell:
+        measured = measure_interference(session, rows, batches=batches, on_progress=tell)
     write_json(run / f"{name}.json", measured.to_dict())
     means = {pool: measured.mean(pool) for pool in POOLS}
     titled = {f"Factors {pool}": mean_TT for pool, mean_TT in means.items()}

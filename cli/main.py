@@ -43,7 +43,7 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
   qmixlora eval RUN                     scores by task, on the test split
   qmixlora compare RUN RUN              what is better, and whether it is a difference
   qmixlora report RUN                   a page: curves, scores, answers, routing, exports
-  qmixlora chat RUN --image FILE        ask it
+  qmixlora chat RUN --image FILE        ask it; --web: on a page
   qmixlora export RUN --all --as lora   ordinary adapters (or checkpoints: --as merged)
   qmixlora serve-files RUN --for vllm   what one types to serve them
   qmixlora check EXPORT --url URL       whether a server really applies it

@@ -13,6 +13,8 @@ from rich.console import Console
 from qmixlora.errors import UserError
 from qmixlora.recipe import Edit, validate
 
+from .ending import say_next
+
 
 def new(
     model: Annotated[str, typer.Option(help="Hub id or local folder.")],
@@ -62,4 +64,5 @@ def new(
     console = Console(highlight=False)
     for line in words_of(proposal, config_of(here.model), card):
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"Written: {target}. Next: qmixlora train {target}", markup=False, soft_wrap=True)
+    console.print(f"Written: {target}.", markup=False, soft_wrap=True)
+    say_next(console, "train", target)

@@ -12,11 +12,12 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe, edited, load_recipe, validate
+
+from .ending import say_next
 
 
 def plan(
@@ -61,6 +62,8 @@ def plan(
     console = Console(highlight=False)
     console.width = min(console.width, 80)  # lines of a size that is read at a glance
     _show(shown, console)
+    if recipe is not None and model is None and shown["fits"] is not False:
+        say_next(console, "train", recipe, *(overrides or []))
 
 
 def _recipe(recipe: str | None, overrides: list[str], model: str | None) -> Recipe:
@@ -80,13 +83,10 @@ def _planned(
     """The plan as JSON, with progress on a terminal. `at_hand` is a card beside the one that is planned for."""
     from qmixlora.device import GIB
     from qmixlora.memory import plan_with_advice, room_on
+    from qmixlora.progress import progress
 
-    errors = Console(stderr=True)
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar, _no_search_for_garbage():
-        shown = bar.add_task("planning", total=None)
-        advice = plan_with_advice(
-            recipe, card=card, tokens=tokens, on_progress=lambda done, of: bar.update(shown, completed=done, total=of)
-        )
+    with progress("planning") as tell, _no_search_for_garbage():
+        advice = plan_with_advice(recipe, card=card, tokens=tokens, on_progress=tell)
     told = advice.to_dict()
     if at_hand is not None:
         told["at_hand"] = {"card_gib": at_hand / GIB, "fits": advice.plan.peak_with_loading <= room_on(at_hand)}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from .ending import say_next
+
 if TYPE_CHECKING:
     from qmixlora.recipe import Recipe
 
@@ -74,4 +76,5 @@ def _train(parsed: Recipe, resume: bool, init_from: Path | None, dry_run: bool) 
     from qmixlora.report.page import refresh_report
 
     console.print(refresh_report(folder), highlight=False, soft_wrap=True)
-    console.print(f"Done: {folder}. Next: [bold]qmixlora eval {folder}[/bold]", highlight=False)
+    console.print(f"Done: {folder}.", highlight=False, soft_wrap=True)
+    say_next(console, "eval", folder)

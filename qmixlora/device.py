@@ -26,6 +26,14 @@ def default_device() -> torch.device:
     return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
+def free_memory() -> int:
+    """The memory that another model could take, in bytes: of the GPU, or of the host where there is none."""
+    if not torch.cuda.is_available():
+        return int(psutil.virtual_memory().available)
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int(torch.cuda.mem_get_info()[0]) + unused
+
+
 @cache
 def prepare_card() -> None:
     """Have torch's allocator work on the GPU at hand, once; does nothing without one.

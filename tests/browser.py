@@ -47,13 +47,13 @@ class Browser:
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def open(self, file: Path, width: int, *, dark: bool = False, media: str = "screen") -> None:
-        """Show a file in a window of this width, and wait until it has loaded."""
+    def open(self, page: Path | str, width: int, *, dark: bool = False, media: str = "screen") -> None:
+        """Show a file, or what is at an address, in a window of this width, and wait until it has loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.loaded = False
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self.loaded:
             self._next()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +22,11 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.utils.logging import set_tqdm_hook
 
 from qmixlora.device import default_device, prepare_card
 from qmixlora.errors import UserError
+from qmixlora.progress import Tell, progress
 from qmixlora.recipe import Model
 
 from .anatomy import Anatomy
@@ -61,7 +63,7 @@ def load_backbone(
     source = source_of(spec)
     device = device or default_device()
     prepare_card()
-    with _clear_errors(spec.id), _out_of_memory_shows():
+    with _clear_errors(spec.id), _out_of_memory_shows(), _weights_counted(f"loading {Path(spec.id).name}"):
         config = read_config(spec, **source)
         skeleton, anatomy = make_skeleton(config, spec)
         check_levers(skeleton, anatomy, spec)
@@ -147,6 +149,29 @@ def _out_of_memory_shows() -> Iterator[None]:
 
 def _times_out_of_memory() -> int:
     return int(torch.cuda.memory_stats().get("num_ooms", 0)) if torch.cuda.is_initialized() else 0
+
+
+@contextmanager
+def _weights_counted(what: str) -> Iterator[None]:
+    """Show how many weights are loaded, and quantised, in place of transformers' own bar."""
+    with progress(what) as tell:
+
+        def made(factory: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            if not given or not named.get("desc", "").startswith("Loading"):
+                return factory(*given, **named)
+            return _told(given[0], tell)
+
+        before = set_tqdm_hook(made)
+        try:
+            yield
+        finally:
+            set_tqdm_hook(before)
+
+
+def _told(weights: Collection[Any], tell: Tell) -> Iterator[Any]:
+    for done, weight in enumerate(weights):
+        tell(done, len(weights))
+        yield weight
 
 
 @contextmanager

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qmixlora.files import cache_folder
+from qmixlora.progress import Tell, progress
 from qmixlora.recipe import EMBEDDED, REAL
 
 from .backbone import backbone_folder, make_backbone
@@ -18,8 +17,7 @@ from .dataset import make_dataset
 from .real.backbone import make_real_backbone, real_backbone_folder
 from .real.dataset import make_real_dataset
 
-OnProgress = Callable[[int, int], None]  # told (steps done, steps in all)
-Make = Callable[[Path, OnProgress, Console], Path]
+Make = Callable[[Path, Tell, Console], Path]
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,12 @@ class DataSetMaker:
     cached_as: str
 
 
-def _make_embedded(folder: Path, on_progress: OnProgress, console: Console) -> Path:
-    return make_backbone(folder, on_progress)
+def _make_embedded(folder: Path, tell: Tell, console: Console) -> Path:
+    return make_backbone(folder, tell)
 
 
-def _make_real(folder: Path, on_progress: OnProgress, console: Console) -> Path:
-    return make_real_backbone(folder, lambda: make_with_progress(EMBEDDED, console), on_progress)
+def _make_real(folder: Path, tell: Tell, console: Console) -> Path:
+    return make_real_backbone(folder, lambda: make_with_progress(EMBEDDED, console), tell)
 
 
 BACKBONES = {
@@ -76,29 +74,5 @@ def make_with_progress(name: str, console: Console) -> Path:
     if (folder / "config.json").is_file():
         return folder
     console.print(f"[bold]Making the backbone[/bold] {maker.announced}: {folder}", highlight=False, soft_wrap=True)
-    columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, disable=not console.is_terminal)
-    task = bar.add_task("", total=None)
-    first: list[tuple[float, int]] = []  # when the first step was done, and its number
-
-    def show(done: int, total: int) -> None:
-        bar.start()  # not before: another backbone may be made with a bar of its own
-        bar.update(task, completed=done, total=total)
-        if not first:
-            first.append((time.monotonic(), done))
-        if not console.is_terminal and done % max(1, total // 4) == 0:
-            console.print(f"  step {done}/{total}{_left(first[0], done, total)}", highlight=False)
-
-    try:
-        return maker.make(folder, show, console)
-    finally:
-        bar.stop()
-
-
-def _left(first: tuple[float, int], done: int, total: int) -> str:
-    """The time left, from the steps since the first."""
-    start, number = first
-    if done in (number, total):
-        return ""
-    seconds = (time.monotonic() - start) / (done - number) * (total - done)
-    return f", about {max(1, round(seconds / 60))} min left"
+    with progress("captions", console) as tell:
+        return maker.make(folder, tell, console)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
@@ -18,9 +19,10 @@ from qmixlora.evaluation import Scores, TaskScore, blind_baseline, evaluate, wri
 from qmixlora.export import Request, export
 from qmixlora.export.targets import Form
 from qmixlora.files import clear_disk_errors, write_json
+from qmixlora.progress import progress
 from qmixlora.recipe import load_recipe
 from qmixlora.report.page import refresh_report
-from qmixlora.session import open_tuned_run
+from qmixlora.session import Session, open_tuned_run
 from qmixlora.training import train_within_memory
 from qmixlora.training.run import FULL_DISK
 
@@ -98,9 +100,14 @@ def _evaluated(folder: Path, console: Console) -> Results:
     for split, rows in splits.items():
         for name in ("backbone", "tuned"):
             with session.model.disable_adapter() if name == "backbone" else contextlib.nullcontext():
-                results[name][split] = evaluate(session, rows, split)
+                results[name][split] = _scored(session, rows, split, console)
         results["blind"][split] = blind_baseline(training_rows, rows, split)
     return results
+
+
+def _scored(session: Session, rows: Dataset, split: str, console: Console) -> Scores:
+    with progress(f"answers, split {split}", console) as tell:
+        return evaluate(session, rows, split, lambda done: tell(done, len(rows)))
 
 
 def _exported(folder: Path, forms: tuple[Form, ...], console: Console) -> Results:

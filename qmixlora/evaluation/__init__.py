@@ -1,14 +1,11 @@
 """Evaluation by real generation: answers, metrics, scores per task."""
 
 from .answers import answer_rows, generate_answers, stop_ids
-from .dialogue import Chat, Dialogue
 from .results import results_file, write_results
 from .scores import Prediction, Scores, TaskScore, blind_baseline, evaluate, score
 from .wording import normalize
 
 __all__ = [
-    "Chat",
-    "Dialogue",
     "Prediction",
     "Scores",
     "TaskScore",

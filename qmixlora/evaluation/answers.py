@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -76,13 +77,25 @@ def answer_rows(
     Samples are batched in the order of their prompts' lengths; the answers do not depend on the batches.
     """
     size = batch_size or session.recipe.train.eval_batch_size
-    answers = [""] * len(rows)
+    return [answer for answer, _ in timed_answers(session, rows, size, max_new_tokens, on_progress)]
+
+
+def timed_answers(
+    session: Session,
+    rows: Sequence[Conversation],
+    size: int,
+    max_new_tokens: int | None,
+    on_progress: Callable[[int], None],
+) -> list[tuple[str, float]]:
+    """The answers of `answer_rows`, in batches of a size, each with its share of its batch's seconds."""
+    answers = [("", 0.0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: sum(len(turn["text"]) for turn in rows[index]["turns"]))
     with session.evaluating():
         for start in range(0, len(order), size):
-            batch = order[start : start + size]
+            batch, begun = order[start : start + size], time.monotonic()
             generated = generate_answers(session, [rows[index] for index in batch], max_new_tokens)
+            seconds = (time.monotonic() - begun) / len(batch)
             for index, answer in zip(batch, generated, strict=True):
-                answers[index] = answer
+                answers[index] = answer, seconds
             on_progress(min(start + size, len(order)))
     return answers

@@ -6,6 +6,7 @@ An answer may have several references, all right; the best match counts, but for
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +19,15 @@ from .wording import normalize, numbers_in, vqa_wording, words
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]  # answers, references of each -> scores
 CLOSED_WORDS = 5  # a task most of whose references are longer is an open one
+CHOICES = (
+    r"^\W*([A-Za-z])\W*$",  # all of an answer
+    r"^\W*([A-Z])[.):,]+\s",  # begins it, before a mark
+    r"\(([A-Za-z])\)",
+    r"(?i:answer(?: is)?|option|choice)\W*([A-Z])\b",
+    r"(?i:answer is|answer:|option|choice)\W*([a-z])\W*$",
+    r"^\W*([B-HJ-Z])\s",  # A and I begin sentences as words
+    r"\b(?:is|be|choose|pick|say)\W+([A-HJ-Z])\W*$",
+)
 
 
 def exact(answer: str, references: Sequence[str]) -> float:
@@ -51,9 +61,7 @@ def relaxed(answer: str, references: Sequence[str]) -> float:
 
 
 def choice(answer: str, references: Sequence[str]) -> float:
-    """The letter of an option: the first that stands alone in the answer (`B`, `(b)`, `B. a cat`, `the answer is B`);
-    or else the option's text.
-    """
+    """The letter of an option (`B`, `(b)`, `**B**`, `B. a cat`, `Answer: b`, `I think it is B`), or else its text."""
     return max(float(_chooses(answer, reference)) for reference in references)
 
 
@@ -190,9 +198,10 @@ def _as_number(text: str) -> float | None:
     """A text that is a number and nothing else; 5 % is 0.05."""
     text = text.strip().rstrip(".").replace(",", "")
     try:
-        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+        value = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def _chooses(answer: str, reference: str) -> bool:
@@ -205,18 +214,9 @@ def _chooses(answer: str, reference: str) -> bool:
 
 
 def _letter(text: str) -> str | None:
-    """The letter of an option that a text chooses: it is all of it, begins it before a mark, or stands in brackets or
-    after "answer is" or "option".
-    """
-    for pattern in (
-        r"^\s*\(?([A-Za-z])\)?\s*[.):,]?\s*$",
-        r"^\s*\(?([A-Z])\)?[.):]\s",
-        r"\(([A-Za-z])\)",
-        r"(?:answer(?: is|:)|option|choice)\s*:?\s*\(?([A-Z])\b",
-    ):
-        if found := re.search(pattern, text):
-            return found.group(1).upper()
-    return None
+    """The letter of an option that a text chooses, by the first of the `CHOICES` that it shows."""
+    plain = re.sub(r"[*`]", "", text)  # Markdown's
+    return next((found.group(1).upper() for pattern in CHOICES if (found := re.search(pattern, plain))), None)
 
 
 def _overlap(said: list[str], right: list[str]) -> float:

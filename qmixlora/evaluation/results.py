@@ -8,10 +8,12 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from qmixlora.data import load_split
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, clear_read_errors, replacing, write_json
+from qmixlora.recipe import load_run_recipe
 
-from .scores import Scores
+from .scores import Scores, blind_baseline
 
 SCORES, PREDICTIONS = "evaluation", "predictions"
 
@@ -68,3 +70,12 @@ def read_results(folder: Path, split: str, *, backbone: bool = False) -> Scores:
             raise UserError(f"There is no {needed.name}.", where=str(folder), fix=fix)
     with clear_read_errors(predictions, fix):
         return Scores.read(file, predictions)
+
+
+def blind_guess(folder: Path, split: str) -> Scores:
+    """The `blind_baseline` of a run: what its training answers alone are worth on a split of its recipe.
+
+    Raises UserError as `load_split`.
+    """
+    data = load_run_recipe(folder).data
+    return blind_baseline(load_split(data, "train"), load_split(data, split), split, data)

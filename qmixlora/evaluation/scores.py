@@ -14,7 +14,7 @@ from qmixlora.errors import UserError
 from qmixlora.recipe import Data
 from qmixlora.session import Session
 
-from .answers import answer_rows
+from .answers import timed_answers
 from .intervals import interval, interval_of_tasks
 from .metrics import fitting_metric, metric_of
 from .wording import normalize
@@ -31,6 +31,7 @@ class Prediction:
     references: list[str]
     answer: str
     score: float
+    seconds: float | None = field(default=None, compare=False)  # its share of those of its batch
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,15 @@ class Scores:
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def score(rows: Sequence[Conversation], answers: Sequence[str], split: str, data: Data | None = None) -> Scores:
+def score(
+    rows: Sequence[Conversation],
+    answers: Sequence[str],
+    split: str,
+    data: Data | None = None,
+    seconds: Sequence[float | None] | None = None,
+) -> Scores:
     """Compare one answer per row with the row's references, or else its own last answer, by the metric of its task:
-    that of `data.metrics`, or else the fitting one (`fitting_metric`).
+    that of `data.metrics`, or else the fitting one (`fitting_metric`). `seconds` are those that the answers took.
 
     Raises:
         UserError: there are no rows, or as `metric_of`.
@@ -102,7 +109,8 @@ def score(rows: Sequence[Conversation], answers: Sequence[str], split: str, data
         of_task.setdefault(row["task"], []).append(index)
     if not of_task:
         raise UserError("There is nothing to evaluate.", where=f"split {split}")
-    tasks, predictions = {}, []
+    tasks: dict[str, TaskScore] = {}
+    predictions: list[Prediction] = []
     for task, indices in sorted(of_task.items()):
         own = [rows[index] for index in indices]
         references = [row.get("references") or [row["turns"][-1]["text"]] for row in own]
@@ -111,16 +119,16 @@ def score(rows: Sequence[Conversation], answers: Sequence[str], split: str, data
         said = [answers[index] for index in indices]
         scores = metric(said, references)
         tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores))
-        predictions += [_prediction(*each, task) for each in zip(indices, own, references, said, scores, strict=True)]
+        for index, row, right, answer, its in zip(indices, own, references, said, scores, strict=True):
+            took = seconds[index] if seconds else None
+            predictions.append(Prediction(index, task, *_asked(row), list(right), answer, its, took))
     return Scores(split, tasks, sorted(predictions, key=lambda prediction: prediction.row))
 
 
-def _prediction(
-    index: int, row: Conversation, references: list[str], answer: str, score: float, task: str
-) -> Prediction:
+def _asked(row: Conversation) -> tuple[str, list[str | None]]:
+    """A row's question, and the paths of its images."""
     question = row["turns"][-2]["text"].replace(IMAGE, "").strip() if len(row["turns"]) > 1 else ""
-    images = [image["path"] for image in row["images"]]
-    return Prediction(index, task, question, images, list(references), answer, score)
+    return question, [image["path"] for image in row["images"]]
 
 
 def evaluate(
@@ -130,7 +138,9 @@ def evaluate(
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
     """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics."""
-    return score(rows, answer_rows(session, rows, on_progress=on_progress), split, session.recipe.data)
+    timed = timed_answers(session, rows, session.recipe.train.eval_batch_size, None, on_progress)
+    answers, seconds = [answer for answer, _ in timed], [took for _, took in timed]
+    return score(rows, answers, split, session.recipe.data, seconds)
 
 
 def blind_baseline(

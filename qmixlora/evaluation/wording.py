@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 
 ARTICLES = {"a", "an", "the"}
@@ -14,6 +15,7 @@ NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
     "seven": "7", "eight": "8", "nine": "9", "ten": "10",
 }  # fmt: skip
+MARKS = frozenset(';/[]"{}()=+\\_-><@`,?!')
 NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
 
 
@@ -26,29 +28,32 @@ def normalize(answer: str) -> str:
 
 
 def vqa_wording(answer: str) -> str:
-    """An answer in the wording of the VQA challenge: no punctuation (but in numbers), no articles, digits for the names
-    of numbers up to ten.
+    """An answer in the wording of the VQA challenge: without its marks of punctuation, full stops but in numbers,
+    apostrophes and articles, and with digits for the names of numbers up to ten. Signs that mean something ($, %) stay.
+
+    As in the challenge's code a mark is a blank only where it has none beside it anywhere, and no comma is in a number.
     """
-    text = re.sub(r"\s+", " ", answer).strip().lower()
-    text = re.sub(r"(?<=\d),(?=\d)", "", text)
-    text = "".join(" " if _is_mark(text, index) else letter for index, letter in enumerate(text))
-    found = (NUMBERS.get(word, word) for word in text.replace("'", "").split())
+    text = " ".join(answer.split()).lower()
+    has_thousands = re.search(r"\d,\d", text) is not None
+    gone = {mark for mark in MARKS if has_thousands or f"{mark} " in text or f" {mark}" in text}
+    text = "".join("" if letter in gone else " " if _is_mark(letter) else letter for letter in text)
+    text = re.sub(r"\.(?!\d)|['\u2019]", "", text)
+    found = (NUMBERS.get(word, word) for word in text.split())
     return " ".join(word for word in found if word not in ARTICLES)
 
 
-def _is_mark(text: str, index: int) -> bool:
-    """Whether a character is punctuation; a full stop between digits and an apostrophe are not."""
-    letter = text[index]
-    if letter == "'" or not unicodedata.category(letter).startswith(("P", "S")):
-        return False
-    inside = 0 < index < len(text) - 1
-    return not (letter == "." and inside and text[index - 1].isdigit() and text[index + 1].isdigit())
+def _is_mark(letter: str) -> bool:
+    """Whether a character is a mark of the challenge's, or punctuation that ASCII does not have."""
+    return letter in MARKS or (letter != "\u2019" and ord(letter) > 127 and unicodedata.category(letter)[0] == "P")
 
 
 def words(text: str, *, articles: bool) -> list[str]:
-    """The words of a text in lower case, without punctuation; with or without articles. A character of a script that is
-    written without blanks (Chinese, Japanese, Thai) is a word of its own.
+    """The words of a text in lower case, without punctuation: with articles, after ROUGE (it stands between words), or
+    without, after SQuAD (it is left out: `it's` is `its`). A character of a script that is written without
+    blanks (Chinese, Japanese, Thai) is a word of its own.
     """
+    if not articles:
+        text = text.translate(str.maketrans("", "", string.punctuation))
     spaced = "".join(f" {letter} " if _stands_alone(letter) else letter for letter in text.lower())
     found = re.findall(r"[^\W_]+", spaced)
     return [word for word in found if articles or word not in ARTICLES]

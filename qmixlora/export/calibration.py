@@ -20,6 +20,7 @@ from qmixlora.errors import UserError
 from qmixlora.files import clear_read_errors
 from qmixlora.mixlora.routing_record import FILE, RoutingStatistics
 from qmixlora.mixlora.segments import Tasks
+from qmixlora.progress import progress
 from qmixlora.session import TunedSession
 
 from .static import Learned
@@ -66,10 +67,11 @@ def mixing_matrices(
     for task in left:
         chosen = rows.select(by_task[task][: 1 if by_label else SAMPLES])
         labels = list(indices_by_answer(chosen))
-        if task in labels:
-            matrices[task] = calibrate(session, chosen, labels)[:, labels.index(task)]
-        else:  # a calibration file's, all of which is for this task
-            matrices[task] = calibrate(session, [_as_task(row, task) for row in chosen], [task])[:, 0]
+        with progress(f"routing of {task}") as tell:
+            if task in labels:
+                matrices[task] = calibrate(session, chosen, labels, tell)[:, labels.index(task)]
+            else:  # a calibration file's, all of which is for this task
+                matrices[task] = calibrate(session, [_as_task(row, task) for row in chosen], [task], tell)[:, 0]
     return matrices
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from datasets import Dataset
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from transformers import AutoConfig
 
 from qmixlora.backbone import make_skeleton, source_of
@@ -22,6 +21,7 @@ from qmixlora.data import Collator, indices_by_task, taught
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
 from qmixlora.manifest import seal
+from qmixlora.progress import Tell, progress
 from qmixlora.recipe import Recipe
 from qmixlora.serving import making
 
@@ -115,14 +115,11 @@ class Job:
         self.console.print(text, highlight=False)
 
     @contextmanager
-    def bar(self, text: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar over bytes; a plain line off a terminal."""
-        if not self.console.is_terminal:
-            self.say(text)
-        columns = (TextColumn(text), BarColumn(), DownloadColumn(binary_units=True))
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task("", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+    def bar(self, text: str) -> Iterator[Tell]:
+        """A line, and the progress of what it says, in bytes."""
+        self.say(text)
+        with progress(text, self.console, in_bytes=True) as tell:
+            yield tell
 
 
 def rows_of(rows: Dataset, target: Target, per_task: int | None, split: str) -> Dataset:

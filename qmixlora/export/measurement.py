@@ -15,6 +15,7 @@ from qmixlora.data import IGNORED, Conversation
 from qmixlora.evaluation import answer_rows, score
 from qmixlora.loss import supervised_logits, supervised_loss
 from qmixlora.mixlora.routing_record import RoutingStatistics
+from qmixlora.progress import progress
 from qmixlora.session import Session, TunedSession
 
 from .low_rank import mixed, squared_norms
@@ -59,7 +60,8 @@ class LiveUpdates:
 
 def measure(session: Session, rows: Sequence[Conversation]) -> Measurement:
     """Measure any session (a run, an exported LoRA, a merged checkpoint) by real generation and by its loss."""
-    answers = answer_rows(session, rows)
+    with progress("answers") as tell:
+        answers = answer_rows(session, rows, on_progress=lambda done: tell(done, len(rows)))
     totals, counts, _ = zip(*_losses(session, rows), strict=True)
     return Measurement(score(rows, answers, "held out", session.recipe.data).mean, sum(totals) / sum(counts), answers)
 

@@ -65,8 +65,14 @@ def smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def draw_curves(title: str, curves: Sequence[Curve], unit: str, marks: Mapping[str, float] | None = None) -> str:
-    """A chart of curves over steps, with horizontal marks, and a table of its numbers; empty without a point."""
+def draw_curves(
+    title: str, curves: Sequence[Curve], unit: str, marks: Mapping[str, float] | None = None, *, from_zero: bool = False
+) -> str:
+    """A chart of curves over steps, with horizontal marks, and a table of its numbers; empty without a point.
+
+    `from_zero` shows amounts whole, so that a change is seen beside what it is a change of.
+    """
+    named = len(curves) > 1  # which of them has points is to be told too
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
@@ -85,8 +91,9 @@ def draw_curves(title: str, curves: Sequence[Curve], unit: str, marks: Mapping[s
             axes.axhline(value, color=INK, linestyle=DASHES[1 + number % 3], linewidth=1, label=f"{label} {value:.2f}")
         axes.set(xlabel="step", ylabel=unit)
         axes.grid(axis="y")
-        axes.set_ylim(bottom=0 if marks else None)
-        if len(curves) > 1 or marks:
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0 if from_zero else None)
+        if named or marks:
             axes.legend(fontsize=8)
 
     return chart(title, draw, (5.0, 2.7), _curve_table(curves))
@@ -119,7 +126,7 @@ def draw_scores(title: str, tasks: Sequence[str], series: Mapping[str, Sequence[
         markers = cycle("osD^vP")
         for place, (label, scores) in enumerate(series.items()):
             color, marker = SERIES[place % len(SERIES)], next(markers)
-            offset = 0.5 - (place + 1) / (len(series) + 1)
+            offset = (place + 1) / (len(series) + 1) - 0.5  # the first on top
             for row, score in enumerate(scores):
                 if score is not None and score.interval is not None:
                     axes.plot(score.interval, [row + offset] * 2, color=color, linewidth=1.5)

@@ -135,7 +135,8 @@ class ProgressDisplay(TrainerCallback):
 
     def close(self) -> None:
         """Give the terminal back, however the run ended."""
-        self.bar.stop()
+        if self.bar.live.is_started:  # rich ends a bar that never began with an empty line
+            self.bar.stop()
 
 
 def _in_words(loss: float | None) -> str:

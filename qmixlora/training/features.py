@@ -30,6 +30,7 @@ from qmixlora.data import APPEARANCE_VERSION, Collator, Conversation, ImageFile,
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
 from qmixlora.files import replacing
+from qmixlora.progress import progress
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
@@ -113,11 +114,12 @@ def with_cached_features(
     missing = [image for path, image in images.items() if not path.is_file()]
     console.print(f"Features of {len(images)} images: {len(missing)} to compute", highlight=False)
     size = session.recipe.train.eval_batch_size
-    with torch.no_grad(), session.evaluating():
+    with torch.no_grad(), session.evaluating(), progress("features of images", console) as tell:
         for start in range(0, len(missing), size):
             compute(session, store, missing[start : start + size])
             if start == 0:
                 _check_disk(store, missing, size)
+            tell(min(start + size, len(missing)), len(missing))
     use_features(backbone, session.anatomy)
     given = {part.name: getattr(collator, part.name) for part in fields(collator)}
     return replace(session, collator=FeatureCollator(**given, store=store))

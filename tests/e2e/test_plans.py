@@ -113,3 +113,4 @@ def test_a_recipe_is_planned_for_its_card_and_for_the_gpu_at_hand(
     monkeypatch.setattr("qmixlora.memory.card_at_hand", lambda: 6 * 2**30)
     done = qmixlora("plan", "llava-1.5-7b-rtx4060-8gb")
     assert "6.00 GiB free: it does not fit there" in done.stdout and "fits a card with 7.80 GiB" in done.stdout
+    assert done.stdout.endswith("Next: qmixlora train llava-1.5-7b-rtx4060-8gb\n")

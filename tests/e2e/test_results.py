@@ -28,6 +28,7 @@ def test_every_answer_is_kept_beside_the_scores(evaluated: dict[str, Path]) -> N
     digits = [line["score"] for line in lines if line["task"] == "digit"]
     assert scores["tasks"]["digit"]["score"] == pytest.approx(sum(digits) / len(digits))
     assert all(Path(line["images"][0]).is_file() and line["question"] and line["references"] for line in lines)
+    assert all(0 < line["seconds"] < 60 for line in lines)
 
 
 def test_wrong_answers_are_shown_with_question_expectation_and_image(
@@ -66,6 +67,18 @@ def test_runs_are_compared_by_what_was_kept_of_them(qmixlora: CommandLine, evalu
     assert compared["differences"][second]["mean"]["points"] == pytest.approx(points)
     told = qmixlora("compare", *evaluated.values())
     assert told.code == 0 and "mean over tasks" in told.stdout and f"({points:+.3f}, " in told.stdout
+
+
+def test_a_run_is_compared_with_its_backbone_and_the_blind_guess(
+    qmixlora: CommandLine, evaluated: dict[str, Path]
+) -> None:
+    run = evaluated["mixlora"]
+    assert qmixlora("eval", run, "--backbone").code == 0
+    done = qmixlora("compare", run, "--backbone", "--blind", "--json")
+    assert done.code == 0, done.stderr
+    differences = json.loads(done.stdout)["differences"]
+    assert list(differences) == [f"backbone of {run}", "blind guess"]
+    assert differences["blind guess"]["mean"]["points"] > 0, "a run of a few steps knows less"
 
 
 def test_what_was_not_evaluated_is_not_compared(qmixlora: CommandLine, evaluated: dict[str, Path]) -> None:

@@ -64,9 +64,17 @@ def test_a_chat_does_what_its_lines_ask_for(qmixlora: CommandLine, finished_run:
 def test_an_empty_answer_says_so(
     qmixlora: CommandLine, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qmixlora.evaluation.dialogue.generate_answers", lambda *arguments, **options: [" "])
+    monkeypatch.setattr("qmixlora.chat.dialogue.generate_answers", lambda *arguments, **options: [" "])
     done = qmixlora("chat", finished_run("lora"), "--prompt", "what ?")
     assert "The model ended its answer at once." in done.stdout
+
+
+def test_a_command_ends_with_the_one_that_comes_next(
+    qmixlora: CommandLine, finished_run: FinishedRun, recipe_file: Path
+) -> None:
+    run = finished_run("mixlora")
+    assert f"Next: qmixlora plan {recipe_file}\n" in qmixlora("data", recipe_file).stdout
+    assert f"Next: qmixlora export {run} --all" in qmixlora("eval", run).stdout
 
 
 def test_shells_complete_the_verbs(qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

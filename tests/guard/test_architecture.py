@@ -19,6 +19,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "serving": {"errors", "files", "bases"},
     "interrupts": set(),
     "launch": {"interrupts"},
+    "progress": {"launch"},
     "device": {"launch"},
     "webpage": {"files"},
     "doctor": {"device"},
@@ -27,8 +28,8 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "recipe": {"errors"},
     "registration": set(),
     "mixlora": set(),
-    "backbone": {"errors", "device", "recipe"},
-    "data": {"errors", "files", "parallel", "recipe", "mixlora"},
+    "backbone": {"errors", "progress", "device", "recipe"},
+    "data": {"errors", "files", "progress", "parallel", "recipe", "mixlora"},
     "adapter": {"errors", "files", "bases", "recipe", "mixlora", "backbone"},
     "session": {
         "errors",
@@ -43,6 +44,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     },
     "loss": {"errors", "backbone", "data"},
     "evaluation": {"errors", "files", "recipe", "mixlora", "data", "session"},
+    "chat": {"errors", "device", "mixlora", "data", "adapter", "session", "evaluation"},
     "memory": {
         "errors",
         "files",
@@ -62,6 +64,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "files",
         "manifest",
         "launch",
+        "progress",
         "device",
         "parallel",
         "processes",
@@ -82,6 +85,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "manifest",
         "bases",
         "serving",
+        "progress",
         "device",
         "recipe",
         "mixlora",
@@ -93,8 +97,8 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "evaluation",
         "training",
     },
-    "report": {"errors", "files", "manifest", "webpage", "recipe", "mixlora", "data", "evaluation"},
-    "demo": {"errors", "files", "recipe", "data", "session", "evaluation", "training", "export", "report"},
+    "report": {"errors", "files", "manifest", "bases", "webpage", "recipe", "mixlora", "data", "evaluation"},
+    "demo": {"errors", "files", "progress", "recipe", "data", "session", "evaluation", "training", "export", "report"},
 }
 METHOD_USES = {"torch", "peft", "safetensors", *sys.stdlib_module_names}
 
@@ -193,3 +197,10 @@ def test_nothing_global_but_qmixlora_is_installed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/", check=False)
     assert done.stdout.strip() == "None None", done.stdout + done.stderr
+
+
+def test_every_verb_keeps_the_libraries_quiet() -> None:
+    helpers = {"__init__", "ending", "here", "main", "quiet"}
+    reads_files_alone = {"route", "serve_files"}
+    verbs = {path for path in (ROOT / "cli").glob("*.py") if path.stem not in helpers | reads_files_alone}
+    assert not {path.stem for path in verbs if "    quiet()\n" not in path.read_text(encoding="utf-8")}

@@ -19,13 +19,13 @@ from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn, question
 from qmixlora.data.images.keys import image_key
 from qmixlora.data.images.opening import check_body
 from qmixlora.data.images.shapes import shape_problem
-from qmixlora.data.progress import progress
 from qmixlora.data.reading.store import records
 from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.collate import Collator, check_length
 from qmixlora.data.rendering.lengths import Lengths, by_path
 from qmixlora.errors import UserError
 from qmixlora.parallel import in_chunks, without_garbage_collection
+from qmixlora.progress import progress
 from qmixlora.recipe import Data
 
 CHUNK = 500  # rows that a process looks at before it is given others
@@ -64,13 +64,8 @@ def look_at(rows: Dataset, collator: Collator, data: Data, source: str) -> Look:
     processor refuses, and with `data.check_images: full` images that cannot be decoded.
     """
     judge, refusals, kept = _Judge(collator, data), Refusals(), []
-    with progress("looking at samples", len(rows)) as (bar, shown):
-        parts = in_chunks(
-            partial(_seen, judge, rows, source),
-            len(rows),
-            CHUNK,
-            lambda done, of: bar.update(shown, completed=done, total=of),
-        )
+    with progress("looking at samples") as tell:
+        parts = in_chunks(partial(_seen, judge, rows, source), len(rows), CHUNK, tell)
     seen = [one for part in parts for one in part]
     for index, one in enumerate(seen):
         if one.refused is None:

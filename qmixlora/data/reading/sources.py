@@ -16,8 +16,8 @@ import pyarrow
 from huggingface_hub.constants import HF_HUB_CACHE
 from pyarrow import parquet
 
-from qmixlora.data.progress import reading, tracked
 from qmixlora.errors import UserError
+from qmixlora.progress import reading, tracked
 
 from .json_files import Row, Rows, read_json, read_json_lines, read_lines
 
@@ -77,7 +77,7 @@ def _form(path: Path) -> str:
 def _file_rows(path: Path) -> Rows:
     def rows() -> Rows:
         unpacked = gzip.open if path.suffix.lower() == ".gz" else nullcontext
-        with path.open("rb") as raw, reading(raw, path.stat().st_size) as shown, unpacked(shown) as file:
+        with reading(path) as raw, unpacked(raw) as file:
             yield from READERS[_form(path)](file, str(path))
 
     return _until_broken(rows(), str(path))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from qmixlora.bases import named_base, own_base
+from qmixlora.errors import UserError
 from qmixlora.webpage import table
 
 from ..charts import number
@@ -13,6 +17,8 @@ from ..readings import Reading, read_export
 from ..record import RunRecord
 from .routing import told
 
+ASKED = """# qmixlora chat {folder} --image FILE
+# qmixlora check {folder} --url URL    (whether a server applies it)"""
 USE = {
     "lora": """from peft import PeftModel
 from transformers import AutoModelForImageTextToText
@@ -20,12 +26,16 @@ from transformers import AutoModelForImageTextToText
 base = AutoModelForImageTextToText.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, {folder!r})
 
-# or: qmixlora chat {folder} --image FILE""",
+# vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={folder}
+"""
+    + ASKED,
     "merged": """from transformers import AutoModelForImageTextToText
 
 model = AutoModelForImageTextToText.from_pretrained({folder!r})
 
-# or: qmixlora chat {folder} --image FILE""",
+# vllm serve {folder}
+"""
+    + ASKED,
     "gguf": "{folder}/README.md says how llama.cpp serves it.",
 }
 
@@ -38,7 +48,7 @@ def exports_section(record: RunRecord) -> str:
     head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", ""]
     readings = [_reading(one) for one in record.exports]
     rows = [[*_row(one), reading.verdict] for one, reading in zip(record.exports, readings, strict=True)]
-    lost = "".join(told(reading) for reading in readings if reading.verdict != "good")
+    lost = "".join(map(told, _together(readings, record.exports)))
     return f"<h2>Exports</h2>{table(head, rows)}{lost}<h3>To use them</h3>{_use(record)}"
 
 
@@ -59,15 +69,35 @@ def _row(one: dict[str, Any]) -> list[str]:
 
 def _reading(one: dict[str, Any]) -> Reading:
     scores = one["exact_match"]
-    reading = read_export(one["update_error"]["mean"], scores["live"], scores[one["form"]])
-    return Reading(reading.verdict, f"{Path(one['folder']).name} has an {reading.text}")
+    return read_export(one["update_error"]["mean"], scores["live"], scores[one["form"]])
+
+
+def _together(readings: Sequence[Reading], exports: Sequence[dict[str, Any]]) -> Iterator[Reading]:
+    """The readings of exports that lost something, those that read alike as one."""
+    names: dict[Reading, list[str]] = {}
+    for reading, one in zip(readings, exports, strict=True):
+        if reading.verdict != "good":
+            names.setdefault(reading, []).append(Path(one["folder"]).name)
+    for reading, alike in names.items():
+        yield Reading(reading.verdict, f"in {' and '.join(alike)}: {reading.text}")
 
 
 def _use(record: RunRecord) -> str:
-    """The lines that load an export of each form, and the one that talks to it."""
+    """The lines that load and serve an export of each form, and those that talk to it and check it."""
     parts = []
     for form in dict.fromkeys(one["form"] for one in record.exports):
-        folder = next(one["folder"] for one in record.exports if one["form"] == form)
-        code = USE[form].format(base=record.recipe.model.id, folder=folder)
-        parts.append(f"<pre>{escape(code)}</pre>")
+        first = next(one for one in record.exports if one["form"] == form)
+        folder = record.folder / "exports" / Path(first["folder"]).name
+        base = _base(folder) if form == "lora" else ""
+        filled = USE[form].format(
+            folder=str(folder), base=base or record.recipe.model.id, rank=first["rank"], name=folder.name
+        )
+        parts.append(f"<pre>{escape(filled)}</pre>")
     return "".join(parts)
+
+
+def _base(adapter: Path) -> str:
+    """What an adapter lies on; nothing for a merged checkpoint, or where that cannot be told any more."""
+    with suppress(UserError):
+        return str(own_base(adapter) or named_base(adapter))
+    return ""

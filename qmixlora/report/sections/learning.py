@@ -13,16 +13,15 @@ Points = Sequence[tuple[int, float]]
 def learning_section(records: Sequence[RunRecord]) -> str:
     """The curves of all runs, in one chart each."""
     marks = _memory_marks(records[0]) if len(records) == 1 else {}
+    speeds = _all(records, lambda one: list(one.speeds()), smoothed=True)
     charts = [
         draw_curves("Training loss, smoothed", _curves(records, "loss", smoothed=True), "loss"),
         draw_curves("Validation loss", _curves(records, "eval_loss"), "loss"),
         draw_curves("Score on validation, by generation", _curves(records, "eval_score"), "score"),
         draw_curves("Learning rate", _curves(records, "learning_rate"), "learning rate"),
         draw_curves("Gradient norm before clipping, smoothed", _curves(records, "grad_norm", smoothed=True), "norm"),
-        draw_curves(
-            "Samples per second, smoothed", _all(records, lambda one: list(one.speeds()), smoothed=True), "samples/s"
-        ),
-        draw_curves("Memory, the highest so far", _curves(records, "memory_gib"), "GiB", marks),
+        draw_curves("Samples per second, smoothed", speeds, "samples/s", from_zero=True),
+        draw_curves("Memory, the highest so far", _curves(records, "memory_gib"), "GiB", marks, from_zero=True),
     ]
     drawn = "".join(charts)
     return f'<h2>Training</h2><div class="grid charts">{drawn}</div>' if drawn else ""

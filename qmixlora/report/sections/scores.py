@@ -19,7 +19,7 @@ MEAN = "mean over tasks"
 
 def scores_section(records: Sequence[RunRecord]) -> str:
     """The scores of all runs that were evaluated, each beside its backbone where that was too."""
-    series, hints = {}, []
+    runs, backbones, hints = dict[str, Scores](), dict[str, Scores](), []
     for record in records:
         found = record.scores
         if found is None:
@@ -27,13 +27,14 @@ def scores_section(records: Sequence[RunRecord]) -> str:
             continue
         before = record.backbone_scores
         if before is not None:
-            series["before" if len(records) == 1 else f"{record.name}, before"] = before
+            backbones["before" if len(records) == 1 else f"{record.name}, before"] = before
         elif len(records) == 1:
             of = "" if found[0] == "test" else f" --split {found[0]}"
             hints.append(
                 f"The backbone's own scores stand beside these after: qmixlora eval {record.folder}{of} --backbone"
             )
-        series["after" if len(records) == 1 else record.name] = found[1]
+        runs["after" if len(records) == 1 else record.name] = found[1]
+    series = backbones | runs if len(records) == 1 else runs | backbones  # the first is what others differ from
     told = "".join(f'<p class="quiet">{escape(hint)}</p>' for hint in hints)
     if not series:
         return f"<h2>Scores</h2>{told}"
@@ -77,7 +78,7 @@ def _differences(series: Mapping[str, Scores]) -> str:
         for other, mean in compared.means.items()
         for task, name, difference in [(MEAN, MEAN, mean), *((t, None, d) for t, d in compared.tasks[other].items())]
     ]
-    head = ["task", "", f"difference from {first}, paired by sample (95 %)"]
+    head = ["task", "model", f"difference from {first}, paired by sample (95 %)"]
     return f"<h3>What is a difference</h3>{table(head, rows, left=[1], tall=True)}"
 
 

@@ -44,10 +44,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "interference.json").write_text(json.dumps({"tasks": ["s", LONG], "mean": means}))
     write_results(folder, scores(folder, right=2))
     write_results(folder, scores(folder, right=0), backbone=True)
-    export = {"form": "lora", "folder": str(folder / "exports" / "s-lora"), "rank": 4, "polish_steps": 0}
-    export |= {"split": "test", "exact_match": {"live": 0.8, "lora": 0.4}, "agreement": {"lora": 0.5}}
-    (folder / "exports" / "s-lora").mkdir(parents=True)
-    (folder / "exports" / "s-lora" / "fidelity.json").write_text(json.dumps({**export, "update_error": {"mean": 0.9}}))
+    for form in ("lora", "merged"):
+        export = folder / "exports" / f"s-{form}"
+        export.mkdir(parents=True)
+        fidelity = {"form": form, "folder": str(export), "rank": 4, "polish_steps": 0, "update_error": {"mean": 0.9}}
+        fidelity |= {"split": "test", "exact_match": {"live": 0.8, form: 0.4}, "agreement": {form: 0.5}}
+        (export / "fidelity.json").write_text(json.dumps(fidelity))
+    (folder / "exports" / "s-lora" / "adapter_config.json").write_text('{"base_model_name_or_path": "/its/base"}')
     return folder
 
 
@@ -93,6 +96,12 @@ def test_a_report_holds_what_the_run_has_and_nothing_of_it_is_markup(page: Path)
     assert 'class="act"' in html and "gone.png" in html and "picture inside the data" in html
 
 
+def test_exports_that_lose_alike_are_told_of_once_and_a_lora_is_used_on_its_own_base(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("polish it longer") == 1 and "In s-lora and s-merged: update error 0.90" in text
+    assert "from_pretrained(&#x27;/its/base&#x27;)" in text and "vllm serve /its/base --enable-lora" in text
+
+
 def test_a_report_is_one_small_file_that_asks_for_nothing(page: Path, shown: Browser) -> None:
     assert page.stat().st_size < 3_000_000
     shown.asked.clear()
@@ -125,7 +134,7 @@ def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
     (other / "recipe.yaml").write_text((made / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     write_results(other, scores(made, right=3))
     html = write_report([made, other], tmp_path / "both.html").read_text(encoding="utf-8")
-    assert "run and other" in html and "difference from run, before, paired by sample" in html
+    assert "run and other" in html and "difference from run, paired by sample" in html
     assert "+0.250 (+0.000 to +0.750): no difference" in html or ": better" in html
 
 

@@ -1,0 +1,53 @@
+"""One conversation: an image, or none, and what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from qmixlora.data import Collator, Conversation, ImageFile, Turn, check_header, locate, question_about
+from qmixlora.evaluation import generate_answers
+from qmixlora.session import Session
+
+
+class Dialogue:
+    """A conversation about an image, or about none, which goes on with every question, whichever model answers it.
+
+    Raises UserError if the image is missing, unreadable or larger than `max_pixels`.
+    """
+
+    def __init__(self, image: Path | None, task: str | None, max_pixels: int) -> None:
+        self.task = task or ""
+        self.images: list[ImageFile] = [] if image is None else [locate(image, Path(), "--image")]
+        for file in self.images:
+            check_header(file, max_pixels)
+        self.turns: list[Turn] = []
+
+    def ask(self, session: Session, question: str, on_text: Callable[[str], None] | None = None) -> str:
+        """The answer to a question behind all that was said; `on_text` is told its parts as they are generated."""
+        asked = question_about([] if self.turns else self.images, question)["turns"]
+        row: Conversation = {"turns": [*self.turns, *asked], "images": self.images, "task": self.task}
+        with session.evaluating():
+            [answer] = generate_answers(session, [row], streamer=on_text and _streamer(session, on_text))
+        self.turns = [*row["turns"][:-1], {"role": "assistant", "text": answer}]
+        return answer.strip()
+
+
+def _streamer(session: Session, on_text: Callable[[str], None]) -> Streamer:
+    collator = session.collator
+    assert isinstance(collator, Collator), "a run has a processor"
+    return Streamer(collator.processor.tokenizer, on_text)
+
+
+class Streamer(TextStreamer):
+    """Tells the text of an answer as its words are complete, without special tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by transformers."""
+        self.on_text(text)

@@ -1,0 +1,65 @@
+"""A conversation: its answers are those of the rows that it makes, and it goes on behind what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from qmixlora.chat import Dialogue
+from qmixlora.data import IMAGE, load_split, only_tasks
+from qmixlora.errors import UserError
+from qmixlora.evaluation import generate_answers
+from qmixlora.recipe import Recipe
+from qmixlora.session import Session, open_session
+from tests.adapters import randomize
+
+PIXELS = 10**6
+
+
+@pytest.fixture
+def session(make_recipe: Callable[..., Recipe]) -> Session:
+    session = open_session(make_recipe(), [])
+    randomize(session.model, "mixlora_B", std=0.2, seed=0)
+    session.model.eval()
+    return session
+
+
+@pytest.fixture
+def rows(session: Session) -> Dataset:
+    return only_tasks(load_split(session.recipe.data, "test"), ["color"], "test")
+
+
+@pytest.fixture
+def dialogue(rows: Dataset) -> Dialogue:
+    return Dialogue(Path(rows[0]["images"][0]["path"]), "color", PIXELS)
+
+
+def test_one_question_is_answered_as_its_row(session: Session, rows: Dataset, dialogue: Dialogue) -> None:
+    expected = generate_answers(session, [rows[0]])[0].strip()
+    assert dialogue.ask(session, rows[0]["turns"][0]["text"].replace(IMAGE, "").strip()) == expected
+
+
+def test_a_dialogue_goes_on_behind_what_was_said(session: Session, rows: Dataset, dialogue: Dialogue) -> None:
+    dialogue.ask(session, "what is it ?")
+    before = dialogue.turns
+    answer = dialogue.ask(session, "how big is the circle ?")
+    assert dialogue.turns[:2] == before and [turn["text"].count(IMAGE) for turn in dialogue.turns] == [1, 0, 0, 0]
+    asked = {"turns": dialogue.turns, "images": rows[0]["images"], "task": "color"}
+    assert generate_answers(session, [asked])[0].strip() == answer
+
+
+def test_the_streamed_parts_are_the_answer(session: Session, dialogue: Dialogue) -> None:
+    parts: list[str] = []
+    answer = dialogue.ask(session, "what is it ?", parts.append)
+    assert "".join(parts).strip() == answer
+
+
+@pytest.mark.parametrize(("name", "pixels", "message"), [("none.png", PIXELS, "missing"), (None, 1, "pixels")])
+def test_an_image_that_cannot_be_shown_is_refused(
+    rows: Dataset, tmp_path: Path, name: str | None, pixels: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Dialogue(tmp_path / name if name else Path(rows[0]["images"][0]["path"]), None, pixels)
