@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import statistics
@@ -140,9 +141,9 @@ def words() -> dict[str, Any]:
         picks = [picker.pick(row["turns"][0]["text"].replace(IMAGE, "")) for row in own]
         right = [(one.sure, one.task == task) for one, task in zip(picks, own["task"], strict=True)]
         by_sure = {
-            f"{low:g} to {low + 0.1:g}": [len(among), sum(among)]
-            for low in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-            if (among := [hit for sure, hit in right if low <= sure < (low + 0.1 if low < 0.5 else 2)])
+            f"{low:g} to {high:g}": [len(among), sum(among)]
+            for low, high in itertools.pairwise((0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0))
+            if (among := [hit for sure, hit in right if low <= sure < high])
         }
         told[split] = {**_told(own["task"], picks), "picks_and_hits_by_sure": by_sure}
     return told

@@ -13,7 +13,7 @@ from rich.console import Console
 from qmixlora.errors import UserError
 from qmixlora.files import clear_read_errors
 
-UNSURE = 0.2  # below it, many picks are wrong (docs/export.md)
+UNSURE = 0.1  # below it most picks are wrong, in other words than those of training (docs/export.md)
 FORMS = ("lora", "merged", "gguf")
 
 
