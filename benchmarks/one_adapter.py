@@ -1,8 +1,8 @@
 """Servers with one adapter per request: what the exports of the demo give there, against the live mixture.
 
-    python benchmarks/one_adapter.py run SEED ... --work DIR      DIR as `benchmarks/demo.py run --work` has left it
-    python benchmarks/one_adapter.py words                        the picker alone, on the real data set's plain English
-    python benchmarks/one_adapter.py table                        docs/export.md
+    python benchmarks/one_adapter.py run SEED ... --work DIR [--tasks T ...]     DIR as `demo.py run --work` has left it
+    python benchmarks/one_adapter.py words              the picker alone, on the real data set's plain English
+    python benchmarks/one_adapter.py table              docs/export.md
 
 One JSON file per backbone in results/one_adapter/. *by task*: every sample through its own task's adapter; *picked*:
 through the one that the picker names; *together*: one polished adapter for all (`--together`); *sum* and *mean*: PEFT's
@@ -39,7 +39,7 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from qmixlora.data import IMAGE, indices_by_answer, indices_by_task, load_conversations  # noqa: E402
+from qmixlora.data import IMAGE, indices_by_answer, indices_by_task, load_conversations, only_tasks  # noqa: E402
 from qmixlora.demo import resolve  # noqa: E402
 from qmixlora.evaluation import answer_rows, score  # noqa: E402
 from qmixlora.export import Request, export  # noqa: E402
@@ -84,25 +84,28 @@ class Demo:
         return StaticAdapter(read(self.run / FOLDER / f"{name}-lora").updates, in_base=self.learned.modules)
 
 
-def execute(seed: int, work: Path) -> dict[str, Any]:
+def execute(seed: int, work: Path, tasks: Sequence[str]) -> dict[str, Any]:
     folder, start = work / f"demo-{seed}", time.monotonic()
     session = open_tuned_run(folder / "run")
     data = Path(session.recipe.data.sources[0]).parent
     rows = {split: load_conversations(str(data / f"{split}.json")) for split in SPLITS}
-    demo = Demo(folder / "run", rows, session, learned_by(session.model))
+    tasks = tasks or list(indices_by_task(rows["test"]))
+    rows |= {split: only_tasks(rows[split], tasks, split) for split in SPLITS[:2]}
+    demo = Demo(folder / "run", rows, session, learned_by(session.model, session.anatomy.projector_targets))
     result: dict[str, Any] = {split: {"live": demo.scores(session, split)} for split in SPLITS}
-    picks, tasks = _picks(demo), list(indices_by_task(rows["test"]))
-    export(demo.run, Request(together=True, fingerprint=False), Console(quiet=True))
-    adapters = {task: demo.adapter(task) for task in tasks}
+    picks = _picks(demo)
+    request = Request(tasks=tuple(tasks), together=True, fingerprint=False)
+    (together,) = export(demo.run, request, Console(quiet=True))
+    adapters = {task: demo.adapter(task) for task in [*tasks, *(own.task for split in SPLITS for own in picks[split])]}
     static = lora_session(session, adapters[tasks[0]])
     for split in SPLITS:
         names = [own.task for own in picks[split]]
         result[split]["picked"] = demo.scored(split, _answers(static, adapters, rows[split], names))
         if split != "held_out":
             result[split]["by task"] = demo.scored(split, _answers(static, adapters, rows[split], rows[split]["task"]))
-        put(static.model, demo.adapter("all"))
+        put(static.model, demo.adapter(together.folder.name.removesuffix("-lora")))
         result[split]["together"] = demo.scores(static, split)
-    for name, make in _sums(static, adapters).items():
+    for name, make in _sums(static, {task: adapters[task] for task in tasks}).items():
         make()
         result |= {split: {**result[split], name: demo.scores(static, split)} for split in SPLITS}
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
@@ -217,6 +220,7 @@ def main() -> None:
     runner = verbs.add_parser("run")
     runner.add_argument("seeds", type=int, nargs="+")
     runner.add_argument("--work", type=Path, required=True, help="folder of backbones and runs")
+    runner.add_argument("--tasks", nargs="*", default=[], help="of the demo, to take apart and together (default: all)")
     verbs.add_parser("words")
     verbs.add_parser("table")
     arguments = parser.parse_args()
@@ -230,9 +234,9 @@ def main() -> None:
         write_json(RESULTS / "words.json", words())
         return
     for seed in arguments.seeds:
-        file = RESULTS / f"seed-{seed}.json"
+        file = RESULTS / f"{'+'.join([*arguments.tasks, ''])}seed-{seed}.json"
         if not file.exists():
-            write_json(file, execute(seed, arguments.work))
+            write_json(file, execute(seed, arguments.work, arguments.tasks))
             print(f"seed {seed}: {file}", flush=True)
 
 
