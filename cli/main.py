@@ -22,6 +22,7 @@ from . import (
     export,
     inspect,
     new,
+    pick,
     plan,
     recipes,
     report,
@@ -48,6 +49,7 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
   qmixlora serve-files RUN --for vllm   what one types to serve them
   qmixlora check EXPORT --url URL       whether a server really applies it
   qmixlora route RUN "INSTRUCTION"      the scales to ask llama-server with, of a live mixture
+  qmixlora pick RUN "instruction"       which export, where a server takes one per request
 
 `qmixlora COMMAND --help` says more.
 """
@@ -69,6 +71,7 @@ app.command("report")(report.report)
 app.command("serve-files")(serve_files.serve_files)
 app.command("check")(check.check)
 app.command("route")(route.route)
+app.command("pick")(pick.pick)
 app.command("new")(new.new)
 app.command("plan")(plan.plan)
 app.command("data")(data.data)

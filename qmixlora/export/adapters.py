@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from datasets import Dataset
 from torch import Tensor
@@ -25,6 +24,7 @@ from .job import Job, rows_of
 from .live import Live
 from .measurement import measure, supervised_outputs
 from .polish import START, has_lost, is_better, polish
+from .polished import Polished, keep
 from .settings import CARRIED, carry_stops
 from .static import (
     Learned,
@@ -53,13 +53,6 @@ class Adapter:
         return replace(read(self.folder), in_base=dict(self.in_base))
 
 
-class Polished(NamedTuple):
-    """The polishing steps of the adapter that was kept, and those that were made."""
-
-    kept: int
-    tried: int
-
-
 def write_adapters(
     job: Job, session: TunedSession, learned: Learned, live: Sequence[Live], base: Path | None, scratch: Path
 ) -> list[Adapter]:
@@ -84,9 +77,9 @@ def write_adapters(
             split=one.split,
             samples=len(one.rows),
             rank=rank,
-            polish_steps=polished.kept,
+            polish_steps=polished.steps,
             polish_tried=polished.tried,
-            decided_on=None if one.check is None else one.check.source,
+            decided_on=polished.decided_on,
             kept={name: ByLayer(shares) for name, shares in kept.items()},
             update_error=ByLayer(one.updates.errors(learned, taken_off(static.model))),
             live=one.measurement,
@@ -159,23 +152,36 @@ def _rank(adapter: StaticAdapter, learned: Learned) -> int:
 
 
 def _polish(job: Job, static: TunedSession, mean: StaticAdapter, live: Live, is_mixture: bool, name: str) -> Polished:
-    """Polish the adapter in place if that was asked for, or if its mean lost something; keep the better of the two."""
+    """Polish the adapter in place if that was asked for, or if its mean lost something; keep the better of the two.
+
+    One that an earlier export has polished in the same way is put there instead.
+    """
+    if live.fingerprint is None:
+        return Polished(0, 0, None, {})
+    polished = live.polished
+    if polished is None:
+        polished = _decide(job, static, mean, live, is_mixture, name)
+        keep(job, live.target, live.fingerprint, polished)
+    elif polished.tried:
+        job.say(f"{name}: polished before, {polished.tried} steps")
+    put(static.model, replace(mean, updates={**mean.updates, **polished.updates}))
+    return polished
+
+
+def _decide(job: Job, static: TunedSession, mean: StaticAdapter, live: Live, is_mixture: bool, name: str) -> Polished:
     steps, check = job.polish_steps, live.check
 
-    def train(rows: Dataset) -> None:
+    def train(rows: Dataset) -> Polished:
         job.say(f"{name}: polishing, {steps} steps")
         polish(static, mean, rows, steps, job.console, start=START if is_mixture else 1.0)  # a plain LoRA is no mean
+        source = None if check is None else check.source
+        return Polished(steps, steps, source, taken_off(static.model).updates)
 
-    if not steps:
-        return Polished(0, 0)
     if check is None:  # asked for
-        train(rows_of(job.training_rows, live.target, None, "train"))
-        return Polished(steps, steps)
+        return train(rows_of(job.training_rows, live.target, None, "train"))
     before = measure(static, check.rows)
     if not has_lost(before, check.live) or not len(check.polish_on):  # all of its rows decide, where there is but one
-        return Polished(0, 0)
-    train(check.polish_on)
-    if is_better(measure(static, check.rows), before):
-        return Polished(steps, steps)
-    put(static.model, mean)
-    return Polished(0, steps)
+        return Polished(0, 0, check.source, {})
+    polished = train(check.polish_on)
+    better = is_better(measure(static, check.rows), before)
+    return polished if better else replace(polished, steps=0, updates={})

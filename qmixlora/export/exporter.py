@@ -1,5 +1,5 @@
 """A run to ordinary artefacts, such as `exports/NAME-lora/` on `exports/base/`, and `exports/NAME-merged/`, measured
-before they are in place; the table of their forms is `forms.py`.
+before they are in place; the table of their forms is `forms.py`. `exports/picker/` chooses among them.
 
 Three passes over the targets, so that never more than one model is in memory: `measure_live` with the run's own model,
 `write_adapters` with the static adapters on the same backbone, and what is made of these.
@@ -24,6 +24,7 @@ from .fingerprints import write_fingerprints
 from .forms import MAKERS, are_of_tasks
 from .job import FOLDER, Job
 from .live import measure_live
+from .picker import PICKER, make_picker
 from .static import learned_by
 from .targets import Request
 
@@ -54,9 +55,12 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
             if not live:
                 return []
             adapters = write_adapters(job, session, learned, live, base, scratch)
+            picker = make_picker(job, session, live)
             del session  # before other models are loaded
             made = [one for maker in makers if maker.of_adapters for one in maker.of_adapters(job, adapters)]
             write_fingerprints(job, learned, live, base, adapters, made)
+            if picker is not None:
+                picker.write(folder / FOLDER / PICKER)
             return made
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

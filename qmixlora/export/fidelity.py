@@ -110,7 +110,9 @@ class Fidelity:
         else:
             longer = f"polish it longer (--polish {2 * self.polish_tried})"
             more = longer if self.polish_tried else "polish it (--polish 200)"
-            advice = f"{more}, or train with adapter.task_mix=0.3 or adapter.route_on=task."
+            otherwise = "train with adapter.task_mix=0.3 or adapter.route_on=task"
+            apart = "export each task by itself, among which qmixlora pick chooses"
+            advice = f"{more}, or {apart if len(self.tasks) > 1 else otherwise}."
         scores = f"{self.folder.name} scores {self.score:.3f}, the live model {live:.3f} (split {self.split})"
         return [f"{scores}: {advice}"]
 

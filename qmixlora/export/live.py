@@ -16,6 +16,7 @@ from qmixlora.session import TunedSession
 from .calibration import mixing_matrices
 from .job import Job, rows_of
 from .measurement import LiveUpdates, Measurement, measure, measure_updates
+from .polished import Polished, fingerprint_of, kept
 from .static import Learned
 from .targets import Target, make_targets, tasks_of
 
@@ -37,7 +38,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Live:
-    """The live model on one target: its mixing matrices, and its measurement and updates on held-out rows."""
+    """The live model on one target: its mixing matrices, and its measurement and updates on held-out rows.
+
+    `fingerprint` is that of its polishing (None: there is none), `polished` what came of an earlier one like it.
+    """
 
     target: Target
     mix_LEF: Tensor
@@ -45,7 +49,9 @@ class Live:
     rows: Dataset
     measurement: Measurement
     updates: LiveUpdates
-    check: Check | None  # without one, the user decides
+    fingerprint: str | None
+    polished: Polished | None
+    check: Check | None  # without one, the user decides, or an earlier export has
 
     @property
     def compared(self) -> list[Conversation]:
@@ -65,16 +71,21 @@ def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live
     measured = []
     for number, target in enumerate(targets, start=1):
         job.say(f"{number}/{len(targets)} {target.name}: measuring the live model")
-        rows = rows_of(held_out, target, samples, split)
+        rows, mix_LEF = rows_of(held_out, target, samples, split), target.mixing_matrix(matrices)
+        fingerprint = fingerprint_of(job, target, mix_LEF) if job.polish_steps else None
+        polished = None if fingerprint is None else kept(job, target, fingerprint)
+        decides = fingerprint is not None and polished is None and request.polish is None
         measured.append(
             Live(
                 target,
-                target.mixing_matrix(matrices),
+                mix_LEF,
                 split,
                 rows,
                 measure(session, rows),
                 measure_updates(session, learned, rows),
-                _check(job, session, target) if job.polish_steps and request.polish is None else None,
+                fingerprint,
+                polished,
+                _check(job, session, target) if decides else None,
             )
         )
     return measured

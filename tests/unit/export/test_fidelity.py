@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ def test_an_export_that_keeps_less_is_warned_of_with_its_numbers() -> None:
 def test_the_advice_is_to_polish_or_to_polish_longer(polish_steps: int, longer: str) -> None:
     (warning,) = made(0.8, lora=0.5, polish_steps=polish_steps).warnings
     assert longer in warning
+
+
+def test_one_adapter_for_several_tasks_is_warned_of_with_the_advice_to_export_each() -> None:
+    (warning,) = replace(made(0.8, lora=0.5), tasks={"color": 0.5, "count": 0.5}).warnings
+    assert "export each task by itself" in warning and "task_mix" not in warning
 
 
 def test_polishing_that_was_thrown_away_is_not_advised_again() -> None:
