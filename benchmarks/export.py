@@ -73,7 +73,7 @@ def execute(comparison: Comparison, name: str, seed: int, polish_steps: Sequence
     session = replace(session, collator=make_collator(session.recipe, session.collator.processor))
     test = load_conversations(str(comparison.make_data() / "test.json"))
     tasks = list(indices_by_task(test))
-    learned = learned_by(session.model)
+    learned = learned_by(session.model, session.anatomy.projector_targets)
     result: dict[str, Any] = {"name": name, "seed": seed, "date": time.strftime("%Y-%m-%d"), "start": START}
     result |= {"learning_rate": run.learning_rate, "exported": {}}
     if not is_fresh:
