@@ -48,7 +48,7 @@ def shared_a(trainer: Any) -> None:
             pool[ADAPTER] = nn.Parameter(pool[ADAPTER].detach()[:kept].clone())
         layer.mixlora_route_B[ADAPTER].requires_grad_(False)  # of no use
 
-    def select(config: MixLoraConfig, logits_MK: Tensor, unused: Tensor) -> Tensor:
+    def select(config: MixLoraConfig, logits_MK: Tensor, *unused: Tensor | None) -> Tensor:
         gate_MK = logits_MK.softmax(dim=-1)
         mix_MRKR = torch.einsum("mk,ij->mikj", gate_MK, torch.eye(config.r, device=gate_MK.device))
         return mix_MRKR.flatten(2)  # M x R x E: factor j of expert k stands at k R + j

@@ -46,6 +46,7 @@ def test_steps_that_are_done_are_skipped_and_those_over_the_budget_wait(tmp_path
     assert result["toy"] and result["result"]["float32"]["bytes_that_differ"] == 0
 
 
+@pytest.mark.long
 def test_every_declared_case_is_a_step_and_comes_after_the_shortest() -> None:
     steps = [line.split()[0] for line in gpu("list").splitlines()]
     assert steps[:3] == ["quantisers", "context", "levers"]

@@ -100,6 +100,7 @@ assert adapt._planned(FEW_EDITS)
 """
 
 
+@pytest.mark.long
 def test_edits_are_planned_where_autograd_has_threads_for_a_device() -> None:
     """It refuses to work in processes that are forked after its first backward pass, on whatever device that was. (In a
     process of its own: a device cannot be taken back.)

@@ -21,6 +21,7 @@ def advice() -> Advice:
     return plan_with_advice(QWEN3_8B, card=CARD, tokens=2048)
 
 
+@pytest.mark.long
 def test_where_no_edit_alone_is_enough_some_together_are(advice: Advice) -> None:
     assert not advice.plan.fits and not any(saving.fits for saving in advice.savings)
     assert advice.smallest is not None and advice.smallest.plan.fits
@@ -28,6 +29,7 @@ def test_where_no_edit_alone_is_enough_some_together_are(advice: Advice) -> None
     assert plan(edited(QWEN3_8B, edit.split()), card=CARD, tokens=2048).peak == advice.smallest.plan.peak
 
 
+@pytest.mark.long
 def test_the_last_step_of_a_lever_may_be_part_of_the_smallest_set(advice: Advice) -> None:
     assert advice.smallest is not None and advice.smallest.learns_the_same
     assert advice.smallest.edit.values["model.stream_layers"] == 36  # of 36; its next step would be half of them

@@ -83,6 +83,7 @@ def test_what_was_changed_is_told_at_once_and_at_the_end(short_recipe: Recipe) -
     assert yaml.safe_load(text[text.index("train:\n") :].partition("\nor give")[0]) == {"train": CHANGES}
 
 
+@pytest.mark.long
 def test_what_was_changed_stands_in_the_runs_files(short_recipe: Recipe) -> None:
     folder = train_within_memory(short_recipe, console=QUIET)
     as_run = load_recipe(str(folder / "recipe.yaml")).train
@@ -92,6 +93,7 @@ def test_what_was_changed_stands_in_the_runs_files(short_recipe: Recipe) -> None
     assert changes[0]["changed"] == {"train.micro_batch_size": 3, "train.gradient_accumulation": 6}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "spec",
     [{"eval_every": 2, "max_steps": 4}, pytest.param({"epochs": 2, "max_steps": None}, marks=pytest.mark.long)],
@@ -153,6 +155,7 @@ def test_after_the_batch_come_the_planners_edits_in_its_order(
     assert "new run: train.optimizer=paged_adamw_8bit" in message
 
 
+@pytest.mark.long
 def test_without_a_plan_levers_come_in_the_order_of_what_they_cost(
     make_recipe: Callable[..., Recipe], card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_processes_learn_what_one_learns(
     assert all(first_change(path) is None for path in (folder, *(folder / "checkpoints").iterdir()))
 
 
+@pytest.mark.long
 def test_a_run_goes_on_in_another_number_of_processes_where_its_batch_is_the_same(
     recipe_for: MakeRecipe, data: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_time_that_is_over_stops_all_processes(recipe_for: MakeRecipe) -> None:
     assert [end for end, _ in ends] == ["TimeIsUpError"] * 2
 
 
+@pytest.mark.long
 def test_memory_that_runs_out_in_one_process_is_adapted_to_by_all(
     recipe_for: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

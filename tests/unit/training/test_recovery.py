@@ -17,6 +17,7 @@ from .card import NOISY, Card, assert_equal, records, resumed_from, weights
 from .helpers import QUIET
 
 
+@pytest.mark.long
 def test_an_optimizer_that_ran_out_of_memory_is_not_trusted(
     make_recipe: Callable[..., Recipe], tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:

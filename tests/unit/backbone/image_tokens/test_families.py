@@ -168,6 +168,7 @@ def test_features_that_are_not_by_image_are_not_cached(recipe_for: Callable[...,
         train(recipe_for(family, **CACHED), console=Console(quiet=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", sorted(MAKERS.keys() - TOGETHER))
 def test_a_run_with_cached_features_is_the_run_without(
     recipe_for: Callable[..., Recipe], tmp_path: Path, family: str
