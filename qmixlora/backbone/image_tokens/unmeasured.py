@@ -133,6 +133,31 @@ class Mllama(Family):
         return ImageInput([config.image_token_index], tensors)
 
 
+class MiniCPMV(Family):
+    """An overview and two to nine slices of 448 pixels; or, within a budget, the overview alone. Packed in one row."""
+
+    edge, most = 448, 9
+
+    def smallest(self, config: PretrainedConfig) -> int:
+        return self._of_a_slice(config)
+
+    def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
+        count, patch = self._of_a_slice(config), config.vision_config.patch_size
+        slices = self.most + 1 if budget is None else min(self.most + 1, budget // count)
+        slices = slices if slices > 2 else 1
+        side = self.edge // patch
+        tensors = {
+            "pixel_values": torch.empty(1, 3, patch, slices * side**2 * patch),
+            "target_sizes": torch.full((slices, 2), side),
+        }
+        ids_L = [*[TEXT] * 3, *[TEXT, *[config.image_token_id] * count, TEXT] * slices]
+        return ImageInput(ids_L, tensors, along={"pixel_values": 3})
+
+    def _of_a_slice(self, config: PretrainedConfig) -> int:
+        merged = 4 if config.downsample_mode == "4x" else 16
+        return int((self.edge // config.vision_config.patch_size) ** 2 // merged)
+
+
 UNMEASURED: dict[str, Family] = {
     "gemma4": Gemma4(),
     "glm4v": QwenVL(),
@@ -140,6 +165,7 @@ UNMEASURED: dict[str, Family] = {
     "glm4v_moe": QwenVL(),
     "lfm2_vl": Lfm2VL(),
     "llava_next": LlavaNext(),
+    "minicpmv4_6": MiniCPMV(),
     "mllama": Mllama(),
     "paddleocr_vl": PaddleOcrVL(),
     "pixtral": Pixtral(),

@@ -159,6 +159,14 @@ REMEMBERED: dict[str, Facts] = {
             **tower("siglip2_vision_model", 1152, 4304, 26, 16, 256, 16), "vision_use_head": False, "num_patches": 256,
         },
     },
+    "openbmb/MiniCPM-V-4.6": {  # Qwen3.5-0.8B under SigLIP2-400M
+        "model_type": "minicpmv4_6",
+        "text_config": _qwen35(
+            decoder("qwen3_5_text", 1024, 3584, 24, 8, 2, 248094), 16, (768, 3072, 12, 12), tied=True
+        )["text_config"],
+        "vision_config": tower("minicpmv4_6_vision", 1152, 4304, 27, 16, 980, 14),
+        "image_size": 1120, "image_token_id": 248056, "tie_word_embeddings": True,
+    },
     "meta-llama/Llama-3.2-11B-Vision-Instruct": {
         "model_type": "mllama", "vision_config": {"image_size": 560}, "text_config": {"vocab_size": 128256},
     },

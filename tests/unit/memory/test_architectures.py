@@ -58,6 +58,7 @@ REMEMBERED = {  # the same, as remembered; those of Qwen3.5 count layers that tr
     "llava-hf/llava-v1.6-mistral-7b-hf": 7.57,
     "HuggingFaceM4/Idefics3-8B-Llama3": 8.46,
     "LiquidAI/LFM2.5-VL-1.6B": 1.6,
+    "openbmb/MiniCPM-V-4.6": 1.3,
     "meta-llama/Llama-3.2-11B-Vision-Instruct": 10.7,
     "PaddlePaddle/PaddleOCR-VL": 0.96,
 }

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import transformers
+from PIL import Image
 
 from qmixlora.backbone.image_tokens import FAMILIES, largest_images, limit_image_tokens, placeholder_of
 from qmixlora.backbone.image_tokens.measured import Measured, _asked
+from qmixlora.backbone.image_tokens.unmeasured import UNMEASURED
 from qmixlora.errors import UserError
+from qmixlora.memory.architectures import config_of
+from qmixlora.recipe import Model
 from tests.families.variant import variants
 
 VARIANTS = variants()
@@ -30,6 +35,17 @@ def test_the_largest_image_is_planned_by_its_processor() -> None:
     ids_BS, tensors = largest_images(config, 2, 64, None, processor)
     assert int((ids_BS[0] == placeholder_of(config)).sum()) == 16
     assert tensors["pixel_values"].shape == (2, 3, 28, 28)
+
+
+def test_slices_of_an_image_are_those_of_the_processor() -> None:
+    processor = transformers.MiniCPMV4_6ImageProcessor()  # by its own defaults
+    config = config_of(Model(id="openbmb/MiniCPM-V-4.6"))
+    planned = UNMEASURED["minicpmv4_6"].largest(config, None, 4096)
+    given = processor(Image.new("RGB", (1344, 1344)), return_tensors="pt")
+    assert {name: tensor.shape for name, tensor in planned.tensors.items()} == {
+        name: given[name].shape for name in ("pixel_values", "target_sizes")
+    }
+    assert planned.ids_L.count(config.image_token_id) == int(given["target_sizes"].prod(dim=-1).sum()) // 16
 
 
 def test_a_batch_of_planned_images_grows_as_the_processor_lets_it() -> None:
