@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 
 def quiet() -> None:
@@ -13,6 +16,7 @@ def quiet() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    offline_without_network()
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # fewer gaps between blocks on the card; the planner counts on it
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -20,3 +24,16 @@ def quiet() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+
+
+def offline_without_network() -> None:
+    """Take what is on this machine where the hub's name cannot be looked up: trying each file that a model may have
+    five times takes minutes. Behind a proxy the name need not be known here.
+    """
+    if "HF_HUB_OFFLINE" in os.environ or getproxies():
+        return
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"

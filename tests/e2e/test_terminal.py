@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from qmixlora.cli import quiet
 
 from tests.conftest import CommandLine
 
@@ -83,3 +86,19 @@ def test_shells_complete_the_verbs(qmixlora: CommandLine, monkeypatch: pytest.Mo
     monkeypatch.setenv("COMP_WORDS", "qmixlora re")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert qmixlora().stdout.split() == ["report", "recipes"]
+
+
+@pytest.mark.parametrize(("proxy", "offline"), [(None, "1"), ("http://127.0.0.1:9", None)])
+def test_without_a_network_the_hub_is_not_asked_again_and_again(
+    proxy: str | None, offline: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(host: str, port: object) -> None:
+        raise socket.gaierror(-2, host)
+
+    for name in ("HF_HUB_OFFLINE", *(name for name in os.environ if name.lower().endswith("_proxy"))):
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    quiet.offline_without_network()
+    assert os.environ.get("HF_HUB_OFFLINE") == offline
