@@ -36,7 +36,7 @@ an instruction. With llama.cpp's converter and server, from the folder of this f
 
 ```bash
 python convert_hf_to_gguf.py {base} --outfile base.gguf
-llama-server -m base.gguf --lora-init-without-apply --lora $(ls factor-*.gguf | paste -sd,)
+llama-server -m base.gguf --lora-scaled $(ls factor-*.gguf | sed 's/$/:0/' | paste -sd,)
 python route.py "What is in this picture?"     # the "lora" of the request; `qmixlora route` prints the same
 ```
 

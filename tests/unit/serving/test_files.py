@@ -123,7 +123,7 @@ def test_llama_server_loads_all_adapters_at_scale_zero_and_is_asked_by_scales(ex
     shutil.copytree(exports / "a-gguf", exports / "b-gguf")
     folder = written(exports, "llama-server")
     words = words_given(folder / "start.sh", "llama-server")
-    assert words[words.index("--lora") + 1] == "a-gguf/a.gguf,b-gguf/a.gguf" and "--lora-init-without-apply" in words
+    assert words[words.index("--lora-scaled") + 1] == "a-gguf/a.gguf:0,b-gguf/a.gguf:0" and "--lora" not in words
     assert "--mmproj" not in words
     (folder / "mmproj.gguf").touch()
     folder = written(exports, "llama-server")
