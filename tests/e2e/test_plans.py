@@ -107,6 +107,7 @@ def test_a_plan_for_data_that_cannot_be_measured_says_so(
     assert done.code == 0 and "The data was not measured:" in done.stdout and "made up" in done.stdout
 
 
+@pytest.mark.long
 def test_a_recipe_is_planned_for_its_card_and_for_the_gpu_at_hand(
     qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_where_nothing_is_left_one_message_says_how_far_it_came(make_recipe: Cal
     assert "last completed step is 1" in stops(make_recipe(train=LAST))
 
 
+@pytest.mark.long
 def test_after_the_batch_come_the_planners_edits_in_its_order(
     make_recipe: Callable[..., Recipe], card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
