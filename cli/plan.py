@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qmixlora.errors import UserError
+from qmixlora.garbage import without_garbage_collection
 from qmixlora.recipe import Recipe, edited, load_recipe, validate
 
 from .ending import say_next
@@ -46,7 +46,7 @@ def plan(
     from .quiet import quiet
 
     quiet()
-    with _no_search_for_garbage(), _nothing_compiled():
+    with without_garbage_collection(), _nothing_compiled():
         from qmixlora.demo import resolve
         from qmixlora.device import GIB
         from qmixlora.memory import card_at_hand, card_bytes, card_of
@@ -85,7 +85,7 @@ def _planned(
     from qmixlora.memory import plan_with_advice, room_on
     from qmixlora.progress import progress
 
-    with progress("planning") as tell, _no_search_for_garbage():
+    with progress("planning") as tell, without_garbage_collection():
         advice = plan_with_advice(recipe, card=card, tokens=tokens, on_progress=tell)
     told = advice.to_dict()
     if at_hand is not None:
@@ -95,16 +95,6 @@ def _planned(
 
         told["probe"] = probe(recipe, advice.plan).to_dict()
     return told
-
-
-@contextlib.contextmanager
-def _no_search_for_garbage() -> Iterator[None]:
-    """It would take an eighth of a plan's time, and there is next to none: imports and tensors without storage."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @contextlib.contextmanager

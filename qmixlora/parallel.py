@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 import torch
 
 T = TypeVar("T")
+ENDS = (signal.SIGTERM, signal.SIGINT)
 _work: Sequence[Callable[[], object]] = ()
 
 
@@ -50,20 +51,6 @@ def in_chunks(
     )
 
 
-@contextlib.contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Python's search for cycles is off: of rows that are made by the thousand and dropped at once none has any, and
-    the search takes a quarter of the time.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def can_fork() -> bool:
     """Whether this process may fork others: not on every system, and not one that was forked as a helper itself."""
     return "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
@@ -82,7 +69,9 @@ def _forked(work: Sequence[Callable[[], T]], processes: int, on_progress: Callab
     global _work
     _work = work  # the processes inherit it; functions cannot be sent
     try:
-        with multiprocessing.get_context("fork").Pool(processes, _begin) as pool:
+        with contextlib.ExitStack() as stack:
+            with _held_back():
+                pool = stack.enter_context(multiprocessing.get_context("fork").Pool(processes, _begin))
             results = cast(Iterator[T], pool.imap(_run, range(len(work))))
             return list(_counted(results, len(work), on_progress))
     finally:
@@ -96,6 +85,20 @@ def _counted(results: Iterator[T], count: int, on_progress: Callable[[int, int],
         yield result
 
 
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Have signals that end a process wait, here and in processes that are forked meanwhile, until `_begin`.
+
+    One that comes to a forked process before Python is ready in it sets a flag that Python clears then: it would be
+    lost, and whoever ends the process would wait for ever.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin() -> None:
     """Prepare a forked process: one core, and no search for garbage among what it was forked with, which copies it.
 
@@ -105,6 +108,7 @@ def _begin() -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
     torch.set_num_threads(1)
     gc.freeze()
 

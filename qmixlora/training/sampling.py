@@ -15,7 +15,22 @@ from qmixlora.errors import UserError
 from qmixlora.session import TunedSession
 
 
-class SeededLengthGroupedSampler(LengthGroupedSampler):
+class _Seeded:
+    """What is drawn in an epoch depends on a seed and the epoch alone."""
+
+    seed: int
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer and accelerate at the beginning of each epoch."""
+        self.epoch = epoch
+
+    def seeded(self, generator: torch.Generator) -> torch.Generator:
+        """A generator as it is at the beginning of the epoch."""
+        return generator.manual_seed(self.seed + self.epoch)
+
+
+class SeededLengthGroupedSampler(_Seeded, LengthGroupedSampler):
     """transformers' sampler of samples of about one length, whose order depends on a seed and the epoch alone.
 
     Its own draws from the process's generator, whose state at the beginning of an epoch a resumed run does not have.
@@ -24,39 +39,31 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
 
     def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
         super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Trainer and accelerate at the beginning of each epoch."""
-        self.epoch = epoch
+        self.seed = seed
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.epoch)
+        self.seeded(self.generator)
         yield from super().__iter__()
 
 
-class StepGroupedSampler(Sampler[int]):
+class StepGroupedSampler(_Seeded, Sampler[int]):
     """Shuffled samples, those of each optimiser step from the longest to the shortest, so that its micro-batches are of
     about one length each. The order depends on a seed and the epoch alone; steps hold the same, whatever the lengths.
     """
 
     def __init__(self, step: int, lengths: Sequence[int], seed: int) -> None:
-        self.step, self.lengths, self.seed, self.epoch = step, lengths, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Trainer and accelerate at the beginning of each epoch."""
-        self.epoch = epoch
+        self.step, self.lengths, self.seed = step, lengths, seed
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = self.seeded(torch.Generator())
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         yield from longest_first(order, self.step, self.lengths)
 
 
-class TokenBatchSampler(BatchSampler):
+class TokenBatchSampler(_Seeded, BatchSampler):
     """Micro-batches of at most so many tokens, in an order that depends on a seed and the epoch alone.
 
     Every sample comes once an epoch; the longest one is in the first batch. Epochs have as many batches each.
@@ -64,19 +71,15 @@ class TokenBatchSampler(BatchSampler):
 
     def __init__(self, tokens: int, lengths: Sequence[int], seed: int) -> None:
         super().__init__(SequentialSampler(lengths), batch_size=1, drop_last=False)
-        self.tokens, self.lengths, self.seed, self.epoch = tokens, lengths, seed, 0
+        self.tokens, self.lengths, self.seed = tokens, lengths, seed
         self.sampler = cast(Any, self)  # whose `set_epoch` accelerate calls, when a resumed run skips batches too
         self.count = len(token_batches(lengths, tokens))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Trainer and accelerate at the beginning of each epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = self.seeded(torch.Generator())
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         first, *others = token_batches(self.lengths, self.tokens, order)
         yield first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 
@@ -32,8 +31,17 @@ def test_a_forked_process_is_ended_by_a_signal_whatever_its_parent_does_with_one
     assert handlers == [True, True]
 
 
-def test_garbage_is_collected_again_after_work_without_it() -> None:
-    with pytest.raises(ValueError), parallel.without_garbage_collection():
-        assert not gc.isenabled()
-        raise ValueError
-    assert gc.isenabled()
+def test_a_signal_that_comes_while_a_process_is_forked_waits_until_it_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 2)
+    begin, held_back = parallel._begin, set()
+
+    def watched() -> None:
+        held_back.update(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        begin()
+
+    monkeypatch.setattr(parallel, "_begin", watched)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    masks = parallel.side_by_side([lambda: (held_back, signal.pthread_sigmask(signal.SIG_BLOCK, ()))] * 2)
+    ends = {signal.SIGTERM, signal.SIGINT}
+    assert all(ends <= forked and not ends & begun for forked, begun in masks)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

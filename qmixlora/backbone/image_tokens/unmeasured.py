@@ -7,6 +7,7 @@ Shapes: L tokens of an image with its marks, N patches, T tiles.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from transformers import PretrainedConfig
@@ -90,29 +91,65 @@ class LlavaNext(Family):
         return int((edge // patch) ** 2 + (pinpoint[0] // patch) * (pinpoint[1] // patch + 1))
 
 
-class Lfm2VL(Family):
-    """Two to ten tiles of 512 pixels and an overview; or, within a budget, the overview alone."""
+class Tiled(Family):
+    """An overview and two to `most` tiles of `edge` pixels, of as many tokens each; or, within a budget, the overview
+    alone.
+    """
 
-    tile, most = 512, 10
+    edge: int
+    most: int
 
     def smallest(self, config: PretrainedConfig) -> int:
-        return self._of_a_tile(config)
+        return self.of_a_tile(config)
+
+    @abstractmethod
+    def of_a_tile(self, config: PretrainedConfig) -> int:
+        """The tokens of a tile."""
+
+    def side(self, config: PretrainedConfig) -> int:
+        """The patches along a tile's edge."""
+        return int(self.edge // config.vision_config.patch_size)
+
+    def tiles(self, config: PretrainedConfig, budget: int | None) -> int:
+        """How many of them the largest image has, with the overview."""
+        tiles = self.most + 1 if budget is None else min(self.most + 1, budget // self.of_a_tile(config))
+        return tiles if tiles > 2 else 1
+
+
+class Lfm2VL(Tiled):
+    """Ten tiles of 512 pixels."""
+
+    edge, most = 512, 10
 
     def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
-        count = self._of_a_tile(config)
-        tiles = self.most + 1 if budget is None else min(self.most + 1, budget // count)
-        tiles = tiles if tiles > 2 else 1
-        vision = config.vision_config
-        side = self.tile // vision.patch_size
+        tiles, side, vision = self.tiles(config, budget), self.side(config), config.vision_config
         tensors = {
             "pixel_values": torch.empty(tiles, side**2, vision.num_channels * vision.patch_size**2),
             "pixel_attention_mask": torch.ones(tiles, side**2, dtype=torch.int32),
             "spatial_shapes": torch.full((tiles, 2), side),
         }
-        return ImageInput([*[config.image_token_id] * count, TEXT] * tiles, tensors)
+        return ImageInput([*[config.image_token_id] * self.of_a_tile(config), TEXT] * tiles, tensors)
 
-    def _of_a_tile(self, config: PretrainedConfig) -> int:
-        return int((self.tile // config.vision_config.patch_size // config.downsample_factor) ** 2)
+    def of_a_tile(self, config: PretrainedConfig) -> int:
+        return int((self.side(config) // config.downsample_factor) ** 2)
+
+
+class MiniCPMV(Tiled):
+    """Nine slices of 448 pixels, packed in one row."""
+
+    edge, most = 448, 9
+
+    def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
+        slices, side, patch = self.tiles(config, budget), self.side(config), config.vision_config.patch_size
+        tensors = {
+            "pixel_values": torch.empty(1, 3, patch, slices * side**2 * patch),
+            "target_sizes": torch.full((slices, 2), side),
+        }
+        ids_L = [*[TEXT] * 3, *[TEXT, *[config.image_token_id] * self.of_a_tile(config), TEXT] * slices]
+        return ImageInput(ids_L, tensors, along={"pixel_values": 3})
+
+    def of_a_tile(self, config: PretrainedConfig) -> int:
+        return int(self.side(config) ** 2 // (4 if config.downsample_mode == "4x" else 16))
 
 
 class Mllama(Family):
@@ -131,31 +168,6 @@ class Mllama(Family):
             "cross_attention_mask": torch.ones(1, tokens, 1, tiles, dtype=torch.long),
         }
         return ImageInput([config.image_token_index], tensors)
-
-
-class MiniCPMV(Family):
-    """An overview and two to nine slices of 448 pixels; or, within a budget, the overview alone. Packed in one row."""
-
-    edge, most = 448, 9
-
-    def smallest(self, config: PretrainedConfig) -> int:
-        return self._of_a_slice(config)
-
-    def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
-        count, patch = self._of_a_slice(config), config.vision_config.patch_size
-        slices = self.most + 1 if budget is None else min(self.most + 1, budget // count)
-        slices = slices if slices > 2 else 1
-        side = self.edge // patch
-        tensors = {
-            "pixel_values": torch.empty(1, 3, patch, slices * side**2 * patch),
-            "target_sizes": torch.full((slices, 2), side),
-        }
-        ids_L = [*[TEXT] * 3, *[TEXT, *[config.image_token_id] * count, TEXT] * slices]
-        return ImageInput(ids_L, tensors, along={"pixel_values": 3})
-
-    def _of_a_slice(self, config: PretrainedConfig) -> int:
-        merged = 4 if config.downsample_mode == "4x" else 16
-        return int((self.edge // config.vision_config.patch_size) ** 2 // merged)
 
 
 UNMEASURED: dict[str, Family] = {

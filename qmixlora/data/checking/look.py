@@ -24,7 +24,8 @@ from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.collate import Collator, check_length
 from qmixlora.data.rendering.lengths import Lengths, by_path
 from qmixlora.errors import UserError
-from qmixlora.parallel import in_chunks, without_garbage_collection
+from qmixlora.garbage import without_garbage_collection
+from qmixlora.parallel import in_chunks
 from qmixlora.progress import progress
 from qmixlora.recipe import Data
 

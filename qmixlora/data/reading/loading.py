@@ -12,7 +12,7 @@ import datasets
 from qmixlora.data.formats import Conversation, FormatError
 from qmixlora.data.refusals import PictureError, Refusals
 from qmixlora.errors import UserError
-from qmixlora.parallel import without_garbage_collection
+from qmixlora.garbage import without_garbage_collection
 from qmixlora.recipe import MAX_PIXELS, Columns
 
 from . import store

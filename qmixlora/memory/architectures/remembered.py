@@ -13,19 +13,24 @@ from .parts import Facts, decoder, tower
 ROPE: Facts = {"rope_type": "default", "rope_theta": 1e6}
 
 
+def _qwen35_text(text: Facts, values: int, tied: bool) -> Facts:
+    """Three layers in four have linear attention, with `values` heads."""
+    rope = {
+        "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    }  # fmt: skip
+    return {
+        **text, "head_dim": 256, "linear_num_key_heads": 16, "linear_num_value_heads": values,
+        "tie_word_embeddings": tied, "rope_parameters": rope,
+    }  # fmt: skip
+
+
 def _qwen35(text: Facts, values: int, vision: tuple[int, int, int, int], tied: bool) -> Facts:
-    """Three layers in four have linear attention, with `values` heads. `vision`: width, inside, layers, heads."""
+    """`vision`: width, inside, layers, heads."""
     width, inside, depth, heads = vision
     return {
         "model_type": "qwen3_5",
-        "text_config": {
-            **text, "head_dim": 256, "linear_num_key_heads": 16, "linear_num_value_heads": values,
-            "tie_word_embeddings": tied,
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
-                "mrope_interleaved": True,
-            },
-        },
+        "text_config": _qwen35_text(text, values, tied),
         "vision_config": {
             "depth": depth, "hidden_size": width, "intermediate_size": inside, "num_heads": heads,
             "out_hidden_size": text["hidden_size"],
@@ -161,9 +166,7 @@ REMEMBERED: dict[str, Facts] = {
     },
     "openbmb/MiniCPM-V-4.6": {  # Qwen3.5-0.8B under SigLIP2-400M
         "model_type": "minicpmv4_6",
-        "text_config": _qwen35(
-            decoder("qwen3_5_text", 1024, 3584, 24, 8, 2, 248094), 16, (768, 3072, 12, 12), tied=True
-        )["text_config"],
+        "text_config": _qwen35_text(decoder("qwen3_5_text", 1024, 3584, 24, 8, 2, 248094), 16, tied=True),
         "vision_config": tower("minicpmv4_6_vision", 1152, 4304, 27, 16, 980, 14),
         "image_size": 1120, "image_token_id": 248056, "tie_word_embeddings": True,
     },
