@@ -42,7 +42,8 @@ def run_body(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Head]:
 
     def keep_one_position(_: nn.Module, __: Any, outputs: ModelOutput) -> ModelOutput:
         seen.append(outputs)
-        return _with_states(outputs, outputs[0][:, :1])
+        # a view of them would be multiplied sample by sample, for which a CPU copies the head's weight in 16 bits
+        return _with_states(outputs, outputs[0][:, :1].contiguous())
 
     hook = body.register_forward_hook(keep_one_position)
     try:

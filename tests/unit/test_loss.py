@@ -52,6 +52,14 @@ def test_no_position_reaches_the_head_but_a_samples_last_and_supervised_ones(
     assert seen == [5, int((batch["labels"][:, 1:] != -100).sum())]
 
 
+def test_the_head_is_one_product_for_all_samples(session: TunedSession, batch: dict[str, Any]) -> None:
+    with torch.profiler.profile(record_shapes=True) as profile:
+        supervised_loss(session.model, batch)
+    vocabulary = session.backbone.lm_head.out_features
+    by_sample = [event.input_shapes for event in profile.events() if event.name == "aten::bmm"]
+    assert by_sample and not [shapes for shapes in by_sample if vocabulary in shapes[1]]
+
+
 def test_a_loss_in_chunks_is_the_same(session: TunedSession, batch: dict[str, Any]) -> None:
     expected = supervised_loss(session.model, batch)
     torch.testing.assert_close(supervised_loss(session.model, batch, chunk=4), expected)
