@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 PYTHON_OLDEST ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null \
 	|| ls $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python 2>/dev/null || echo $(PYTHON)))
 
-.PHONY: setup setup-tests setup-oldest demo test test-long test-all test-oldest audit docs release-check bench gpu check lint types
+.PHONY: setup setup-tests setup-oldest demo test test-long test-exhaustive test-all test-oldest audit docs release-check bench gpu check lint types
 
 setup: $(VENV)/.done
 
@@ -38,11 +38,16 @@ $(OLDEST)/.done: requirements-oldest.lock pyproject.toml
 demo: setup
 	$(VENV)/bin/qmixlora demo
 
+FAST := -m "not long and not exhaustive"
+
 test: lint types setup-tests  # what has to pass before every commit
-	$(VENV)/bin/pytest -m "not long"
+	$(VENV)/bin/pytest $(FAST)
 
 test-long: setup-tests
 	$(VENV)/bin/pytest -m long
+
+test-exhaustive: setup-tests  # before a release
+	$(VENV)/bin/pytest -m exhaustive
 
 test-all: lint types setup-tests
 	$(VENV)/bin/pytest
@@ -72,8 +77,9 @@ audit: setup  # known holes in the pinned releases; asks the network, and fails 
 	$(VENV)/audit/bin/pip install --quiet pip-audit
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock
 
-test-oldest: setup-oldest  # the lower bounds of pyproject.toml; about 3 GB to download, 6 GB on the disk
-	$(OLDEST)/bin/pytest -m "not long"
+# the lower bounds of pyproject.toml; about 3 GB to download, 6 GB on the disk. TESTS: some of the fast tests alone
+test-oldest: setup-oldest
+	$(OLDEST)/bin/pytest $(FAST) $(TESTS)
 
 check: test
 

@@ -101,8 +101,13 @@ def test_the_ladder_says_what_it_changed_and_what_it_left(tmp_path: Path) -> Non
     assert results["training"]["ended"] == results["loading"]["ended"] == "finished"
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("step", ["speed-batch-4", "speed-batch-4-compiled"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("speed-batch-4", marks=pytest.mark.long),
+        pytest.param("speed-batch-4-compiled", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_speed_is_measured_for_layer_and_step(step: str, tmp_path: Path) -> None:
     result = executed(step, tmp_path)
     assert result["layer"].keys() == result["step"].keys() == result["gpu_milliseconds"].keys()

@@ -50,7 +50,7 @@ FILES = (
 )
 FAST = {("optimizer.pt", truncated), ("adapter_model.safetensors", flipped), ("trainer_state.json", emptied)}
 TABLE = [
-    pytest.param(name, damage, id=f"{name} {damage.__name__}", marks=() if (name, damage) in FAST else pytest.mark.long)
+    pytest.param(name, damage, id=f"{name} {damage.__name__}", marks=() if (name, damage) in FAST else pytest.mark.exhaustive)
     for name in FILES
     for damage in DAMAGES
 ]
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_as_it_would_have(
 
 
 @pytest.mark.parametrize("name", FILES[:-1])
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_file_of_another_run_in_a_checkpoint_is_noticed(
     qmixlora: CommandLine, two_runs: Runs, weights: Weights, killed: Path, name: str
 ) -> None:
@@ -95,7 +95,7 @@ def test_a_damaged_file_that_nobody_reads_costs_no_step(
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        pytest.param(*row, id=f"{row[0]} {row[1].__name__}", marks=() if number == 0 else pytest.mark.long)
+        pytest.param(*row, id=f"{row[0]} {row[1].__name__}", marks=() if number == 0 else pytest.mark.exhaustive)
         for number, row in enumerate(
             [
                 *((name, damage) for name in FILES[:-1] for damage in (truncated, zeroed, emptied, missing)),

@@ -65,7 +65,7 @@ def nothing_looks_finished(run: Path) -> bool:
     return adapter and all((path / MANIFEST).is_file() and first_change(path) is None for path in exports)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_run_ends_in_one_message_on_any_disk_and_goes_on_with_more(
     qmixlora: CommandLine, recipe_file: Path, tmp_path: Path, disk: Disk
 ) -> None:
@@ -92,7 +92,7 @@ def test_a_run_ends_in_one_message_on_any_disk_and_goes_on_with_more(
     assert codes[0] == 2 and codes[-1] == 0 and len(set(codes)) == 2
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_an_export_leaves_the_one_before_or_is_whole_on_any_disk(
     qmixlora: CommandLine, finished_run: Callable[[str], Path], tmp_path: Path, disk: Disk
 ) -> None:

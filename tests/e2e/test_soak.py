@@ -79,7 +79,7 @@ def same(one: Path, other: Path) -> bool:
     return own.keys() == expected.keys() and all(torch.equal(own[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_run_that_is_killed_twenty_times_ends_as_one_that_never_was(
     qmixlora: CommandLine, recipe_file: Path, tmp_path: Path, moments: random.Random
 ) -> None:
@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_never_was(
     assert [record["step"] for record in read_log(run / "metrics.jsonl") if "loss" in record] == [*range(1, STEPS + 1)]
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_an_export_that_is_killed_again_and_again_leaves_the_one_before_and_ends_as_one_that_never_was(
     qmixlora: CommandLine, copied_run: Path, tmp_path: Path, moments: random.Random
 ) -> None:
@@ -128,7 +128,7 @@ def test_an_export_that_is_killed_again_and_again_leaves_the_one_before_and_ends
         assert same(copied_run / file.relative_to(straight), file), file.name
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_two_thousand_steps_take_no_more_memory_than_the_first(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

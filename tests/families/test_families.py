@@ -18,10 +18,15 @@ from .variant import Variant, variants
 
 VARIANTS = variants()
 FAST = ("qwen3_vl", "smolvlm")  # of the ways of images: any shape, and tiles
+LONG = (  # with them, one of each kind of decoder, tower and template
+    "aria", "gemma3", "gemma4", "internvl", "llava", "mllama", "paligemma", "qwen3_5", "qwen3_vl_moe", *FAST,
+)  # fmt: skip
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in LONG else pytest.mark.exhaustive) for name in VARIANTS],
+)
 def test_every_stage_works_or_is_refused_by_name(name: str) -> None:
     variant = VARIANTS[name]
     told = outcomes(variant)
