@@ -89,7 +89,7 @@ class _Setting:
     def worst(self) -> Plan:
         """The plan of the batch that takes the most."""
         plans = (plan(self.recipe, card=self.card, batch=batch, residual=self.residual) for batch in self.batches)
-        return max(plans, key=lambda one: one.peak)
+        return max(plans, key=lambda one: one.peak_with_loading)
 
     def worst_and_largest(self) -> tuple[Plan, Largest | None]:
         """The worst plan; with a card, how far it goes, for which that plan is a beginning."""
@@ -125,10 +125,15 @@ class _Setting:
         return [synthetic_batch(self.config, changed, self.batches[0].tokens - shorter)]
 
 
-def plan_worst(recipe: Recipe, card: int) -> Plan:
-    """Plan the worst batch of a recipe alone, on a card of so many bytes. Raises UserError as `plan_with_advice`."""
+def plan_worst(recipe: Recipe, card: int, residual: int | None = None) -> Plan:
+    """Plan the worst batch of a recipe alone, on a card of so many bytes; `residual` is in bytes, too (default:
+    `residual_of` the model).
+
+    Raises UserError as `plan_with_advice`.
+    """
     config = config_of(recipe.model)
-    return _Setting(recipe, config, batches_of(recipe, config, None), None, card, residual_of(recipe.model.id)).worst()
+    missed = residual_of(recipe.model.id) if residual is None else residual
+    return _Setting(recipe, config, batches_of(recipe, config, None), None, card, missed).worst()
 
 
 def _batching(recipe: Recipe) -> tuple[int, int | None]:

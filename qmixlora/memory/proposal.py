@@ -7,7 +7,7 @@ levers until it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +21,12 @@ from qmixlora.errors import UserError
 from qmixlora.parallel import side_by_side
 from qmixlora.recipe import Edit, Recipe, steps_of, validate
 
-from .advice import plan_with_advice
+from .advice import plan_with_advice, plan_worst
 from .architectures import config_of
 from .cards import CARDS, KEPT
 from .measured import Measured, measure
-from .planner import Plan, plan, room_on
-from .simulation.batch import batches_of
+from .planner import Plan, room_on
+from .residuals import residual_of
 
 Preference = Literal["speed", "memory", "quality"]
 BATCHES = (8, 4, 2, 1)  # samples at a time
@@ -69,31 +69,31 @@ def propose(
     measured = measure(recipe)
     recipe = (_of_the_data(measured, reasons) | given).apply(recipe)
     tries = [(size | given).apply(recipe) for size in _sizes(prefer, measured)]
-    plans = side_by_side([partial(_planned, one, card) for one in tries])
+    planned = partial(_planned, card=card, residual=residual_of(model))  # asked for before processes are forked
+    plans = side_by_side([partial(planned, one) for one in tries])
     fitting = [(one, its) for one, its in zip(tries, plans, strict=True) if its is not None and its.fits]
     if fitting:
         recipe, chosen = fitting[0]
         larger = _more_on_a_larger_card(tries, plans, recipe, card)
         _why(recipe, prefer, reasons)
         by_tokens = (_by_tokens(recipe, measured) | given).apply(recipe)
-        if prefer != "memory" and by_tokens != recipe and (its := _planned(by_tokens, card)) and its.fits:
+        if prefer != "memory" and by_tokens != recipe and (its := planned(by_tokens)) and its.fits:
             recipe, chosen = by_tokens, its
             reasons["train.batch_tokens"] = "samples differ in length: filled by tokens, less of a batch is padding"
     else:
-        recipe, chosen = _with_levers(tries[-1], card, prefer, reasons)
+        recipe, chosen = _with_levers(tries[-1], card, planned, prefer, reasons)
         larger = _without_levers(plans, card)
     samples = _samples_of_a_batch(recipe, measured)
     recipe = (_schedule(recipe, measured, samples, reasons) | given).apply(recipe)
     return Proposal(recipe, chosen, measured, reasons, samples, larger)
 
 
-def _planned(recipe: Recipe, card: int) -> Plan | None:
+def _planned(recipe: Recipe, *, card: int, residual: int) -> Plan | None:
     """The plan of the recipe's worst batch; None where its values are not for this model or data."""
     try:
-        plans = [plan(recipe, card=card, batch=batch) for batch in batches_of(recipe, config_of(recipe.model), None)]
+        return plan_worst(recipe, card, residual)
     except UserError:
         return None
-    return max(plans, key=lambda candidate: candidate.peak_with_loading)
 
 
 def _why(recipe: Recipe, prefer: Preference, reasons: dict[str, str]) -> None:
@@ -158,7 +158,9 @@ def _by_tokens(recipe: Recipe, measured: Measured) -> Edit:
     return Edit({"train.batch_tokens": count * recipe.data.max_length, "train.micro_batch_size": 1})
 
 
-def _with_levers(recipe: Recipe, card: int, prefer: Preference, reasons: dict[str, str]) -> tuple[Recipe, Plan]:
+def _with_levers(
+    recipe: Recipe, card: int, planned: Callable[[Recipe], Plan | None], prefer: Preference, reasons: dict[str, str]
+) -> tuple[Recipe, Plan]:
     """The recipe with the smallest set of levers with which it fits, or with one after the other until it does; those
     that change nothing of what is learned first, and where quality is preferred, alone.
 
@@ -175,7 +177,7 @@ def _with_levers(recipe: Recipe, card: int, prefer: Preference, reasons: dict[st
     for lever in sorted(levers, key=lambda lever: not lever.learns_the_same):
         edit = to_the_end(lever, recipe, facts)
         with suppress(UserError):  # an edit that does not go with those before it
-            if (its := _planned(edit.apply(recipe), card)) is not None:
+            if (its := planned(edit.apply(recipe))) is not None:
                 recipe = edit.apply(recipe)
                 cost = "what is learned stays the same" if lever.learns_the_same else "may cost accuracy"
                 reasons |= dict.fromkeys(edit.values, f"needed for this card; {cost}")

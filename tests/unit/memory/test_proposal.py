@@ -12,6 +12,7 @@ from qmixlora.errors import UserError
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.commented import text_of, words_of
 from qmixlora.memory.proposal import Proposal, propose
+from qmixlora.memory.residuals import remember
 from qmixlora.recipe import validate
 
 CARD = 2 * 2**30
@@ -62,6 +63,15 @@ def test_the_least_memory_is_that_of_one_sample_with_checkpointing(
     assert small.recipe.train.micro_batch_size == 1 and small.recipe.train.checkpointing.enabled
     saved = "forward, after the last layer"  # the optimiser's own step, the same of both, is this model's peak
     assert small.plan.phases[saved] < fast.plan.phases[saved]
+
+
+def test_a_proposal_counts_what_probes_found_missing(
+    proposed: Callable[..., Proposal], backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a card")
+    remember("a card", str(backbone), 2**28)
+    assert proposed("memory").plan.parts.missed == 2**28
 
 
 def test_a_card_that_nothing_fits_is_refused_with_what_to_do(proposed: Callable[..., Proposal]) -> None:
