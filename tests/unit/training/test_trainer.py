@@ -154,3 +154,5 @@ def test_8_bit_adam_keeps_its_state_in_8_bits(
     moments = [(p, state["state1"]) for p, state in optimizer.state.items()]
     large = [m for p, m in moments if p.numel() >= 4096]
     assert large and all(m.dtype == torch.uint8 for m in large)
+    whole = [p for name, p in session.model.named_parameters() if "modules_to_save" in name and p.numel() >= 4096]
+    assert whole and all(optimizer.state[p]["state1"].dtype == torch.uint8 for p in whole)
