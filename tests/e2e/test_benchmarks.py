@@ -87,7 +87,7 @@ def test_the_demo_is_started_by_its_command(tmp_path: Path) -> None:
     assert result["exit"] == 0 and "demo [OPTIONS]" in result["told"]
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_levers_are_compared_with_a_step_without_them(tmp_path: Path) -> None:
     results = executed("levers", tmp_path)
     same = [name for name, got in results.items() if got["to_the_bit"]]
@@ -95,19 +95,14 @@ def test_levers_are_compared_with_a_step_without_them(tmp_path: Path) -> None:
     assert not results["nf4 head"]["to_the_bit"] and max(got["loss"] for got in results.values()) < 0.1
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_the_ladder_says_what_it_changed_and_what_it_left(tmp_path: Path) -> None:
     results = executed("ladder", tmp_path)
     assert results["training"]["ended"] == results["loading"]["ended"] == "finished"
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        pytest.param("speed-batch-4", marks=pytest.mark.long),
-        pytest.param("speed-batch-4-compiled", marks=pytest.mark.exhaustive),
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("step", ["speed-batch-4", "speed-batch-4-compiled"])
 def test_speed_is_measured_for_layer_and_step(step: str, tmp_path: Path) -> None:
     result = executed(step, tmp_path)
     assert result["layer"].keys() == result["step"].keys() == result["gpu_milliseconds"].keys()
