@@ -65,7 +65,7 @@ PAIRS = [
     *itertools.product(("pairing=conditional", "pairing=independent"), ("gate=hard", "gate=straight_through")),
     ("condition_norm=none", "route_on=instruction"),
 ]
-SIZES = [("8", "2"), ("32", "4"), ("16", "8")]
+SIZES = [("8", "2"), ("32", "4"), ("16", "8"), ("64", "8")]
 PLAIN = ("condition_norm=none", "gate=hard", "route_on=all", "pairing=conditional")  # the paper's equations
 
 # one projector for all; the outputs of every LoRA exist at once
@@ -77,6 +77,7 @@ METHODS = {
     **{change: mixture(change) for change in ONE_CHANGE},
     **{",".join(changes): mixture(*changes) for changes in PAIRS},
     **{f"E={e},R={r}": mixture(f"num_factors={e}", f"r={r}") for e, r in SIZES},
+    **{f"router=model,E={e},R={r}": mixture("router=model", f"num_factors={e}", f"r={r}") for e, r in SIZES},
     "paper": mixture(*PLAIN),
     "released": mixture(*PLAIN, "pairing=released", "alpha=32"),
     "frozen-routers": mixture(prepare=experiments.frozen_routers),

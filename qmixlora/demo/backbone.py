@@ -116,17 +116,19 @@ def processor_of(words: Iterable[str]) -> LlavaProcessor:
         pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
     )  # fmt: skip
-    images = CLIPImageProcessor(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
     return LlavaProcessor(
-        image_processor=images,
+        image_processor=make_image_processor(),
         tokenizer=fast,
         patch_size=CELL,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def make_image_processor() -> CLIPImageProcessor:
+    """An image processor of scenes' size."""
+    return CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
 
 
 def make_config(tokenizer: Any, layers: int = 4, width: int = 128) -> LlavaConfig:

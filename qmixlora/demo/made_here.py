@@ -42,7 +42,7 @@ def _make_embedded(folder: Path, tell: Tell, console: Console) -> Path:
 
 
 def _make_real(folder: Path, tell: Tell, console: Console) -> Path:
-    return make_real_backbone(folder, lambda: make_with_progress(EMBEDDED, console), tell)
+    return make_real_backbone(folder, tell)
 
 
 BACKBONES = {
@@ -50,7 +50,7 @@ BACKBONES = {
     REAL: BackboneMaker(
         real_backbone_folder,
         _make_real,
-        "SmolLM2-135M learns to see, once (some 20 minutes of CPU time; goes on where it was interrupted)",
+        "SmolLM2-135M learns to see, once (some 15 minutes of CPU time; goes on where it was interrupted)",
     ),
 }
 DATA_SETS = {

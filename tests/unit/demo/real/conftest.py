@@ -14,18 +14,18 @@ from tests.standin import small_language_model
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORD_STEPS", "WORD_BATCH", "CAPTION_BATCH"):
+    for name in ("WORD_BATCH", "CAPTION_BATCH"):
         monkeypatch.setattr(backbone, name, 2)
-    monkeypatch.setattr(backbone, "CAPTION_STEPS", 4)
-    monkeypatch.setattr(backbone, "SAVE_EVERY", 1)
+    for name in ("WORD_STEPS", "CAPTION_STEPS"):
+        monkeypatch.setattr(backbone, name, 4)
 
 
 @pytest.fixture
-def make(few_steps: None, backbone: Path) -> Callable[..., Path]:
+def make(few_steps: None) -> Callable[..., Path]:
     """Make a real backbone of the stand-in in a folder."""
     from qmixlora.demo.real.backbone import make_real_backbone
 
     def made(folder: Path, on_progress: Any = lambda done, total: None) -> Path:
-        return make_real_backbone(folder, lambda: backbone, on_progress, read=small_language_model)
+        return make_real_backbone(folder, on_progress, read=small_language_model)
 
     return made
