@@ -7,7 +7,7 @@ from tests.families.variant import ROPE, Made, Variant, config_of, text
 from . import qwen2_vl
 
 VISION = {
-    "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14,
+    "depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14,
     "fullatt_block_indexes": [1],
 }  # fmt: skip
 
