@@ -11,7 +11,7 @@ import itertools
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -107,11 +107,11 @@ def crossed(run: Path, task: str, scaled: tuple[int, int] | None = None) -> list
     return [as_asked(row, [one.copy() for one in own]) for row, own in itertools.product(rows, [*images, []])]
 
 
+# llama.cpp's converter takes the last matrix of this projector for one of a layer 2, which the tower has to have
+DEEP = replace(qwen2_5_vl.VARIANT, make=partial(qwen2_5_vl.make, depth=3))
 MODELS = {
     "demo": Model(make_demo, held_out),
     "qwen3-vl": Model(partial(make_tiny, qwen3_vl.VARIANT, ("lora", "merged", "gguf")), crossed, True),
-    "qwen2.5-vl": Model(
-        partial(make_tiny, qwen2_5_vl.VARIANT, ("lora", "gguf")), partial(crossed, scaled=(28, 56)), True
-    ),
+    "qwen2.5-vl": Model(partial(make_tiny, DEEP, ("lora", "gguf")), partial(crossed, scaled=(28, 56)), True),
     "smollm2": Model(make_smollm2, held_out_words),
 }
