@@ -38,7 +38,6 @@ from served_models import MODELS
 from server_environments import SERVERS, environment, folder_of, set_up, version
 from server_forms import FORMS, Ask, Loras, qmixlora
 from server_tables import RESULTS, write_tables
-
 from transformers.image_utils import load_images
 
 from qmixlora.files import write_json
