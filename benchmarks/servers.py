@@ -17,6 +17,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,22 +32,27 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import llama_breaks
+import vllm_breaks
 from served_models import MODELS
-from server_breaks import BREAKS
-from server_environments import SERVERS, VLLM, environment, folder_of, set_up
+from server_environments import SERVERS, environment, folder_of, set_up, version
+from server_forms import FORMS, Ask, Loras, qmixlora
 from server_tables import RESULTS, write_tables
+from transformers.image_utils import load_images
 
 from qmixlora.files import write_json
 from qmixlora.serving.comparison import Difference, difference
-from qmixlora.serving.fingerprint import EXPORT, FINGERPRINT, Fingerprint, read_fingerprint
-from qmixlora.serving.local import with_peft, with_transformers
-from qmixlora.serving.making import answers_of, make_fingerprint
-from qmixlora.serving.servers import openai_server
-from qmixlora.serving.stock import put_adapter
+from qmixlora.serving.fingerprint import EXPORT, FINGERPRINT, Fingerprint, Prompt, read_fingerprint
+from qmixlora.serving.servers import Server, call
 
 PORT, PATIENCE = 8765, 900  # seconds until a server that starts is given up
-VERSIONS = {"vllm": f"vLLM {VLLM}"}
-OPTIONS = {"vllm": ["--enforce-eager"]}
+BREAKS = {"vllm": vllm_breaks.BREAKS, "llama-server": llama_breaks.BREAKS}
+HALF_CACHE = "float32, cache float16"  # as llama-server has it by itself
+OPTIONS = {"vllm": ["--enforce-eager"], "llama-server": ["--threads", "1"]}
+AT_ONCE = "float32, 4 at once"  # as llama-server has it by itself
+F32 = ["--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"]
+ROUNDS = {AT_ONCE: 5}  # what goes wrong there is a matter of moments
+MORE = {("llama-server", "float32"): F32, ("llama-server", AT_ONCE): [*F32, "--parallel", "4"]}
 HEALTH = "/health"
 
 
@@ -62,7 +69,7 @@ class Case:
     @property
     def name(self) -> str:
         parts = (self.server, self.model, self.form, self.dtype, self.broken)
-        return "--".join(part.replace(" ", "_") for part in parts if part)
+        return "--".join(re.sub("[^a-z0-9.-]+", "_", part) for part in parts if part)
 
 
 CASES = [
@@ -71,7 +78,14 @@ CASES = [
     Case("vllm", "demo", "merged"),
     Case("vllm", "qwen3-vl", "lora"),
     Case("vllm", "qwen3-vl", "merged"),
-    *(Case("vllm", "qwen3-vl", "lora", broken=name) for name in BREAKS),
+    *(Case("vllm", "qwen3-vl", "lora", broken=name) for name in BREAKS["vllm"]),
+    Case("llama-server", "smollm2", "gguf"),
+    Case("llama-server", "smollm2", "gguf", HALF_CACHE),
+    Case("llama-server", "smollm2", "live-gguf"),
+    Case("llama-server", "qwen2.5-vl", "gguf"),
+    Case("llama-server", "qwen2.5-vl", "gguf", AT_ONCE),
+    Case("llama-server", "qwen3-vl", "gguf"),
+    *(Case("llama-server", "qwen2.5-vl", "gguf", broken=name) for name in BREAKS["llama-server"]),
 ]
 
 
@@ -79,6 +93,7 @@ def run_of(model: str) -> Path:
     """The run of a model, made on first use."""
     folder = folder_of("models") / model
     if not (folder / "made").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
         MODELS[model].make(folder)
         (folder / "made").touch()
     return folder / "run"
@@ -117,85 +132,95 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def qmixlora(*words: object) -> subprocess.CompletedProcess[str]:
-    """The command line, in a process of its own."""
-    command = [sys.executable, "-m", "qmixlora.cli.main", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def start_command(case: Case, exports: Path) -> tuple[list[str], list[Path]]:
-    """(the command, the exports that it serves): what serve-files wrote, or one merged checkpoint as it is."""
-    options = [*OPTIONS[case.server], "--port", str(PORT)]
-    if case.form == "merged":
-        folder = sorted(exports.glob("*-merged"))[0]
-        return ["vllm", "serve", str(folder), "--dtype", case.dtype, *options], [folder]
-    done = qmixlora("serve-files", exports, "--for", case.server)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    folders = sorted(exports.glob(f"*-{case.form}"))
-    start = exports / f"serve-{case.server}" / "start.sh"
-    return ["sh", str(start), *options, "--dtype", case.dtype], folders
+def start_command(case: Case, exports: Path) -> list[str]:
+    """The command that serves exports as a case wants it, of this form's kind."""
+    own = FORMS[case.server, case.form]().command(exports, MODELS[case.model], case.dtype)
+    return [*own, *OPTIONS[case.server], *MORE.get((case.server, case.dtype), ()), "--port", str(PORT)]
 
 
 def measure(case: Case) -> dict[str, Any]:
-    run = run_of(case.model)
-    command, folders = start_command(case, run / "exports")
-    expected = _wide(case, run, folders)
+    run, form = run_of(case.model), FORMS[case.server, case.form]()
+    rounds = ROUNDS.get(case.dtype, 1)
+    folders = form.folders(run / "exports")
+    command = start_command(case, run / "exports")
+    right = [_right(case, run, folder, form) for folder in folders]
     with started(case.server, command, folder_of("logs") / f"{case.name}.log") as url:
-        told = {one.name: json.loads(qmixlora("check", one, "--url", url, "--json").stdout) for one in folders}
+        told = {one.name: _checked(one, form.check, url) for one in folders} if form.check else {}
         with ThreadPoolExecutor(len(folders)) as pool:
-            reports = list(pool.map(lambda one: _asked(url, one), expected))
+            asked = [(form.asking(url, folder, one), one) for folder, one in zip(folders, right, strict=True)]
+            answered = [pair for pairs in pool.map(lambda one: _differences(*one), asked * rounds) for pair in pairs]
+        plain = None if form.check else _differences(_without_any(url, right[0]), right[0])
+    logprobs = [value for _, one in answered for value in one.logprobs]
     return {
         "command": _shortened(command, run),
-        "check": {name: report["verdict"] for name, report in told.items()},
-        "fingerprints": {name: report["against"]["export"] for name, report in told.items()},
-        "prompts": sum(one.prompts for one in reports),
-        "same": sum(one.same for one in reports),
-        "mean_difference": sum(map(sum, (one.logprobs for one in reports))) / sum(len(one.logprobs) for one in reports),
-        "largest_difference": max(one.largest or 0.0 for one in reports),
+        "check": {name: report["verdict"] for name, (_, report) in told.items()},
+        "fingerprints": {name: report["against"]["export"] for name, (_, report) in told.items()},
+        "prompts": len(answered),
+        "same": sum(one.same for _, one in answered),
+        "mean_difference": sum(logprobs) / len(logprobs),
+        "largest_difference": max(logprobs),
+        "by_image": _by_image(answered),
+        **({"same_without_adapters": sum(one.same for _, one in plain)} if plain else {}),
     }
 
 
-def _wide(case: Case, run: Path, folders: Sequence[Path]) -> list[Fingerprint]:
-    """More questions than exports' own fingerprints have, answered by stock libraries: on one base, or merged."""
-    wide, stock = [], None
-    for folder in folders:
-        kept = folder_of("expected") / case.model / folder.name
-        if not (kept / FINGERPRINT).is_file():
-            own = read_fingerprint(folder)
-            if stock is None or case.form == "merged":
-                stock = (
-                    with_transformers(folder, own) if case.form == "merged" else with_peft(folder, own, None)
-                ).stock
-            else:
-                put_adapter(stock, folder)
-            prompts = MODELS[case.model].prompts(run, folder)
-            answers = {EXPORT: answers_of(stock, prompts, own.max_tokens)}
-            of = (own.name, own.form, own.dtype, own.max_tokens)
-            kept.mkdir(parents=True, exist_ok=True)
-            make_fingerprint(*of, prompts, answers, own.template_arguments).write(kept)
-        wide.append(read_fingerprint(kept))
-    return wide
+def _by_image(answered: Sequence[tuple[Prompt, Difference]]) -> dict[str, dict[str, Any]]:
+    """The same by the width and height of the image that a prompt has ("none" without one)."""
+    sizes: dict[str, list[Difference]] = {}
+    for prompt, one in answered:
+        parts = [part for message in prompt.messages for part in message["content"] if part["type"] != "text"]
+        images = [load_images(part["image_url"]["url"]) for part in parts]
+        sizes.setdefault(" ".join(f"{image.width}x{image.height}" for image in images) or "none", []).append(one)
+    return {
+        size: {
+            "prompts": len(own),
+            "same": sum(one.same for one in own),
+            "largest_difference": max((one.largest or 0.0 for one in own), default=0.0),
+        }
+        for size, own in sizes.items()
+    }
 
 
-def _asked(url: str, expected: Fingerprint) -> Difference:
-    server = openai_server(url, expected, "", None)
-    answers = [server.answer(prompt.messages, expected.max_tokens) for prompt in expected.prompts]
-    return difference(answers, [prompt.answers[EXPORT] for prompt in expected.prompts])
+def _right(case: Case, run: Path, folder: Path, form: Loras) -> Fingerprint:
+    """Right answers to more questions than an export's own fingerprint has, made once."""
+    kept = folder_of("expected") / case.model / folder.name.replace("-gguf", "-lora")
+    if not (kept / FINGERPRINT).is_file():
+        made = form.right(folder, lambda task: MODELS[case.model].prompts(run, task))
+        kept.mkdir(parents=True, exist_ok=True)
+        made.write(kept)
+    return read_fingerprint(kept)
+
+
+def _checked(folder: Path, option: str, url: str, *more: str) -> tuple[int, dict[str, Any]]:
+    """(the exit code, the report) of `qmixlora check`."""
+    done = qmixlora("check", folder, option, url, "--json", *more)
+    return done.returncode, json.loads(done.stdout)
+
+
+def _differences(ask: Ask, right: Fingerprint) -> list[tuple[Prompt, Difference]]:
+    return [(prompt, difference([ask(prompt)], [prompt.answers[EXPORT]])) for prompt in right.prompts]
+
+
+def _without_any(url: str, right: Fingerprint) -> Ask:
+    """Asks llama-server with all of its adapters left out."""
+    none = [{"id": one["id"], "scale": 0.0} for one in call(url, "/lora-adapters")]
+    server = Server(url, "base", None, {"lora": none}, {})
+    return lambda prompt: server.answer(prompt.messages, right.max_tokens)
 
 
 def measure_broken(case: Case) -> dict[str, Any]:
     """What `qmixlora check` says of a server in which something is wrong with task a."""
     assert case.broken is not None
-    run = run_of(case.model)
-    broken = BREAKS[case.broken](run, folder_of("broken") / case.name)
-    command = broken.command or start_command(case, broken.exports)[0]
-    command = [*command, *broken.options, *([] if not broken.command else [*OPTIONS[case.server], "--port", str(PORT)])]
+    run, option = run_of(case.model), FORMS[case.server, case.form]().check
+    broken = BREAKS[case.server][case.broken](run, folder_of("broken") / case.name)
+    command = [*broken.command, *OPTIONS[case.server], *MORE.get((case.server, case.dtype), ()), "--port", str(PORT)]
+    command = [*(command if broken.command else start_command(case, broken.exports)), *broken.options]
     with started(case.server, command, folder_of("logs") / f"{case.name}.log") as url:
-        done = qmixlora("check", broken.asked, "--url", url, "--json")
-    report = json.loads(done.stdout)
+        for before, name in broken.before:
+            _checked(before, str(option), url, "--name", name)
+        code, report = _checked(broken.asked, str(option), url)
     kept = {key: report[key] for key in ("verdict", "reasons", "notes", "against")}
-    return {"command": _shortened(command, run), "how": broken.how, "exit": done.returncode, **kept}
+    return {"command": _shortened(command, run), "how": broken.how, "exit": code, **kept}
 
 
 def _shortened(command: Sequence[str], run: Path) -> str:
@@ -209,13 +234,14 @@ def _common(case: Case) -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     libraries = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
-    facts = {"server": VERSIONS[case.server], "model": case.model, "form": case.form, "dtype": case.dtype}
+    facts = {"server": version(case.server), "model": case.model, "form": case.form, "dtype": case.dtype}
     return {**facts, "hardware": f"{cpu}, no GPU", "compared_with": libraries, "date": time.strftime("%Y-%m-%d")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("setup", "run", "table"))
+    parser.add_argument("--to", type=Path, default=RESULTS, help="the folder of the measurements")
     parser.add_argument(
         "names", nargs="*", help="of servers to set up; of measurements, or the beginnings of their names"
     )
@@ -229,11 +255,12 @@ def main() -> None:
         folder_of("logs").mkdir(parents=True, exist_ok=True)
         for case in CASES:
             wanted = not arguments.names or case.name.startswith(tuple(arguments.names))
-            if wanted and not (RESULTS / f"{case.name}.json").is_file():
+            file = arguments.to / f"{case.name}.json"
+            if wanted and not file.is_file():
                 print(case.name, flush=True)
                 result = measure_broken(case) if case.broken else measure(case)
-                RESULTS.mkdir(parents=True, exist_ok=True)
-                write_json(RESULTS / f"{case.name}.json", {**_common(case), **result})
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, {**_common(case), **result})
 
 
 if __name__ == "__main__":

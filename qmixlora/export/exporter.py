@@ -51,7 +51,7 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
             base = write_base(job, learned) if any(maker.on_base for maker in makers) else None
             for maker in makers:
                 if maker.of_run is not None:
-                    maker.of_run(job, session, learned, base)
+                    maker.of_run(job, session, learned)
             if not live:
                 return []
             adapters = write_adapters(job, session, learned, live, base, scratch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
@@ -32,7 +31,7 @@ class Maker:
     """
 
     of_adapters: Callable[[Job, Sequence[Adapter]], list[Fidelity]] | None = None
-    of_run: Callable[[Job, TunedSession, Learned, Path | None], None] | None = None
+    of_run: Callable[[Job, TunedSession, Learned], None] | None = None
     check: Callable[[Recipe, Request], None] = _any
     on_base: bool = True
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from qmixlora.backbone import source_of
-from qmixlora.bases import RECORD
 from qmixlora.errors import UserError
 from qmixlora.files import replacing
 from qmixlora.recipe import Recipe
@@ -77,17 +74,9 @@ def write(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
             temporary.mkdir()
             task, file = "+".join(target.shares), f"{target.name}.gguf"
             model.write_lora(temporary / file, read(adapter.folder).updates, task, f"LoRA for {target.name}")
-            base = _carry_base(job, adapter.folder, temporary)
+            base = job.carry_base(temporary)
             card = CARD.format(task=task, rank=lora.rank, base=base, file=final / file, folder=final, images=images)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             job.finish(temporary, fidelity)
         made.append(fidelity)
     return made
-
-
-def _carry_base(job: Job, adapter: Path, folder: Path) -> str:
-    """Note in the folder which base its adapter lies on, if that is one of its own; returns the base's name."""
-    if not (adapter / RECORD).is_file():
-        return job.recipe.model.id
-    shutil.copyfile(adapter / RECORD, folder / RECORD)
-    return str(job.base_folder)

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from qmixlora.backbone import make_skeleton, source_of
 from qmixlora.backbone.levers import has_quantized_parts
-from qmixlora.bases import BASE
+from qmixlora.bases import BASE, RECORD
 from qmixlora.data import Collator, indices_by_task, taught
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
@@ -89,6 +89,13 @@ class Job:
     def base_folder(self) -> Path:
         """The folder of the base that the run's LoRAs lie on."""
         return self.folder / FOLDER / BASE
+
+    def carry_base(self, folder: Path) -> str:
+        """Note in the folder of an export which base it lies on, if that is one of the run's own; returns its name."""
+        if not (self.base_folder / RECORD).is_file():
+            return self.recipe.model.id
+        shutil.copyfile(self.base_folder / RECORD, folder / RECORD)
+        return str(self.base_folder.resolve())
 
     def folder_of(self, target: Target, form: str) -> Path:
         return self.folder / FOLDER / f"{target.name}-{form}"

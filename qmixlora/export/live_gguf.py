@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qmixlora.bases import RECORD
 from qmixlora.errors import CheckError, UserError
 from qmixlora.files import replacing
 from qmixlora.manifest import seal
@@ -36,12 +35,13 @@ an instruction. With llama.cpp's converter and server, from the folder of this f
 
 ```bash
 python convert_hf_to_gguf.py {base} --outfile base.gguf
-llama-server -m base.gguf --lora-scaled $(ls factor-*.gguf | sed 's/$/:0/' | paste -sd,)
+llama-server -m base.gguf --lora-scaled $(ls factor-*.gguf | sed 's/$/:0/' | paste -sd,) --no-cache-prompt
 python route.py "What is in this picture?"     # the "lora" of the request; `qmixlora route` prints the same
 ```
 
-The server numbers the files in their order, from 0: name no other adapter before them. A conversation that goes on is
-asked with the scales of its last question.
+The server numbers the files in their order, from 0: name no other adapter before them. With its cache of prompts it
+answers from states that other scales have left. A conversation that goes on is asked with the scales of its last
+question.
 
 {images}
 """
@@ -80,7 +80,7 @@ def check(recipe: Recipe, request: Request) -> None:
     check_projector(recipe, request)
 
 
-def write(job: Job, session: TunedSession, learned: Learned, base: Path | None) -> None:
+def write(job: Job, session: TunedSession, learned: Learned) -> None:
     """Write `exports/live/`, and compare its routing with the run's.
 
     Raises CheckError where they differ; nothing is written then.
@@ -99,10 +99,7 @@ def write(job: Job, session: TunedSession, learned: Learned, base: Path | None) 
             model.write_lora(temporary / f"{name}.gguf", updates, name, name, scaling=learned.scaling)
         write_router(session, temporary)
         shutil.copyfile(route.__file__, temporary / CLIENT)
-        if base is not None:
-            shutil.copyfile(base / RECORD, temporary / RECORD)
-        named = job.recipe.model.id if base is None else str(base.resolve())
-        card = CARD.format(factors=factors, base=named, images=note_on_images(config))
+        card = CARD.format(factors=factors, base=job.carry_base(temporary), images=note_on_images(config))
         (temporary / "README.md").write_text(card, encoding="utf-8")
         shutil.copyfile(job.folder / RECIPE, temporary / RECIPE)
         seal(temporary)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .fingerprint import EXPORT, Answer, Prompt, Step
 
 # a mean of differences of log-probabilities that rounding explains, by the dtype of the fingerprint
 TOLERANCES = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.1}
+PART = "\ufffd"  # what a part of a character decodes to
 MISSING = 10.0  # the difference of a token that is not among the likeliest ones that a server tells
 
 
@@ -37,7 +38,7 @@ class Difference:
 
 def difference(observed: Sequence[Answer], expected: Sequence[Answer]) -> Difference:
     """How far answers are from the expected ones."""
-    pairs = list(zip(observed, expected, strict=True))
+    pairs = [(one, _told(one, other)) for one, other in zip(observed, expected, strict=True)]
     logprobs = [value for one, other in pairs for value in _logprobs(one, other)]
     return Difference(len(pairs), sum(_same(one, other) for one, other in pairs), tuple(logprobs))
 
@@ -51,6 +52,28 @@ def differences(observed: Sequence[Answer], prompts: Sequence[Prompt]) -> dict[s
 def nearest(found: Mapping[str, Difference]) -> str:
     """Whose answers are the nearest; the export's where others are as near."""
     return min(found, key=lambda whose: (found[whose].mean, whose != EXPORT))
+
+
+def _told(observed: Answer, expected: Answer) -> Answer:
+    """The expected answer as llama-server would tell it, if the observed one is of such a server, which tells tokens by
+    id and text: without those that end within a character, which it tells with the token that completes it.
+    """
+    if not any(one.text and one.token is not None for one in observed.steps):
+        return expected
+    left, steps = list(expected.steps), []
+    for one in observed.steps:
+        near = enumerate(left[: _hidden(left) + 1])
+        ahead = next((index for index, step in near if _is(one, step) and (not index or one.text != step.text)), 0)
+        steps += left[ahead : ahead + 1]
+        left = left[ahead + 1 :]
+    return replace(expected, steps=(*steps, *left[_hidden(left) :]))
+
+
+def _hidden(steps: Sequence[Step]) -> int:
+    """How many steps from here on end within a character."""
+    if not steps or not steps[0].text.endswith(PART):
+        return 0
+    return next((index for index, step in enumerate(steps) if step.text and not step.text.endswith(PART)), len(steps))
 
 
 def _same(observed: Answer, expected: Answer) -> bool:

@@ -14,6 +14,7 @@ from qmixlora.files import clear_read_errors
 from qmixlora.serving.fingerprint import FINGERPRINT, Fingerprint, read_fingerprint
 
 FIDELITY, GENERATION, CONFIG = "fidelity.json", "generation_config.json", "config.json"
+PROCESSOR = "processor_config.json"
 FORMS = ("-lora", "-gguf", "-merged")  # in which the names of exports end
 COPY = "Take a whole copy of the folder, or export again."
 
@@ -70,6 +71,18 @@ def read_exports(folder: Path) -> Exports:
     if not (loras or ggufs or merged):
         raise UserError("There are no exports.", where=str(folder), fix="Make some: qmixlora export RUN --all.")
     return Exports(folder, loras, ggufs, merged)
+
+
+def image_limits(base: Path) -> tuple[int, int] | None:
+    """The fewest and the most tokens of an image by the processor in a base's folder, where that limits pixels, as
+    Qwen2-VL's does; None where it does not, or there is no such folder.
+    """
+    images = _read(base / PROCESSOR).get("image_processor") or {}
+    fewest, most = (images.get("size", {}).get(edge) for edge in ("shortest_edge", "longest_edge"))
+    if not (fewest and most and images.get("merge_size")):
+        return None
+    pixels = (images["patch_size"] * images["merge_size"]) ** 2
+    return max(1, -(-fewest // pixels)), max(1, most // pixels)
 
 
 def _lora(folder: Path) -> Adapter:

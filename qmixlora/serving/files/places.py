@@ -13,7 +13,7 @@ from typing import Any
 
 from qmixlora.errors import UserError
 
-from .exports import Adapter
+from .exports import Adapter, image_limits
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank may be
 SLOTS = 8  # adapters in one batch at most: each takes memory on the card
@@ -109,14 +109,19 @@ def _llama_server(served: Served) -> Lines:
         ["--alias", "base"],
         # given twice, the last one counts; without scales all of them are applied to a request that names none
         ["--lora-scaled", ",".join(f"{served.typed(adapter)}:0" for adapter in served.adapters)],
+        # it takes the states of one adapter's prompt for another's (ggml-org/llama.cpp issue 26207)
+        ["--no-cache-prompt"],
         ["--host", "127.0.0.1", "--port", "8080"],
     ]
 
 
 def _with_eyes(served: Served) -> str:
-    """The part that sees, where the base has been converted with it."""
-    own = shlex.quote(f"{served.own}/mmproj.gguf")
-    return f'[ -f {own} ] && set -- --mmproj {own} "$@"\n'
+    """The part that sees, where the base has been converted with it, which leaves the processor's limits out. One
+    request at a time then: of several, the server reads an image with the adapter of another one.
+    """
+    own, limits = shlex.quote(f"{served.own}/mmproj.gguf"), image_limits(served.folder / served.base)
+    held = f" --image-min-tokens {limits[0]} --image-max-tokens {limits[1]}" if limits else ""
+    return f'[ -f {own} ] && set -- --mmproj {own} --parallel 1{held} "$@"\n'
 
 
 def _ollama(served: Served) -> Lines:
@@ -191,8 +196,9 @@ PLACES = {
         request=_by_scales,
         check="--llama-server",
         about="llama-server takes a scale for each of its adapters per request. Make the base first, once: "
-        "`LLAMA_CPP=... sh convert.sh`.",
-        measured="Tried on a CPU with two adapters and prompts without images; the container and mmproj were not.",
+        "`LLAMA_CPP=... sh convert.sh`. It mixes adapters up where it caches prompts, and images of several requests at "
+        "once: the script turns both off.",
+        measured="`benchmarks/servers.py` runs both scripts (llama-server on a CPU); the compose file was not run.",
         files=_converted,
         before=_with_eyes,
         environment={"PATH": "/app:/usr/local/bin:/usr/bin:/bin"},  # the image has its programs in /app

@@ -12,10 +12,10 @@ VISION = {
 }  # fmt: skip
 
 
-def make(tokens) -> Made:
+def make(tokens, depth: int = 2) -> Made:
     config = config_of(
         "qwen2_5_vl", tokens, text_config=text(rope_parameters={**ROPE, "mrope_section": [8, 4, 4]}),
-        vision_config=dict(VISION),
+        vision_config={**VISION, "depth": depth},
         image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id,
         vision_start_token_id=tokens.convert_tokens_to_ids("<|vision_start|>"),
         vision_end_token_id=tokens.convert_tokens_to_ids("<|vision_end|>"),

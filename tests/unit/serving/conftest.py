@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from qmixlora.export import Request, export
-from qmixlora.recipe import Recipe
-from qmixlora.training import train
-from tests.families.checkpoint import make_checkpoint, make_data
+from tests.families.run import train_variant
 from tests.families.variants import qwen2_5_vl
 from tests.unit.export.helpers import QUIET
 
@@ -25,18 +23,7 @@ SERVER = Path(__file__).with_name("server.py")
 def made_exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`exports/` of a run of a tiny Qwen2.5-VL whose images are limited: `base`, `a-lora` and `a-merged`."""
     folder = tmp_path_factory.mktemp("served")
-    (folder / "model").mkdir()
-    values = {
-        "model": {"id": str(make_checkpoint(qwen2_5_vl.VARIANT, folder / "model")), "dtype": "float32"},
-        "adapter": {"num_factors": 4, "r": 2, "alpha": 4, "dropout": 0.0},
-        "data": {"train": str(make_data(folder)), "max_length": 1500, "max_image_tokens": 4},
-        "train": {
-            "output": str(folder / "run"), "max_steps": 6, "micro_batch_size": 2, "gradient_accumulation": 1,
-            "learning_rate": 5e-2, "max_new_tokens": 4, "save_every": None,
-        },
-        "export": {"polish": 0, "samples": 2},
-    }  # fmt: skip
-    run = train(Recipe.model_validate(values), console=QUIET)
+    run = train_variant(qwen2_5_vl.VARIANT, folder, QUIET, max_new_tokens=4)
     export(run, Request(tasks=("a",), forms=("lora", "merged")), QUIET)
     return run / "exports"
 

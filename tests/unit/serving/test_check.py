@@ -17,7 +17,8 @@ from qmixlora.bases import own_base
 from qmixlora.errors import CheckError, UserError
 from qmixlora.manifest import first_change
 from qmixlora.serving.check import Report, check
-from qmixlora.serving.fingerprint import FINGERPRINT, read_fingerprint
+from qmixlora.serving.comparison import Difference, difference
+from qmixlora.serving.fingerprint import FINGERPRINT, Answer, Step, read_fingerprint
 from qmixlora.serving.local import with_peft, with_transformers
 from qmixlora.serving.making import fingerprint_adapter
 from qmixlora.serving.servers import llama_server, openai_server
@@ -156,6 +157,23 @@ def test_llama_server_is_asked_by_the_scales_of_its_adapters(made_exports: Path,
     assert doubled.verdict == "something else" and "another scale" in doubled.reasons[0]
     with pytest.raises(UserError, match="Which adapter is 'b'"):
         llama_server(server, fingerprint, "", "b")
+
+
+def test_a_character_of_several_tokens_is_compared_though_llama_server_tells_its_last_one_alone() -> None:
+    """It tells tokens by id and text, and leaves out those that end within a character (llama.cpp of 0.3.36)."""
+    whole = [Step(1, "a", -0.5), Step(2, "\ufffd", -0.4), Step(3, "\ufffd", -0.3), Step(4, "b", -0.2)]
+    smile = Step(3, "\U0001f642", -0.3)
+
+    def compared(*observed: Step, expected: tuple[Step, ...] = tuple(whole)) -> Difference:
+        return difference([Answer(observed, "", None)], [Answer(expected, "", None)])
+
+    told = compared(whole[0], smile, whole[3])
+    assert (told.same, told.logprobs) == (1, (0.0, 0.0, 0.0))
+    assert compared(whole[0], expected=tuple(whole[:2])).same == 1, "the answer was cut within a character"
+    assert compared(whole[0], smile, Step(5, "c", -0.2)).same == 0
+    assert compared(whole[0], whole[3]).same == 0, "the character is missing"
+    by_ids = [replace(step, text="") for step in (whole[0], whole[2], whole[3])]
+    assert compared(*by_ids).same == 0, "vLLM tells every token"
 
 
 def test_sglang_is_asked_so_that_the_adapter_answers(made_exports: Path, server: str) -> None:

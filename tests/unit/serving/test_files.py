@@ -124,11 +124,14 @@ def test_llama_server_loads_all_adapters_at_scale_zero_and_is_asked_by_scales(ex
     folder = written(exports, "llama-server")
     words = words_given(folder / "start.sh", "llama-server")
     assert words[words.index("--lora-scaled") + 1] == "a-gguf/a.gguf:0,b-gguf/a.gguf:0" and "--lora" not in words
-    assert "--mmproj" not in words
+    assert "--mmproj" not in words and "--no-cache-prompt" in words
     (folder / "mmproj.gguf").touch()
     folder = written(exports, "llama-server")
     words = words_given(folder / "start.sh", "llama-server")
     assert (exports / words[words.index("--mmproj") + 1]).is_file(), "a converted base stays"
+    limits = [words[words.index(f"--image-{which}-tokens") + 1] for which in ("min", "max")]
+    assert words[words.index("--parallel") + 1] == "1", "images of two adapters at once are mixed up"
+    assert limits == ["1", "4"], "of the base's processor: the run holds images to four tokens"
     asked = json.loads((folder / "tasks.json").read_text())["tasks"]["b"]["lora"]
     assert asked == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
     assert (
