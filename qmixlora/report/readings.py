@@ -142,7 +142,10 @@ def read_interference(tasks: Sequence[str], means: Mapping[str, Sequence[Sequenc
 
 def read_export(update_error: float, live: float, own: float) -> Reading:
     """The reading of an export: the share of the update that its mean leaves out, and the scores before and after."""
-    kept = own / live if live else 1.0
+    if not live:
+        why = "there was nothing to lose: the live model has no right answer on these samples"
+        return Reading("act", f"{why}. Train longer (train.epochs), and see what it says: qmixlora eval RUN --wrong 5.")
+    kept = own / live
     fidelity, error = THRESHOLDS["fidelity"].verdict(kept), THRESHOLDS["update_error"].verdict(update_error)
     told = f"update error {update_error:.2f} (0: the mixture is static), {kept:.0%} of the live score"
     if fidelity == "act":

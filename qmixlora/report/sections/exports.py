@@ -12,7 +12,6 @@ from qmixlora.bases import named_base, own_base
 from qmixlora.errors import UserError
 from qmixlora.webpage import table
 
-from ..charts import number
 from ..readings import Reading, read_export
 from ..record import RunRecord
 from .routing import told
@@ -45,7 +44,7 @@ def exports_section(record: RunRecord) -> str:
     if not record.exports:
         hint = f"None yet: qmixlora export {record.folder} --all --as lora"
         return f'<h2>Exports</h2><p class="quiet">{escape(hint)}</p>'
-    head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", ""]
+    head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", "verdict"]
     readings = [_reading(one) for one in record.exports]
     rows = [[*_row(one), reading.verdict] for one, reading in zip(record.exports, readings, strict=True)]
     lost = "".join(map(told, _together(readings, record.exports)))
@@ -63,7 +62,7 @@ def _row(one: dict[str, Any]) -> list[str]:
         f"{one['exact_match']['live']:.3f}",
         f"{one['exact_match'][form]:.3f}",
         f"{one['agreement'][form]:.2f}",
-        number(one["update_error"]["mean"]),
+        f"{one['update_error']['mean']:.2f}",
     ]
 
 

@@ -34,5 +34,10 @@ def test_an_export_is_read_by_its_score_before_its_update_error(error: float, ow
     assert read_export(error, 0.9, own).verdict == verdict
 
 
+def test_an_export_of_a_run_that_knows_nothing_is_not_called_good() -> None:
+    reading = read_export(0.0, 0.0, 0.0)
+    assert reading.verdict == "act" and "nothing to lose" in reading.text
+
+
 def test_every_threshold_has_a_reason() -> None:
     assert all(len(threshold.reason) > 20 for threshold in THRESHOLDS.values())
