@@ -40,7 +40,7 @@ td:first-child, th:first-child, .left { text-align: left }
 .tall { max-height: 24rem; overflow-y: auto; border-bottom: 1px solid var(--line) }
 @media print { .wide { background: none } .tall { max-height: none } }
 @media (max-width: 30rem) { td, th { padding: .2em .4em } }
-td.text { overflow-wrap: anywhere; text-align: left; min-width: 8rem }
+td.text { overflow-wrap: anywhere; text-align: left; min-width: 6rem }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)) }
 .grid.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)) }
 .grid > * { min-width: 0; margin: 0 } .chart svg { width: 100%; height: auto; display: block }

@@ -23,7 +23,7 @@ NOT_HERE = {  # a line: why it is not typed here
     r".*(--url|--llama-server) .*": "a server; tests/unit/serving asks real ones of its own",
     r".*--web.*": "a server; tests/e2e/test_chat_page.py",
     r".*--as gguf": "the extra gguf; tests/unit/export/test_gguf_forms.py",
-    r"(export .*--as live-gguf|route .*)": "the extra gguf and adapter.router=model; tests/unit/export/test_gguf_forms.py",
+    r"(export .*--as live-gguf|route .*)": "the extra gguf, adapter.router=model; tests/unit/export/test_gguf_forms.py",
     r".*--processes 2": "two processes; tests/e2e/test_scaling.py",
     r"plan .*--probe": "a GPU; tests/unit/training/test_probe.py runs it on a CPU",
     r"plan (--model Qwen|paper-llava).*": "half a minute of planning; tests/e2e/test_plans.py and tests/unit/memory",

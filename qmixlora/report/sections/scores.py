@@ -15,6 +15,7 @@ from ..record import RunRecord
 
 DRAWN = 24  # tasks: more of them are in the table alone
 MEAN = "mean over tasks"
+NO_BREAK = "\u00a0"
 
 
 def scores_section(records: Sequence[RunRecord]) -> str:
@@ -72,13 +73,13 @@ def _differences(series: Mapping[str, Scores]) -> str:
         compared = compare(series)
     except UserError as error:
         return f'<p class="warning">{escape(error.what)}</p>'
-    first = next(iter(series))
+    first, several = next(iter(series)), len(series) > 2
     rows = [
-        [task if name is None else MEAN, other, *_difference(difference)]
+        [task if name is None else MEAN, *([other] if several else []), *_difference(difference)]
         for other, mean in compared.means.items()
         for task, name, difference in [(MEAN, MEAN, mean), *((t, None, d) for t, d in compared.tasks[other].items())]
     ]
-    head = ["task", "model", "difference", "95 %", ""]
+    head = ["task", *(["model"] if several else []), "difference", "95 %", ""]
     title = escape(f"What is a difference from {first}, paired by sample")
     return f"<h3>{title}</h3>{table(head, rows, tall=True)}"
 
@@ -86,7 +87,7 @@ def _differences(series: Mapping[str, Scores]) -> str:
 def _difference(difference: Difference) -> list[str]:
     low, high = difference.interval
     verdict = ("better" if difference.points > 0 else "worse") if difference.is_one else "none"
-    return [f"{difference.points:+.3f}", f"{low:+.3f} to {high:+.3f}", verdict]
+    return [f"{difference.points:+.3f}", f"{low:+.3f} to {high:+.3f}".replace(" ", NO_BREAK), verdict]
 
 
 def _score(scores: Scores, task: str) -> Score | None:

@@ -143,7 +143,7 @@ def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
     write_results(other, scores(made, right=3))
     html = write_report([made, other], tmp_path / "both.html").read_text(encoding="utf-8")
     assert "run and other" in html and "difference from run, paired by sample" in html
-    assert re.search(r"<td>\+0.250</td><td>[+-][\d.]+ to \+[\d.]+</td><td>(none|better)</td>", html)
+    assert re.search(r"<td>\+0.250</td><td>[+-][\d.]+\sto\s\+[\d.]+</td><td>(none|better)</td>", html)
 
 
 def test_a_folder_without_a_recipe_is_no_run_and_a_damaged_one_is_told(made: Path, tmp_path: Path) -> None:
