@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -153,3 +153,13 @@ def read_export(update_error: float, live: float, own: float) -> Reading:
     if fidelity == "watch" or error == "act":
         return Reading("watch", f"{told}: the score rests on polishing; look at its answers on rows of your own.")
     return Reading("good", f"{told}.")
+
+
+def lossy(readings: Iterable[tuple[str, Reading]]) -> Iterator[Reading]:
+    """The readings of exports, by their names, that lost something; those that read alike as one."""
+    names: dict[Reading, list[str]] = {}
+    for name, reading in readings:
+        if reading.verdict != "good":
+            names.setdefault(reading, []).append(name)
+    for reading, alike in names.items():
+        yield Reading(reading.verdict, f"in {' and '.join(alike)}: {reading.text}")

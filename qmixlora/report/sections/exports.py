@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -12,7 +11,7 @@ from qmixlora.bases import named_base, own_base
 from qmixlora.errors import UserError
 from qmixlora.webpage import table
 
-from ..readings import Reading, read_export
+from ..readings import Reading, lossy, read_export
 from ..record import RunRecord
 from .routing import told
 
@@ -47,7 +46,8 @@ def exports_section(record: RunRecord) -> str:
     head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", "verdict"]
     readings = [_reading(one) for one in record.exports]
     rows = [[*_row(one), reading.verdict] for one, reading in zip(record.exports, readings, strict=True)]
-    lost = "".join(map(told, _together(readings, record.exports)))
+    names = [Path(one["folder"]).name for one in record.exports]
+    lost = "".join(map(told, lossy(zip(names, readings, strict=True))))
     return f"<h2>Exports</h2>{table(head, rows)}{lost}<h3>To use them</h3>{_use(record)}"
 
 
@@ -69,16 +69,6 @@ def _row(one: dict[str, Any]) -> list[str]:
 def _reading(one: dict[str, Any]) -> Reading:
     scores = one["exact_match"]
     return read_export(one["update_error"]["mean"], scores["live"], scores[one["form"]])
-
-
-def _together(readings: Sequence[Reading], exports: Sequence[dict[str, Any]]) -> Iterator[Reading]:
-    """The readings of exports that lost something, those that read alike as one."""
-    names: dict[Reading, list[str]] = {}
-    for reading, one in zip(readings, exports, strict=True):
-        if reading.verdict != "good":
-            names.setdefault(reading, []).append(Path(one["folder"]).name)
-    for reading, alike in names.items():
-        yield Reading(reading.verdict, f"in {' and '.join(alike)}: {reading.text}")
 
 
 def _use(record: RunRecord) -> str:
