@@ -162,4 +162,5 @@ def lossy(readings: Iterable[tuple[str, Reading]]) -> Iterator[Reading]:
         if reading.verdict != "good":
             names.setdefault(reading, []).append(name)
     for reading, alike in names.items():
-        yield Reading(reading.verdict, f"in {' and '.join(alike)}: {reading.text}")
+        named = " and ".join(part for part in (", ".join(alike[:-1]), alike[-1]) if part)
+        yield Reading(reading.verdict, f"in {named}: {reading.text}")
