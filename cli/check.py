@@ -11,6 +11,8 @@ from rich.console import Console
 
 from qmixlora.errors import UserError
 
+from .ending import say_next
+
 if TYPE_CHECKING:
     from qmixlora.serving.check import Asked, Report
     from qmixlora.serving.fingerprint import Fingerprint
@@ -43,6 +45,7 @@ def check(
     if adapter is not None:
         _make(adapter, base, dtype, console)
         if not (url or llama_server or peft or transformers):
+            say_next(console, "check", adapter, "--url", "URL", to="whether a server applies it")
             return
     from qmixlora.serving.check import check as run_check
     from qmixlora.serving.fingerprint import read_fingerprint
@@ -59,6 +62,9 @@ def check(
         print(json.dumps(report.to_dict(), indent=2))
     else:
         _show(report, console)
+        if report.verdict == "applied" and not (url or llama_server):
+            server = "--llama-server" if fingerprint.form == "gguf" else "--url"
+            say_next(console, "check", export, server, "URL", to="whether a server applies it, too")
     if report.verdict != "applied":
         raise typer.Exit(1)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from qmixlora.errors import UserError
 
 from . import here
+from .ending import say_next, say_next_of
 
 if TYPE_CHECKING:
     from qmixlora.evaluation.comparison import Comparison, Difference
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs or exports, or of results that `eval` wrote.")],
-    split: Annotated[str, typer.Option(help="The split that they were evaluated on.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="The split that they were evaluated on (default: as eval), or file-F for F.json.")
+    ] = None,
     backbone: Annotated[
         bool, typer.Option("--backbone", help="And the first one's backbone, by what `eval --backbone` kept.")
     ] = False,
@@ -46,6 +49,7 @@ def compare(
     from qmixlora.evaluation.comparison import compare as compared
     from qmixlora.evaluation.results import blind_guess, read_results
 
+    split = split or here.held_out(runs[0])
     scores = {str(run): read_results(run, split) for run in runs}
     if backbone:
         scores[f"backbone of {runs[0]}"] = read_results(runs[0], split, backbone=True)
@@ -56,12 +60,22 @@ def compare(
     if as_json:
         print(json.dumps(comparison.to_dict(), indent=2))
         return
-    Console().print(_table(comparison, split))
-    Console().print(
-        "In brackets: the difference from the first, with the 95 % interval of the samples' bootstrap; "
-        "[bold]bold[/bold] where 0 is outside. It knows nothing of other training seeds.",
-        highlight=False,
+    _show(comparison, split, runs)
+
+
+def _show(comparison: Comparison, split: str, runs: list[Path]) -> None:
+    console = Console(highlight=False)
+    console.print(_table(comparison, split))
+    console.print(
+        "In brackets: the difference from the first; below: the 95 % interval of the samples' bootstrap; "
+        "[bold]bold[/bold] where 0 is outside. It knows nothing of other training seeds."
     )
+    if comparison.left_out:
+        console.print(f"Not all were asked: {', '.join(comparison.left_out)}.", markup=False, soft_wrap=True)
+    if all((run / "adapter").is_dir() for run in runs):
+        say_next(console, "report", *runs, to="the page: scores, curves, answers" + " side by side" * (len(runs) > 1))
+    else:
+        say_next_of(console, runs[0])
 
 
 def _table(comparison: Comparison, split: str) -> Table:
@@ -72,7 +86,7 @@ def _table(comparison: Comparison, split: str) -> Table:
     (_, reference), *others = comparison.scores.items()
     for task, own in reference.tasks.items():
         cells = [_cell(other.tasks[task].score, comparison.tasks[name][task]) for name, other in others]
-        table.add_row(f"{task} ({own.metric}, {own.count})", f"{own.score:.3f}", *cells)
+        table.add_row(f"{task}\n{own.metric}, {own.count}", f"{own.score:.3f}", *cells)
     table.add_section()
     means = [_cell(other.mean, comparison.means[name]) for name, other in others]
     table.add_row("mean over tasks", f"{reference.mean:.3f}", *means)
@@ -80,6 +94,7 @@ def _table(comparison: Comparison, split: str) -> Table:
 
 
 def _cell(score: float, difference: Difference) -> str:
+    """A score, how far it is from the first, and below that the interval of the difference."""
     low, high = difference.interval
-    told = f"{score:.3f} ({difference.points:+.3f}, {low:+.3f} to {high:+.3f})"
+    told = f"{score:.3f} ({difference.points:+.3f})\n{low:+.3f} to {high:+.3f}"
     return f"[bold]{told}[/bold]" if difference.is_one else told

@@ -51,7 +51,9 @@ def data(
         _show_samples(shown, console)
         if html is not None:
             console.print(f"Page: {html}", markup=False, soft_wrap=True)
-        say_next(console, "plan", recipe, *(overrides or []))
+        unusable = described.facts.left_out > 0 and parsed.data.on_bad_sample != "skip"
+        skip, to = (["data.on_bad_sample=skip"], "or mend the rows above") if unusable else ([], "")
+        say_next(console, "plan", recipe, *(overrides or []), *skip, to=to)
     raise SystemExit(int(described.facts.left_out > 0))
 
 

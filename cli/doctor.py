@@ -6,6 +6,9 @@ import json
 from typing import Annotated
 
 import typer
+from rich.console import Console
+
+from .ending import say_next
 
 
 def doctor(
@@ -45,7 +48,20 @@ def doctor(
             print(f"{'ok  ' if finding.ok else 'lack'}  {finding.what}: {finding.found}")
             if not finding.ok:
                 print(f"      {finding.advice}")
+        if all(finding.ok for finding in findings):
+            _say_next()
     raise SystemExit(int(not all(finding.ok for finding in findings)))
+
+
+def _say_next() -> None:
+    from qmixlora.device import GIB
+    from qmixlora.memory import card_at_hand
+
+    card, console = card_at_hand(), Console()
+    if card is None:
+        say_next(console, "demo", to="the whole way on an embedded toy, on this CPU")
+    else:
+        say_next(console, "recipes", "list", "--vram", round(card / GIB), to="recipes for this card")
 
 
 def _look_at(model: str, as_json: bool) -> None:
@@ -60,6 +76,7 @@ def _look_at(model: str, as_json: bool) -> None:
         return
     for what, found in parts.lines():
         print(f"{what}: {found}")
+    say_next(Console(), "new", "--model", model, "--data", "DATA", to="a recipe for it and your data")
 
 
 def _measure(model: str, data: str | None, samples: int, over: float, as_json: bool) -> None:
@@ -74,3 +91,4 @@ def _measure(model: str, data: str | None, samples: int, over: float, as_json: b
         return
     for line in damage_lines(kinds, over):
         print(line)
+    say_next(Console(), "new", "--model", model, "--data", data or "DATA", to="a recipe for it and your data")

@@ -1,4 +1,4 @@
-"""The last line of a command: what one would type next."""
+"""The last lines of a command: what it made, and what one would type next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from rich.console import Console
 from rich.markup import escape
 
 
-def say_next(console: Console, *words: str | Path, to: str = "") -> None:
+def say_next(console: Console, *words: str | Path | int, to: str = "", program: str = "qmixlora") -> None:
     """Print the words of a command as one would type them, and what it is good for."""
-    command = escape(shlex.join(["qmixlora", *map(str, words)]))
-    console.print(f"Next: [bold]{command}[/bold]{to and f' ({to})'}", highlight=False, soft_wrap=True)
+    command = escape(shlex.join([program, *map(str, words)]))
+    console.print(f"Next: [bold]{command}[/bold]{to and f' ({escape(to)})'}", highlight=False, soft_wrap=True)
+
+
+def say_next_of(console: Console, folder: Path) -> None:
+    """Print what comes next for a run, by what it has: scores, exports; for an export, that it can be asked."""
+    exports = sorted(file.parent for file in folder.glob("exports/*/fidelity.json"))
+    if not (folder / "adapter").is_dir():
+        say_next(console, "chat", folder, "--image", "FILE", to="ask it about an image")
+    elif not any(folder.glob("evaluation*.json")):
+        say_next(console, "eval", folder, to="scores by task")
+    elif not exports:
+        say_next(console, "export", folder, "--all", to=f"the first wrong answers: eval {folder} --wrong 5")
+    else:
+        say_next(console, "chat", exports[0], "--image", "FILE", to="ask an export about an image")

@@ -16,7 +16,7 @@ from rich.table import Table
 from qmixlora.errors import UserError
 
 from . import here
-from .ending import say_next
+from .ending import say_next, say_next_of
 
 if TYPE_CHECKING:
     from qmixlora.evaluation import Scores
@@ -28,7 +28,9 @@ RIGHT = 0.5  # scores below it are shown as wrong answers
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of their exports.")],
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="test, validation or train (default: the first of them that the recipe has).")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Another file, read as the recipe reads its own.")] = None,
     backbone: Annotated[bool, typer.Option("--backbone", help="The bare backbone, without the adapter.")] = False,
     wrong: Annotated[int, typer.Option(min=0, help="Show so many of the first wrong answers.")] = 0,
@@ -37,6 +39,11 @@ def evaluate(
     """Scores by task and their mean, by real generation; kept in a file, with every answer, if nothing is left out."""
     for run in runs:
         here.folder_of_model(run)
+        if data is None and not (run / "recipe.yaml").is_file():
+            fix = "Name a file with questions and answers: --data F."
+            raise UserError(
+                "There is nothing to ask it: this model has no recipe, and no data.", where=str(run), fix=fix
+            )
     here.file(data, "--data")
     from .quiet import quiet
 
@@ -44,13 +51,13 @@ def evaluate(
     from qmixlora.evaluation import write_results
     from qmixlora.report.page import refresh_report
 
-    console, results, failed = Console(stderr=as_json), {}, []
+    console, results, failed = Console(stderr=as_json, highlight=False), {}, []
     for run in runs:
         scores = _scores(run, split, data, task, backbone, console)
         results[str(run)] = scores.to_dict()
         if not as_json:
-            of = f"{'backbone of ' if backbone else ''}{run}, {f'file {data}' if data else f'split {split}'}"
-            console.print(_table(scores, of))
+            console.print(_title(scores, run, data, backbone), style="bold", markup=False, soft_wrap=True)
+            console.print(_table(scores))
         for prediction in [one for one in scores.predictions if one.score < RIGHT][:wrong]:
             console.print(_wrong(prediction), highlight=False, soft_wrap=True)
         if task is None:
@@ -60,16 +67,38 @@ def evaluate(
                 console.print(*said, sep="\n", highlight=False, soft_wrap=True)
             except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
                 failed.append(error)
-    if task is None and data is None and not backbone and (runs[0] / "adapter").is_dir():
-        say_next(console, "export", runs[0], "--all", to=f"the first wrong answers: eval {runs[0]} --wrong 5")
+    if not failed:
+        _say_next(console, runs, task, data, backbone)
     if as_json:
         print(json.dumps(results if len(runs) > 1 else results[str(runs[0])], indent=2))
     if failed:
         raise failed[0]
 
 
-def _scores(run: Path, split: str, data: Path | None, task: str | None, backbone: bool, console: Console) -> Scores:
-    from qmixlora.data import load_source, load_split, only_tasks
+def _say_next(console: Console, runs: list[Path], task: str | None, data: Path | None, backbone: bool) -> None:
+    """Compare what was evaluated on the same rows, or go on with the run."""
+    if task is not None:
+        console.print("Nothing is kept of one task alone.", highlight=False)
+    elif backbone and (runs[0] / "adapter").is_dir():
+        say_next(console, "compare", runs[0], "--backbone", to="what training changed")
+        return
+    elif len(runs) > 1 and data is None:
+        say_next(console, "compare", *runs, to="which differences are some")
+        return
+    say_next_of(console, runs[0])
+
+
+def _title(scores: Scores, run: Path, data: Path | None, backbone: bool) -> str:
+    """What was asked what."""
+    seen = " (not held out: trained on)" if scores.split == "train" else ""
+    rows = f"file {data}" if data else f"split {scores.split}{seen}"
+    return f"{'backbone of ' if backbone else ''}{run}, {rows}"
+
+
+def _scores(
+    run: Path, split: str | None, data: Path | None, task: str | None, backbone: bool, console: Console
+) -> Scores:
+    from qmixlora.data import held_out_split, load_source, load_split, only_tasks
     from qmixlora.evaluation import evaluate as score
     from qmixlora.export import exported_tasks
     from qmixlora.progress import progress
@@ -77,6 +106,7 @@ def _scores(run: Path, split: str, data: Path | None, task: str | None, backbone
 
     session = open_run(run)
     if data is None:
+        split = split or held_out_split(session.recipe.data)
         rows = load_split(session.recipe.data, split)
     else:
         rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
@@ -95,8 +125,8 @@ def _bare(session: Session, run: Path) -> Any:
     return session.model.disable_adapter()
 
 
-def _table(scores: Scores, title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+def _table(scores: Scores) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False)
     for column in ("task", "metric", "score", "95 %", "count"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for name, own in scores.tasks.items():

@@ -130,13 +130,12 @@ def _projector(form: Projector | None, rank: int | None) -> Projector:
 
 
 def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
-    from qmixlora.report.readings import read_export
+    from qmixlora.report.readings import lossy, read_export
 
     console.print(_table(exports))
-    for fidelity in exports:
-        reading = read_export(fidelity.update_error.mean, fidelity.live.exact_match, fidelity.score)
-        if reading.verdict != "good":
-            console.print(f"{fidelity.folder.name}: {reading.styled()}", highlight=False, soft_wrap=True)
+    own = {one.folder.name: (one.update_error.mean, one.live.exact_match, one.score) for one in exports}
+    for reading in lossy((name, read_export(*figures)) for name, figures in own.items()):
+        console.print(reading.styled(), highlight=False, soft_wrap=True)
     for line in (line for fidelity in exports for line in fidelity.warnings):
         console.print(f"[bold red]warning[/bold red] {line}", highlight=False, soft_wrap=True)
     console.print(f"Written to {run / 'exports'}, each with its fidelity.json.", highlight=False, soft_wrap=True)

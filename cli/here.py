@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, path_meant
 
 RUN = ("recipe.yaml",)
 MODEL = ("adapter_config.json", "config.json")  # beside a run: an export, or any model
@@ -13,7 +13,7 @@ MODEL = ("adapter_config.json", "config.json")  # beside a run: an export, or an
 def folder(path: Path, what: str = "a run or an export") -> Path:
     """A folder. Raises UserError if it is none."""
     if not path.is_dir():
-        fix = _like(path) or f"Name the folder of {what}."
+        fix = path_meant(path) or f"Name the folder of {what}."
         raise UserError("There is no such folder.", where=str(path), fix=fix)
     return path
 
@@ -31,7 +31,15 @@ def folder_of_model(path: Path) -> Path:
 def file(path: Path | None, flag: str) -> None:
     """Raise UserError if a file is named that is not there."""
     if path is not None and not path.is_file():
-        raise UserError("There is no such file.", where=f"{flag} {path}", fix=_like(path))
+        raise UserError("There is no such file.", where=f"{flag} {path}", fix=path_meant(path))
+
+
+def held_out(folder: Path) -> str:
+    """The split that a run, or an export, is measured on where none is named."""
+    from qmixlora.data import held_out_split
+    from qmixlora.recipe import load_run_recipe
+
+    return held_out_split(load_run_recipe(folder).data) if (folder / RUN[0]).is_file() else "test"
 
 
 def _folder_with(path: Path, names: tuple[str, ...], what: str) -> Path:
@@ -42,12 +50,3 @@ def _folder_with(path: Path, names: tuple[str, ...], what: str) -> Path:
         lacking = " or ".join(names)
         raise UserError(f"This is not the folder of {what}: it has no {lacking}.", where=str(path), fix=fix)
     return path
-
-
-def _like(path: Path) -> str:
-    """What was probably meant: a name beside it that is much like it."""
-    import difflib
-
-    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f"Did you mean {path.parent / close[0]}?" if close else ""

@@ -9,15 +9,20 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from qmixlora.errors import UserError
 
 from . import here
+from .ending import say_next, say_next_of
 
 FIGURES = "figures"  # in the run's folder
 SHOWN = 12  # tasks: more of them do not fit a terminal as a matrix
+STYLES = {"supervised": "bold green", "routing": "blue", "other": "dim"}
+KINDS = {"supervised": "what is learned", "routing": "what is routed on", "other": "the rest"}
+MARKS = {"supervised": "[[{}]]", "routing": "<<{}>>", "other": "{}"}  # where there is no colour
 
 
 def inspect(
@@ -48,7 +53,11 @@ def inspect(
         _routing(Path(subject), console, as_json)
     if interference:
         _interference(Path(subject), split, batches, console, as_json)
-    if not routing and not interference:
+    if interference:
+        say_next_of(console, Path(subject))
+    elif routing:
+        say_next(console, "inspect", subject, "--interference", to="whose steps work against whose")
+    else:
         _samples(subject, overrides or [], split or "train", samples, console, as_json)
 
 
@@ -63,13 +72,24 @@ def _samples(subject: str, overrides: list[str], split: str, count: int, console
     shown = list(decode_samples(resolved, split, count))
     if as_json:
         print(json.dumps([sample._asdict() for sample in shown], indent=2))
-    styles = {"supervised": "bold green", "routing": "blue", "other": "dim"}
     for note in shown[0].notes if shown else []:
         console.print(note, markup=False, highlight=False)
+    plain = console.color_system is None
+
+    def marked(kind: str, piece: str) -> Text:
+        return Text(MARKS[kind].format(piece) if plain else piece, STYLES[kind])
+
+    console.print(Text(", ").join(marked(kind, name) for kind, name in KINDS.items()))
     for sample in shown:
-        text = Text.assemble(*((piece, styles[kind]) for kind, piece in sample.pieces))
-        console.print(f"[bold]{sample.task}[/bold]  {sample.length} tokens, {sample.supervised} supervised")
-        console.print(text)
+        told = f"[bold]{escape(sample.task)}[/bold]  {sample.length} tokens, {sample.supervised} supervised"
+        console.print(told, highlight=False)
+        console.print(Text(" ").join(marked(kind, piece.strip()) for kind, piece in sample.pieces))
+    if is_run and not (Path(subject) / "routing.safetensors").is_file():
+        say_next_of(console, Path(subject))
+    elif is_run:
+        say_next(console, "inspect", subject, "--routing", to="the factors that its tasks use")
+    else:
+        say_next(console, "plan", subject, *overrides, to="whether it fits")
 
 
 def _routing(run: Path, console: Console, as_json: bool) -> None:
@@ -81,7 +101,8 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
     shown, figures = summary.to_dict(), draw_routing(summary, run / FIGURES)
     if as_json:
         print(json.dumps(shown, indent=2))
-    table = Table(title=f"Routing of {run}: {shown['layers']} layers, {shown['factors']} factors in a pool")
+    console.print(f"Routing of {run}: {shown['layers']} layers, {shown['factors']} factors in a pool", soft_wrap=True)
+    table = Table()
     for column in ("task", "entropy of usage", "most like", "similarity"):
         table.add_column(column, justify="left" if column in {"task", "most like"} else "right")
     for task, values in shown["tasks"].items():
@@ -131,9 +152,9 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
 
 
 def _interference_table(pool: str, tasks: list[str], rows: list[list[float]]) -> Table:
-    title = f"Factors {pool}: what a step for the column's task does for the row's (its own step: 1)"
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 0, 0, 1), show_edge=False)
-    table.add_column("task")
+    title = f"Factors {pool}: what the column's task's step does for the row's (its own: 1)"
+    table = Table(title=title, box=box.SIMPLE, padding=0, show_edge=False)
+    table.add_column("task", no_wrap=True)
     for number in range(len(tasks)):
         table.add_column(str(number + 1), justify="right")
     for number, (task, row) in enumerate(zip(tasks, rows, strict=True), 1):

@@ -13,6 +13,8 @@ from rich.console import Console
 from qmixlora.errors import UserError
 from qmixlora.files import clear_read_errors
 
+from .ending import say_next
+
 UNSURE = 0.1  # below it most picks are wrong, in other words than those of training (docs/export.md)
 FORMS = ("lora", "merged", "gguf")
 
@@ -50,3 +52,5 @@ def pick(
     if picked.sure < UNSURE:
         advice = "serve the run itself, or one export for all tasks (export --all --together)."
         console.print(f"The next task is hardly farther: where that is so, {advice}", highlight=False, soft_wrap=True)
+    for path in there[:1]:
+        say_next(console, "chat", path, "--image", "FILE", "--prompt", instruction)

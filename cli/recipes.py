@@ -15,6 +15,8 @@ from rich.table import Table
 from qmixlora.errors import UserError
 from qmixlora.recipe import json_schema, load_recipe, read_recipe, shipped_recipes
 
+from .ending import say_next
+
 app = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
 
 
@@ -27,7 +29,7 @@ def list_recipes(
     """Every shipped recipe, one in a line: samples at a time and their longest, planned peak (GiB), card."""
     rows = [_row(name, text) for name, text in shipped_recipes().items()]
     rows = [row for row in rows if family is None or family.lower() in row["name"]]
-    rows = [row for row in rows if vram is None or (row["card_gb"] or 0) <= vram]
+    rows = [row for row in rows if vram is None or (row["card_gb"] or row["peak_gib"] or 0) <= vram]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -40,7 +42,7 @@ def list_recipes(
         table.add_row(row["name"], f"{row['micro_batch_size']} x {row['max_length']:,}", peak, card)
     console = Console()
     console.print(table)
-    console.print("`qmixlora recipes show NAME` prints one, `recipes copy NAME my.yaml` copies it.", highlight=False)
+    say_next(console, "recipes", "copy", "NAME", "my.yaml", to="recipes show NAME prints one")
 
 
 @app.command()
@@ -63,7 +65,9 @@ def copy(
         raise UserError("The file exists.", where=str(target), fix="Name another file.") from None
     except OSError as error:
         raise UserError(f"Cannot write the recipe: {error}", where=str(target)) from None
-    print(target)
+    console = Console()
+    console.print(f"Written: {target}.", markup=False, highlight=False, soft_wrap=True)
+    say_next(console, "data", target, to="with your data.train in it")
 
 
 @app.command()
@@ -89,6 +93,8 @@ def check(
         except UserError as error:
             failed = True
             print(f"wrong   {name}\n{error}")
+    if names and not failed:
+        say_next(Console(), "train", names[0])
     raise SystemExit(int(failed))
 
 

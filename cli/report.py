@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+
+from .ending import say_next_of
 
 
 def report(
@@ -24,4 +27,6 @@ def report(
     quiet()
     from qmixlora.report.page import write_report
 
-    print(write_report(runs, out))
+    console = Console()
+    console.print(f"Report: {write_report(runs, out)}", markup=False, highlight=False, soft_wrap=True)
+    say_next_of(console, runs[0])

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from .ending import say_next
+
 Server = Literal["vllm", "llama-server", "ollama", "sglang"]
 
 
@@ -22,5 +24,6 @@ def serve_files(
 
     folder = write_files(read_exports(exports), server, PLACES[server])
     console = Console()
-    console.print(f"Written to {folder}. What starts the server: sh {folder / START}", highlight=False, soft_wrap=True)
-    console.print(f"Questions and checks of each task: {folder / README}", highlight=False, soft_wrap=True)
+    told = f"Written to {folder}; questions and checks of each task: {folder / README}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    say_next(console, folder / START, to="starts the server", program="sh")

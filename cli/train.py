@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .ending import say_next
+from .ending import say_next_of
 
 if TYPE_CHECKING:
     from qmixlora.recipe import Recipe
@@ -77,4 +77,4 @@ def _train(parsed: Recipe, resume: bool, init_from: Path | None, dry_run: bool) 
 
     console.print(refresh_report(folder), highlight=False, soft_wrap=True)
     console.print(f"Done: {folder}.", highlight=False, soft_wrap=True)
-    say_next(console, "eval", folder)
+    say_next_of(console, folder)

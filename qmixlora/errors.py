@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from pathlib import Path
 
 SECRETS = (  # as they stand in texts; of each match, the first group stays
     re.compile(r"()\bhf_[A-Za-z0-9]{16,}"),  # a token of the Hugging Face hub
@@ -22,6 +24,13 @@ def without_secrets(text: str) -> str:
     for secret in SECRETS:
         text = secret.sub(r"\1***", text)
     return text
+
+
+def path_meant(path: Path) -> str:
+    """A sentence that names what lies beside a path that is not there and is called much like it, or nothing."""
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"Did you mean {path.parent / close[0]}?" if close else ""
 
 
 class UserError(Exception):

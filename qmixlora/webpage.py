@@ -31,9 +31,16 @@ h2 { border-top: 1px solid var(--line); padding-top: .8rem; margin-top: 2rem }
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums }
 td, th { padding: .2em .7em; text-align: right; border-bottom: 1px solid var(--line); overflow-wrap: normal;
   vertical-align: top }
-td:first-child, th:first-child, .left { text-align: left } .wide { overflow-x: auto; max-width: 100% }
-.wide.tall { max-height: 24rem; overflow-y: auto }
-td.text { overflow-wrap: anywhere; text-align: left; min-width: 8rem }
+td:first-child, th:first-child, .left { text-align: left } 
+.wide { overflow-x: auto; max-width: 100%; background: /* a shadow at the side to which there is more */
+  linear-gradient(90deg, var(--paper) 40%, transparent) 0 0 / 2.5rem 100% no-repeat local,
+  linear-gradient(270deg, var(--paper) 40%, transparent) 100% 0 / 2.5rem 100% no-repeat local,
+  linear-gradient(90deg, var(--line), transparent) 0 0 / .8rem 100% no-repeat,
+  linear-gradient(270deg, var(--line), transparent) 100% 0 / .8rem 100% no-repeat }
+.tall { max-height: 24rem; overflow-y: auto; border-bottom: 1px solid var(--line) } .tall table { margin-bottom: 0 }
+@media print { .wide { background: none } .tall { max-height: none } }
+@media (max-width: 30rem) { td, th { padding: .2em .4em; font-size: 13px } }
+td.text { overflow-wrap: anywhere; text-align: left; min-width: 6rem }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)) }
 .grid.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)) }
 .grid > * { min-width: 0; margin: 0 } .chart svg { width: 100%; height: auto; display: block }

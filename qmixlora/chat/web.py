@@ -56,7 +56,7 @@ class Page:
                     self.task = gr.Textbox(task, label="Task", visible=routes_on_task or task is not None)
                     self.question = gr.Textbox(label="Question", autofocus=True)
                     ask = gr.Button("Ask", variant="primary")
-                    with gr.Row():
+                    with gr.Row(equal_height=True):
                         stop, new = gr.Button("Stop", min_width=0), gr.Button("New conversation", min_width=0)
                 with gr.Column(scale=3, min_width=COLUMN):
                     with gr.Row():

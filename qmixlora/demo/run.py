@@ -79,8 +79,9 @@ def run_demo(
     console.print(refresh_report(folder), highlight=False, soft_wrap=True)
     image = load_split(recipe.data, "test")[0]["images"][0]["path"]
     console.print(
-        f"Exact match on the test split, {summary['seconds']:.0f} s in all. Talk to it: "
-        f"[bold]qmixlora chat {folder} --image {image}[/bold]",
+        f"Exact match on the test split, {summary['seconds']:.0f} s in all; data, run, exports and summary.json are in "
+        f"{out}.\nNext: [bold]qmixlora chat {folder} --image {image}[/bold] (ask it about an image)",
+        highlight=False,
         soft_wrap=True,
     )
     return summary

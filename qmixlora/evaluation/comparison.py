@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,12 +29,13 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     """Some models' scores on the same samples, by name; differences of all but the first from the first, over all tasks
-    and by task.
+    and by task. `left_out` are tasks that not all of them were asked.
     """
 
     scores: Mapping[str, Scores]
     means: Mapping[str, Difference]
     tasks: Mapping[str, Mapping[str, Difference]]
+    left_out: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `qmixlora compare`."""
@@ -47,15 +48,22 @@ class Comparison:
                 }
                 for name, difference in self.means.items()
             },
+            "left_out": list(self.left_out),
         }
 
 
 def compare(scores: Mapping[str, Scores]) -> Comparison:
-    """Compare two models or more with the first of them.
+    """Compare two models or more with the first of them, on the tasks that all were asked: an export is of some.
 
     Raises:
         UserError: they were not asked the same, or not measured by the same metrics.
     """
+    tasks_of_any = dict.fromkeys(task for own in scores.values() for task in own.tasks)
+    common = [task for task in tasks_of_any if all(task in own.tasks for own in scores.values())]
+    if not common:
+        told = "; ".join(f"{name} {', '.join(own.tasks)}" for name, own in scores.items())
+        raise UserError(f"They were not asked the same: they have no task in common ({told}).", where="tasks")
+    scores = {name: own.of_tasks(common) for name, own in scores.items()}
     (first, reference), *others = scores.items()
     means, tasks = {}, {}
     for name, other in others:
@@ -69,7 +77,7 @@ def compare(scores: Mapping[str, Scores]) -> Comparison:
             )
             for task in one
         }
-    return Comparison(dict(scores), means, tasks)
+    return Comparison(scores, means, tasks, [task for task in tasks_of_any if task not in common])
 
 
 def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> None:
@@ -79,7 +87,7 @@ def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> 
                 f"They were not asked the same: sample {one.row} is {one.question!r} for {first}, "
                 f"{two.question!r} (sample {two.row}) for {name}.",
                 where=f"split {reference.split}",
-                fix="Evaluate both on one file: `qmixlora eval RUN --data FILE`.",
+                fix="Evaluate both on one file, `qmixlora eval RUN --data F.json`, and compare by --split file-F.",
             )
     if len(reference.predictions) != len(other.predictions):
         raise UserError(

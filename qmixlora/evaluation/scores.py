@@ -69,6 +69,11 @@ class Scores:
             scores.setdefault(prediction.task, []).append(prediction.score)
         return scores
 
+    def of_tasks(self, tasks: Sequence[str]) -> Scores:
+        """The same, of some of its tasks alone."""
+        own = {name: self.tasks[name] for name in tasks}
+        return Scores(self.split, own, [one for one in self.predictions if one.task in own])
+
     def to_dict(self) -> dict[str, Any]:
         """The scores in JSON, without the predictions."""
         tasks = {name: asdict(score) for name, score in self.tasks.items()}

@@ -55,12 +55,6 @@ class Job:
         return taught(self.recipe.data, self.collator, [split]).rows[split]
 
     @property
-    def held_out(self) -> str:
-        """The split that exports are measured on."""
-        data = self.recipe.data
-        return next((name for name in ("test", "validation") if getattr(data, name)), "train")
-
-    @property
     def polish_steps(self) -> int:
         return self.recipe.export.polish if self.request.polish is None else self.request.polish
 

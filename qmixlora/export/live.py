@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datasets import Dataset
 from torch import Tensor
 
-from qmixlora.data import Conversation, indices_by_task
+from qmixlora.data import Conversation, held_out_split, indices_by_task
 from qmixlora.session import TunedSession
 
 from .calibration import mixing_matrices
@@ -66,7 +66,7 @@ def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live
     targets = make_targets(request, tasks)
     wanted = [task for task in tasks if any(task in target.shares for target in targets)]
     matrices = mixing_matrices(session, learned, job.folder, request.calibration, wanted, lambda: job.training_rows)
-    split = job.held_out
+    split = held_out_split(job.recipe.data)
     held_out, samples = job.rows(split), request.samples or job.recipe.export.samples
     measured = []
     for number, target in enumerate(targets, start=1):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from qmixlora.data import held_out_split
 from qmixlora.errors import CheckError, UserError
 from qmixlora.files import replacing
 from qmixlora.manifest import seal
@@ -109,7 +110,7 @@ def write(job: Job, session: TunedSession, learned: Learned) -> None:
 
 def _compare(job: Job, session: TunedSession, folder: Path) -> None:
     """Ask the written router for held-out instructions. Raises CheckError if the run itself routes otherwise."""
-    difference, count = largest_difference(session, folder, job.rows(job.held_out))
+    difference, count = largest_difference(session, folder, job.rows(held_out_split(job.recipe.data)))
     if not difference <= ROUNDING:
         raise CheckError(
             f"The exported router gives other scales than the run: they differ by {difference:.2g}.",

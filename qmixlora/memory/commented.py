@@ -51,8 +51,10 @@ def words_of(proposal: Proposal, config: PretrainedConfig, card: str | None) -> 
     """What was chosen and why, a line each."""
     recipe, spec, data = proposal.recipe, proposal.recipe.train, proposal.data
     guess = " (estimated: no processor of this model is here)" if data.estimated else ""
-    size = f"{data.samples} samples of {data.mean:.0f} tokens on average, the longest {data.longest}"
-    lines = [f"Data: {size}{guess}."]
+    size = f"{data.samples} samples, {data.mean:.0f} tokens on average, the longest {data.longest}"
+    lines = [f"Data: {size}{guess}; {data.tasks} task{'s' * (data.tasks > 1)}."]
+    if data.tasks == 1:
+        lines.append('Where samples are of several tasks, let each say its own: "task" in a row, or data.columns.task.')
     values = dict(leaves(recipe.model_dump()))
     lines += [f"{Edit({path: values[path]})}  ({reason})" for path, reason in proposal.reasons.items()]
     plan = proposal.plan
@@ -62,7 +64,8 @@ def words_of(proposal: Proposal, config: PretrainedConfig, card: str | None) -> 
         if plan.card
         else f"Planned peak: {in_words(plan.peak_with_loading)}."
     )
-    lines.append(f"{proposal.steps} optimiser steps in {spec.epochs:g} epochs. {_time(proposal, config, card)}")
+    epochs = f"{spec.epochs:g} epoch{'s' * (spec.epochs > 1)}"
+    lines.append(f"{proposal.steps} optimiser steps in {epochs}. {_time(proposal, config, card)}")
     return [*lines, *([f"Next larger card: {proposal.larger_card}"] if proposal.larger_card else [])]
 
 

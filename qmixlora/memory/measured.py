@@ -22,11 +22,12 @@ CHARACTERS, FRAME = 3, 64  # in a token, and tokens of the template and a system
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of the data: its samples and those that cannot be used; lengths in tokens of some samples, the
-    longest, and the most of a sample's images. `estimated`: no processor is here to measure them.
+    """What is known of the data: its samples, their tasks, and those that cannot be used; lengths in tokens of some
+    samples, the longest, and the most of a sample's images. `estimated`: no processor is here to measure them.
     """
 
     samples: int
+    tasks: int
     left_out: int
     lengths: Sequence[int]
     longest: int
@@ -51,7 +52,8 @@ def measure(recipe: Recipe) -> Measured:
     if found.survey is None:
         raise found.refusals.error(str(recipe.data.train), any_left=False)
     facts = found.survey
-    return Measured(facts.samples, found.refusals.count, facts.lengths, facts.most_tokens, facts.most_image_tokens)
+    sizes = facts.lengths, facts.most_tokens, facts.most_image_tokens
+    return Measured(facts.samples, facts.tasks, found.refusals.count, *sizes)
 
 
 def _estimated(recipe: Recipe, rows: Dataset) -> Measured:
@@ -65,4 +67,5 @@ def _estimated(recipe: Recipe, rows: Dataset) -> Measured:
     texts = [sum(len(turn["text"]) for turn in turns) // CHARACTERS + FRAME for turns in rows["turns"]]
     images = [len(own) * of_image for own in rows["images"]]
     lengths = [text + image for text, image in zip(texts, images, strict=True)]
-    return Measured(len(rows), 0, lengths, max(lengths), max(images), estimated=True, budget=budget)
+    tasks = len(set(rows["task"]))
+    return Measured(len(rows), tasks, 0, lengths, max(lengths), max(images), estimated=True, budget=budget)

@@ -63,9 +63,8 @@ def propose(
     Raises UserError if the data or the model cannot be read, or nothing that was tried fits.
     """
     given = Edit.parse(overrides)
-    values = given.put_into({"model": {"id": model}, "data": {"train": data}, "train": {"output": output}})
-    recipe, reasons = validate(values, "command line"), dict[str, str]()
-    recipe = _columns(recipe, reasons).apply(recipe)
+    named, reasons = {"model": {"id": model}, "data": {"train": data}, "train": {"output": output}}, dict[str, str]()
+    recipe = validate((_columns(data, given, reasons) | given).put_into(named), "command line")
     measured = measure(recipe)
     recipe = (_of_the_data(measured, reasons) | given).apply(recipe)
     tries = [(size | given).apply(recipe) for size in _sizes(prefer, measured)]
@@ -107,14 +106,14 @@ def _why(recipe: Recipe, prefer: Preference, reasons: dict[str, str]) -> None:
     )
 
 
-def _columns(recipe: Recipe, reasons: dict[str, str]) -> Edit:
-    """The columns of a table whose names are the usual ones, unless the recipe names some."""
-    data = recipe.data
-    if data.columns is not None or not isinstance(data.train, str):
+def _columns(data: str, given: Edit, reasons: dict[str, str]) -> Edit:
+    """The columns of a table whose names are the usual ones, but for those that are given."""
+    source = given.values.get("data.train", data)
+    if "data.columns" in given.values or not isinstance(source, str):
         return Edit({})
-    columns = usual_columns(data.train, data.subset)
+    columns = usual_columns(source, given.values.get("data.subset"))
     named = {} if columns is None else columns.model_dump(exclude_none=True)
-    values = {f"data.columns.{key}": name for key, name in named.items()}
+    values = {path: name for key, name in named.items() if (path := f"data.columns.{key}") not in given.values}
     reasons |= dict.fromkeys(values, "by its name in the data")
     return Edit(values)
 

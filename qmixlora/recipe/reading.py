@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, path_meant
 
 from .edit import Edit
 from .migration import migrate
@@ -63,6 +63,9 @@ def _values(name_or_path: str) -> tuple[dict[str, Any], str]:
 def read_recipe(name_or_path: str) -> tuple[str, str]:
     """(text, where it came from) of a recipe file, or of a shipped recipe by its name."""
     path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} and not path.exists():
+        fix = path_meant(path) or "Check the path."
+        raise UserError("There is no such recipe file.", where=str(path), fix=fix)
     try:
         if path.suffix in {".yaml", ".yml"} or path.is_file():
             return path.read_text(encoding="utf-8"), str(path)

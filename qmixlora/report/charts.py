@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from qmixlora.webpage import COLORS, folded, table
 
@@ -86,12 +87,14 @@ def draw_curves(
                 axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
                 smoothed = _thinned(_smoothed(curve.points), POINTS)
                 steps, values = zip(*smoothed, strict=True)
-            axes.plot(steps, values, color=color, linestyle=dash, label=curve.label, marker="" if values[1:] else "o")
+            dot = "o" if len({*steps}) == 1 else ""  # a line of one step is not seen
+            axes.plot(steps, values, color=color, linestyle=dash, label=curve.label, marker=dot)
         for number, (label, value) in enumerate((marks or {}).items()):
             axes.axhline(value, color=INK, linestyle=DASHES[1 + number % 3], linewidth=1, label=f"{label} {value:.2f}")
         axes.set(xlabel="step", ylabel=unit)
         axes.grid(axis="y")
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0 if from_zero else None)
         if named or marks:
             axes.legend(fontsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -142,7 +142,10 @@ def read_interference(tasks: Sequence[str], means: Mapping[str, Sequence[Sequenc
 
 def read_export(update_error: float, live: float, own: float) -> Reading:
     """The reading of an export: the share of the update that its mean leaves out, and the scores before and after."""
-    kept = own / live if live else 1.0
+    if not live:
+        why = "there was nothing to lose: the live model has no right answer on these samples"
+        return Reading("act", f"{why}. Train longer (train.epochs), and see what it says: qmixlora eval RUN --wrong 5.")
+    kept = own / live
     fidelity, error = THRESHOLDS["fidelity"].verdict(kept), THRESHOLDS["update_error"].verdict(update_error)
     told = f"update error {update_error:.2f} (0: the mixture is static), {kept:.0%} of the live score"
     if fidelity == "act":
@@ -150,3 +153,14 @@ def read_export(update_error: float, live: float, own: float) -> Reading:
     if fidelity == "watch" or error == "act":
         return Reading("watch", f"{told}: the score rests on polishing; look at its answers on rows of your own.")
     return Reading("good", f"{told}.")
+
+
+def lossy(readings: Iterable[tuple[str, Reading]]) -> Iterator[Reading]:
+    """The readings of exports, by their names, that lost something; those that read alike as one."""
+    names: dict[Reading, list[str]] = {}
+    for name, reading in readings:
+        if reading.verdict != "good":
+            names.setdefault(reading, []).append(name)
+    for reading, alike in names.items():
+        named = " and ".join(part for part in (", ".join(alike[:-1]), alike[-1]) if part)
+        yield Reading(reading.verdict, f"in {named}: {reading.text}")

@@ -98,7 +98,7 @@ class ProgressDisplay(TrainerCallback):
         columns = ["{task.description}", "loss {task.fields[loss]}", "lr {task.fields[lr]}", "{task.fields[speed]}"]
         self.bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), *(TextColumn(text) for text in columns),
-            TextColumn("left"), TimeRemainingColumn(), console=console,
+            TimeRemainingColumn(), TextColumn("left"), console=console,
         )  # fmt: skip
         self.task = self.bar.add_task("", total=None, loss="-", lr="-", speed="")
 

@@ -26,7 +26,7 @@ def schedule_problems(recipe: Recipe, samples: int, batch: float | None = None) 
     if spec.log_every > steps:
         problems.append(f"Nothing will be logged in {steps} steps: set train.log_every={often}.")
     if recipe.data.validation and spec.eval_every is not None and spec.eval_every > steps:
-        problems.append(f"Nothing will be evaluated in {steps} steps: set train.eval_every={often}, or leave it out.")
+        problems.append(f"Nothing will be evaluated before the last of {steps} steps: set train.eval_every={often}.")
     if spec.save_every is not None and spec.save_every > steps and steps >= FEW:
         problems.append(
             f"No checkpoint will be saved in {steps} steps (a run that stops early is lost): set "

@@ -29,19 +29,20 @@ def test_new_train_and_export_lead_to_adapters(
 
 def test_new_takes_plain_columns_by_their_usual_names(qmixlora: CommandLine, backbone: Path, tmp_path: Path) -> None:
     """Thirty drawn pictures in a table, which nothing but its header explains."""
-    lines = ["file_name,prompt,label"]
+    lines = ["file_name,prompt,label,kind"]
     for index in range(30):
         color = ("red", "green", "blue")[index % 3]
         Image.new("RGB", (40, 30 + index), color).save(tmp_path / f"{index}.png")
-        lines.append(f"{index}.png,which color has it ?,{color}")
+        lines.append(f"{index}.png,which color has it ?,{color},{('plain', 'other')[index % 2]}")
     (tmp_path / "data.csv").write_text("\n".join(lines))
-    file, settled = tmp_path / "own.yaml", ("model.dtype=float32", f"train.output={tmp_path / 'run'}")
+    file, settled = tmp_path / "own.yaml", ("model.dtype=float32", "data.columns.task=kind")
     made = qmixlora("new", "--model", backbone, "--data", tmp_path / "data.csv", "--vram", 2, "--out", file, *settled)
     assert made.code == 0, made.stderr
     assert "data.columns.answer=label" in made.stdout and "by its name in the data" in made.stdout
     recipe = yaml.safe_load(file.read_text())
-    assert recipe["data"]["columns"] == {"question": "prompt", "answer": "label", "image": "file_name"}
-    trained = qmixlora("train", file, "train.max_steps=2")
+    named = {"question": "prompt", "answer": "label", "image": "file_name", "task": "kind"}  # one of them by hand
+    assert recipe["data"]["columns"] == named
+    trained = qmixlora("train", file, "train.max_steps=2", f"train.output={tmp_path / 'run'}")
     assert trained.code == 0, trained.stderr
 
 

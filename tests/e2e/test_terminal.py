@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -73,11 +75,34 @@ def test_an_empty_answer_says_so(
 
 
 def test_a_command_ends_with_the_one_that_comes_next(
-    qmixlora: CommandLine, finished_run: FinishedRun, recipe_file: Path
+    qmixlora: CommandLine, copied_run: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
-    run = finished_run("mixlora")
-    assert f"Next: qmixlora plan {recipe_file}\n" in qmixlora("data", recipe_file).stdout
-    assert f"Next: qmixlora export {run} --all" in qmixlora("eval", run).stdout
+    without_test = re.sub("^  test: .*$", "  test: null", (copied_run / "recipe.yaml").read_text("utf-8"), flags=re.M)
+    (copied_run / "recipe.yaml").write_text(without_test, encoding="utf-8")
+    run, made = copied_run, tmp_path / "my.yaml"
+    for file in run.glob("evaluation*.json"):  # of other tests
+        file.unlink()
+    shutil.rmtree(run / "exports", ignore_errors=True)
+    for words, told in (  # in the order in which one types them
+        (("recipes", "list", "--vram", "6"), "qmixlora recipes copy NAME my.yaml ("),
+        (("recipes", "copy", "tiny-cpu", made), f"Written: {made}.\nNext: qmixlora data {made} ("),
+        (("data", recipe_file), f"qmixlora plan {recipe_file}\n"),
+        (("report", run), f"Report: {run / 'report.html'}\nNext: qmixlora eval {run} ("),
+        (("eval", run), f"qmixlora export {run} --all (the first wrong answers: eval {run} --wrong 5)"),
+        (("inspect", run), f"qmixlora inspect {run} --routing ("),
+    ):
+        done = qmixlora(*words)
+        assert done.code == 0, done.stderr
+        assert told in done.stdout and done.stdout.splitlines()[-1].startswith("Next: "), (words, done.stdout)
+        if words[0] == "eval":  # the recipe holds nothing out
+            assert done.stdout.startswith(f"{run}, split train (not held out: trained on)\n")
+    assert "[[what is learned]], <<what is routed on>>" in done.stdout  # nothing is told by colour alone
+    assert done.stdout.count("[[") == done.stdout.count("]]") == 4
+
+
+def test_a_recipe_without_a_card_is_listed_by_its_peak(qmixlora: CommandLine) -> None:
+    assert "paper-llava" not in qmixlora("recipes", "list", "--vram", "12").stdout
+    assert "paper-llava" in qmixlora("recipes", "list", "--vram", "16").stdout
 
 
 def test_shells_complete_the_verbs(qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

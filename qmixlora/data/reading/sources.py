@@ -16,7 +16,7 @@ import pyarrow
 from huggingface_hub.constants import HF_HUB_CACHE
 from pyarrow import parquet
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, path_meant
 from qmixlora.progress import reading, tracked
 
 from .json_files import Row, Rows, read_json, read_json_lines, read_lines
@@ -62,7 +62,8 @@ class Source:
             rows = lambda: _of_data_set(data, source)  # noqa: E731  # as for files
             return cls(name, folder, data.data.nbytes, data._fingerprint, rows, (folder, *_caches()))
         if not path.is_file():
-            raise UserError("There is no such data file.", where=source, fix="Check data.train and its siblings.")
+            fix = path_meant(path) or "Check data.train and its siblings."
+            raise UserError("There is no such data file.", where=source, fix=fix)
         _refuse(subset, source)
         stat = path.stat()
         state = stat.st_size, stat.st_mtime_ns

@@ -41,6 +41,11 @@ def splits_of(data: Data) -> list[str]:
     return [split for split in SPLITS if getattr(data, split)]
 
 
+def held_out_split(data: Data) -> str:
+    """The split that a run and its exports are measured on; `train` where nothing is held out."""
+    return splits_of(data)[-1]
+
+
 def source_of(data: Data, split: str) -> str:
     """What a split is called in messages: where it comes from."""
     source = getattr(data, split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -12,8 +11,7 @@ from qmixlora.bases import named_base, own_base
 from qmixlora.errors import UserError
 from qmixlora.webpage import table
 
-from ..charts import number
-from ..readings import Reading, read_export
+from ..readings import Reading, lossy, read_export
 from ..record import RunRecord
 from .routing import told
 
@@ -45,10 +43,11 @@ def exports_section(record: RunRecord) -> str:
     if not record.exports:
         hint = f"None yet: qmixlora export {record.folder} --all --as lora"
         return f'<h2>Exports</h2><p class="quiet">{escape(hint)}</p>'
-    head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", ""]
+    head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", "verdict"]
     readings = [_reading(one) for one in record.exports]
     rows = [[*_row(one), reading.verdict] for one, reading in zip(record.exports, readings, strict=True)]
-    lost = "".join(map(told, _together(readings, record.exports)))
+    names = [Path(one["folder"]).name for one in record.exports]
+    lost = "".join(map(told, lossy(zip(names, readings, strict=True))))
     return f"<h2>Exports</h2>{table(head, rows)}{lost}<h3>To use them</h3>{_use(record)}"
 
 
@@ -63,23 +62,13 @@ def _row(one: dict[str, Any]) -> list[str]:
         f"{one['exact_match']['live']:.3f}",
         f"{one['exact_match'][form]:.3f}",
         f"{one['agreement'][form]:.2f}",
-        number(one["update_error"]["mean"]),
+        f"{one['update_error']['mean']:.2f}",
     ]
 
 
 def _reading(one: dict[str, Any]) -> Reading:
     scores = one["exact_match"]
     return read_export(one["update_error"]["mean"], scores["live"], scores[one["form"]])
-
-
-def _together(readings: Sequence[Reading], exports: Sequence[dict[str, Any]]) -> Iterator[Reading]:
-    """The readings of exports that lost something, those that read alike as one."""
-    names: dict[Reading, list[str]] = {}
-    for reading, one in zip(readings, exports, strict=True):
-        if reading.verdict != "good":
-            names.setdefault(reading, []).append(Path(one["folder"]).name)
-    for reading, alike in names.items():
-        yield Reading(reading.verdict, f"in {' and '.join(alike)}: {reading.text}")
 
 
 def _use(record: RunRecord) -> str:

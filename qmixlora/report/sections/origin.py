@@ -32,13 +32,18 @@ def origin_section(record: RunRecord) -> str:
         ["versions", ", ".join(f"{name} {version}" for name, version in record.versions.items()) or "not kept"],
         [
             "history",
-            "; ".join(f"{one.get('time')} {one.get('event')} at step {one.get('step')}" for one in record.history),
+            "; ".join(f"{_time(one)} {one.get('event')} at step {one.get('step')}" for one in record.history),
         ],
         ["folder", str(record.folder)],
     ]
     survey = _survey(record.survey) if record.survey else ""
     recipe = folded("recipe.yaml", f"<pre>{escape(record.text)}</pre>")
     return f"<h2>What was trained on what</h2>{table(['', ''], facts, left=[1])}{survey}{recipe}"
+
+
+def _time(event: dict[str, Any]) -> str:
+    """When it was, to the second, for people."""
+    return str(event.get("time")).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _survey(survey: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from qmixlora.webpage import table
+from qmixlora.webpage import folded, table
 
 from ..charts import Curve, chart, draw_curves, number
 from ..figures import DIVERGING, SEQUENTIAL, heat_map, short_name
@@ -82,7 +82,7 @@ def _dead(summary: RoutingSummary) -> str:
     dead_PL = summary.dead().sum(dim=2)
     names = [short_name(layer) for layer in summary.layers]
     rows = [[name, *map(str, pools)] for name, pools in zip(names, dead_PL.T.tolist(), strict=True)]
-    return f"<h3>Dead factors by layer</h3>{table(['layer', 'pool A', 'pool B'], rows, tall=True)}"
+    return folded("Dead factors by layer", table(["layer", "pool A", "pool B"], rows, tall=True))
 
 
 def interference_section(measured: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from ..record import RunRecord
 
 DRAWN = 24  # tasks: more of them are in the table alone
 MEAN = "mean over tasks"
+NO_BREAK = "\u00a0"
 
 
 def scores_section(records: Sequence[RunRecord]) -> str:
@@ -72,20 +73,21 @@ def _differences(series: Mapping[str, Scores]) -> str:
         compared = compare(series)
     except UserError as error:
         return f'<p class="warning">{escape(error.what)}</p>'
-    first = next(iter(series))
+    first, several = next(iter(series)), len(series) > 2
     rows = [
-        [task if name is None else MEAN, other, _difference(difference)]
+        [task if name is None else MEAN, *([other] if several else []), *_difference(difference)]
         for other, mean in compared.means.items()
         for task, name, difference in [(MEAN, MEAN, mean), *((t, None, d) for t, d in compared.tasks[other].items())]
     ]
-    head = ["task", "model", f"difference from {first}, paired by sample (95 %)"]
-    return f"<h3>What is a difference</h3>{table(head, rows, left=[1], tall=True)}"
+    head = ["task", *(["model"] if several else []), "difference", "95 %", ""]
+    title = escape(f"What is a difference from {first}, paired by sample")
+    return f"<h3>{title}</h3>{table(head, rows, tall=True)}"
 
 
-def _difference(difference: Difference) -> str:
+def _difference(difference: Difference) -> list[str]:
     low, high = difference.interval
-    verdict = ("better" if difference.points > 0 else "worse") if difference.is_one else "no difference"
-    return f"{difference.points:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"
+    verdict = ("better" if difference.points > 0 else "worse") if difference.is_one else "none"
+    return [f"{difference.points:+.3f}", f"{low:+.3f} to {high:+.3f}".replace(" ", NO_BREAK), verdict]
 
 
 def _score(scores: Scores, task: str) -> Score | None:

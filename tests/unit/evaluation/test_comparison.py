@@ -42,6 +42,14 @@ def test_models_that_were_asked_something_else_are_not_compared() -> None:
         compare({"one": right_in(80), "two": right_in(80, ROWS[:150])})
 
 
+def test_an_export_is_compared_on_the_tasks_that_it_was_asked() -> None:
+    compared = compare({"run": right_in(80), "export": right_in(90, ROWS[100:])})
+    assert compared.scores["run"].tasks.keys() == compared.tasks["export"].keys() == {"b"}
+    assert compared.means["export"].points == pytest.approx(0.1) and compared.left_out == ["a"]
+    with pytest.raises(UserError, match="no task in common"):
+        compare({"one": right_in(80, ROWS[:100]), "two": right_in(80, ROWS[100:])})
+
+
 def test_the_comparison_in_json_has_all_scores_and_differences() -> None:
     written = compare({"one": right_in(80), "other": right_in(90)}).to_dict()
     assert written["scores"]["one"]["mean"] == 0.8

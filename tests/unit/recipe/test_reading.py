@@ -65,9 +65,12 @@ def test_the_nearest_name_of_a_shipped_recipe_is_proposed() -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Cannot read the recipe") as caught:
-        load_recipe(str(tmp_path / "none.yaml"))
-    assert "none.yaml" in str(caught.value)
+    (tmp_path / "mine.yaml").touch()
+    with pytest.raises(UserError, match="There is no such recipe file") as caught:
+        load_recipe(str(tmp_path / "nime.yaml"))
+    assert (
+        "nime.yaml" in str(caught.value) and "Did you mean" in str(caught.value) and "mine.yaml?" in str(caught.value)
+    )
 
 
 def test_a_resolved_recipe_reads_back_as_itself(write: Write) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Prediction, Scores, TaskScore, write_results
 from qmixlora.recipe import validate
-from qmixlora.report.charts import smooth
+from qmixlora.report.charts import Curve, draw_curves, smooth
 from qmixlora.report.page import refresh_report, write_report
 from tests.browser import CHROMIUM, Browser, browser
 
@@ -126,6 +127,13 @@ def test_on_paper_the_numbers_of_every_chart_are_open(page: Path, shown: Browser
     height = shown.evaluate("document.documentElement.scrollHeight")
     shown.open(page, 794, media="print")
     assert shown.evaluate("document.documentElement.scrollHeight") > height
+    cut = "[...document.querySelectorAll('.tall')].filter(own => own.scrollHeight > own.clientHeight + 1).length"
+    assert shown.evaluate(cut) == 0
+
+
+def test_a_curve_of_one_step_is_a_dot() -> None:
+    dot, line = (draw_curves("t", [Curve("c", [(4, 1.0), (last, 1.1)])], "GiB") for last in (4, 5))
+    assert dot.count("<use") > line.count("<use")
 
 
 def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
@@ -135,7 +143,7 @@ def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
     write_results(other, scores(made, right=3))
     html = write_report([made, other], tmp_path / "both.html").read_text(encoding="utf-8")
     assert "run and other" in html and "difference from run, paired by sample" in html
-    assert "+0.250 (+0.000 to +0.750): no difference" in html or ": better" in html
+    assert re.search(r"<td>\+0.250</td><td>[+-][\d.]+\sto\s\+[\d.]+</td><td>(none|better)</td>", html)
 
 
 def test_a_folder_without_a_recipe_is_no_run_and_a_damaged_one_is_told(made: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qmixlora.report.readings import THRESHOLDS, read_export, read_interference, read_routing_figures
+from qmixlora.report.readings import THRESHOLDS, lossy, read_export, read_interference, read_routing_figures
 from qmixlora.report.routing import read_routing
 
 
@@ -32,6 +32,13 @@ def test_interference_is_read_by_what_it_costs_on_average(value: float | None, v
 )
 def test_an_export_is_read_by_its_score_before_its_update_error(error: float, own: float, verdict: str) -> None:
     assert read_export(error, 0.9, own).verdict == verdict
+
+
+def test_an_export_of_a_run_that_knows_nothing_is_not_called_good() -> None:
+    reading = read_export(0.0, 0.0, 0.0)
+    assert reading.verdict == "act" and "nothing to lose" in reading.text
+    (told,) = lossy([("a", reading), ("b", reading), ("good", read_export(0.0, 1.0, 1.0)), ("c", reading)])
+    assert told.text == f"in a, b and c: {reading.text}"
 
 
 def test_every_threshold_has_a_reason() -> None:
