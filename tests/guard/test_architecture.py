@@ -99,7 +99,19 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "training",
     },
     "report": {"errors", "files", "manifest", "bases", "webpage", "recipe", "mixlora", "data", "evaluation"},
-    "demo": {"errors", "files", "progress", "recipe", "data", "session", "evaluation", "training", "export", "report"},
+    "demo": {
+        "errors",
+        "files",
+        "device",
+        "progress",
+        "recipe",
+        "data",
+        "session",
+        "evaluation",
+        "training",
+        "export",
+        "report",
+    },
 }
 METHOD_USES = {"torch", "peft", "safetensors", *sys.stdlib_module_names}
 

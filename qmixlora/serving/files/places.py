@@ -196,8 +196,8 @@ PLACES = {
         request=_by_scales,
         check="--llama-server",
         about="llama-server takes a scale for each of its adapters per request. Make the base first, once: "
-        "`LLAMA_CPP=... sh convert.sh`. It mixes adapters up where it caches prompts, and images of several requests at "
-        "once: the script turns both off.",
+        "`LLAMA_CPP=... sh convert.sh`. It mixes adapters up where it caches prompts, and images of several requests "
+        "at once: the script turns both off.",
         measured="`benchmarks/servers.py` runs both scripts (llama-server on a CPU); the compose file was not run.",
         files=_converted,
         before=_with_eyes,
