@@ -50,7 +50,7 @@ BACKBONES = {
     REAL: BackboneMaker(
         real_backbone_folder,
         _make_real,
-        "SmolLM2-135M learns to see, once (some 15 minutes of CPU time; goes on where it was interrupted)",
+        "SmolLM2-135M learns to see, once (some 20 minutes of CPU time; goes on where it was interrupted)",
     ),
 }
 DATA_SETS = {

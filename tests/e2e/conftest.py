@@ -103,9 +103,9 @@ class RealStandIn(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def real_standin(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> RealStandIn:
+def real_standin(tmp_path_factory: pytest.TempPathFactory) -> RealStandIn:
     folder = tmp_path_factory.mktemp("real")
-    model, processor = assemble(*small_language_model(), backbone, seed=0)
+    model, processor = assemble(*small_language_model(), seed=0)
     save_backbone(model, processor, folder / "model")
     data = make_real_dataset(folder / "data", splits={"train": 2, "validation": 1, "test": 1})
     return RealStandIn(folder / "model", data)

@@ -66,7 +66,7 @@ def test_runs_are_compared_by_what_was_kept_of_them(qmixlora: CommandLine, evalu
     points = compared["scores"][second]["mean"] - compared["scores"][first]["mean"]
     assert compared["differences"][second]["mean"]["points"] == pytest.approx(points)
     told = qmixlora("compare", *evaluated.values())
-    assert told.code == 0 and "mean over tasks" in told.stdout and f"({points:+.3f}, " in told.stdout
+    assert told.code == 0 and "mean over tasks" in told.stdout and f"({points:+.3f})" in told.stdout
 
 
 def test_a_run_is_compared_with_its_backbone_and_the_blind_guess(

@@ -77,7 +77,7 @@ def make_real_backbone(
     seed: int = 0,
     read: Read = read_language_model,
 ) -> Path:
-    """The checkpoint folder of the real backbone, trained now if it is not there yet (some 15 minutes of CPU time).
+    """The checkpoint folder of the real backbone, trained now if it is not there yet (some 20 minutes of CPU time).
 
     `read` gives the language model and its tokenizer. `on_progress` is told (steps done, steps in all). Where it was
     interrupted before, it goes on from the last of its own checkpoints, which lie beside `folder` until it is whole.
