@@ -54,6 +54,7 @@ class Loras:
     server: str = "vllm"
     check: str | None = "--url"
     form: str = "lora"
+    reach: Callable[[str, Fingerprint, str, str | None], Server] = openai_server
     stock: StockModel | None = field(default=None, init=False)
 
     def command(self, exports: Path, model: Model, dtype: str) -> list[str]:
@@ -78,7 +79,7 @@ class Loras:
         return self.stock
 
     def asking(self, url: str, folder: Path, right: Fingerprint) -> Ask:
-        server = openai_server(url, right, "", None)
+        server = self.reach(url, right, "", None)
         return lambda prompt: server.answer(prompt.messages, right.max_tokens)
 
 
@@ -105,16 +106,13 @@ class Ggufs(Loras):
     server: str = "llama-server"
     check: str | None = "--llama-server"
     form: str = "gguf"
+    reach: Callable[[str, Fingerprint, str, str | None], Server] = llama_server
 
     def command(self, exports: Path, model: Model, dtype: str) -> list[str]:
         folder = written_for(self.server, exports)
         if not (folder / "base.gguf").is_file():
             convert(folder / "convert.sh", model.by_bytes)
         return ["sh", str(folder / "start.sh")]
-
-    def asking(self, url: str, folder: Path, right: Fingerprint) -> Ask:
-        server = llama_server(url, right, "", None)
-        return lambda prompt: server.answer(prompt.messages, right.max_tokens)
 
 
 @dataclass

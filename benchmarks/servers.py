@@ -135,7 +135,12 @@ def _is_ready(url: str) -> bool:
 def start_command(case: Case, exports: Path) -> list[str]:
     """The command that serves exports as a case wants it, of this form's kind."""
     own = FORMS[case.server, case.form]().command(exports, MODELS[case.model], case.dtype)
-    return [*own, *OPTIONS[case.server], *MORE.get((case.server, case.dtype), ()), "--port", str(PORT)]
+    return [*own, *options(case)]
+
+
+def options(case: Case) -> list[str]:
+    """What every server of a case is started with."""
+    return [*OPTIONS[case.server], *MORE.get((case.server, case.dtype), ()), "--port", str(PORT)]
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -213,8 +218,8 @@ def measure_broken(case: Case) -> dict[str, Any]:
     assert case.broken is not None
     run, option = run_of(case.model), FORMS[case.server, case.form]().check
     broken = BREAKS[case.server][case.broken](run, folder_of("broken") / case.name)
-    command = [*broken.command, *OPTIONS[case.server], *MORE.get((case.server, case.dtype), ()), "--port", str(PORT)]
-    command = [*(command if broken.command else start_command(case, broken.exports)), *broken.options]
+    own = [*broken.command, *options(case)] if broken.command else start_command(case, broken.exports)
+    command = [*own, *broken.options]
     with started(case.server, command, folder_of("logs") / f"{case.name}.log") as url:
         for before, name in broken.before:
             _checked(before, str(option), url, "--name", name)

@@ -149,11 +149,6 @@ class Sight(nn.Module):
         self.vision_tower = model.model.vision_tower
         self.projector = model.model.multi_modal_projector
         model.model.language_model.requires_grad_(False)
-        self._model = (model,)  # in a tuple, so that its parameters are not ours
-
-    @property
-    def model(self) -> LlavaForConditionalGeneration:
-        return self._model[0]
 
 
 class Words(Sight):
@@ -194,6 +189,7 @@ class Captions(Sight):
 
     def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Any) -> None:
         super().__init__(model)
+        self._model = (model,)  # in a tuple, so that its parameters are not ours
         before = tokenizer.apply_chat_template([{"role": "system", "content": FORM}], tokenize=False)
         prefix = tokenizer(f"{before}<|im_start|>user\n", add_special_tokens=False, return_tensors="pt").to(
             model.device
@@ -209,7 +205,7 @@ class Captions(Sight):
             cache.update(keys_BHPD, values_BHPD, index)
         before_BP = attention_mask.new_ones(size, cache.get_seq_length())
         seen = torch.cat([before_BP, attention_mask], dim=1)
-        return self.model(**batch, attention_mask=seen, past_key_values=cache, use_cache=True)
+        return self._model[0](**batch, attention_mask=seen, past_key_values=cache, use_cache=True)
 
 
 def _train(
