@@ -21,6 +21,7 @@ NAMES = {
 FEW = "Without log-probabilities of the server, answers alone are compared."
 BLIND = "The server takes no images: prompts without any were asked alone."
 NEARER = 10  # times nearer than the export: whose answers they are, by a server that is further off than rounding
+APART = 3  # times further off than what rounding explains: not of the same cause
 CLOSE = "The export and its base are too near each other on these prompts to be told apart."
 
 
@@ -81,7 +82,9 @@ def check(fingerprint: Fingerprint, asked: Asked, tolerance: float | None = None
         return Report(verdict, (f"It answers as {NAMES[whose]}.",), found, limit, notes)
     reasons = _lengths(answers, prompts) or _most_like(whose, found) or _parts(answers, prompts, limit)
     if not reasons:
-        reasons = _of_base([asked.answer_of_base(p.messages, fingerprint.max_tokens) for p in prompts], prompts, limit)
+        reasons = _of_base(
+            [asked.answer_of_base(p.messages, fingerprint.max_tokens) for p in prompts], prompts, found, limit
+        )
     return Report("something else", tuple(reasons), found, limit, notes)
 
 
@@ -113,18 +116,29 @@ def _most_like(whose: str, found: Mapping[str, Difference]) -> list[str]:
 
 
 def _parts(answers: Sequence[Answer], prompts: Sequence[Prompt], limit: float) -> list[str]:
-    """What it says that prompts without an image are answered as they should be."""
-    plain = [(answer, p.answers[EXPORT]) for answer, p in zip(answers, prompts, strict=True) if not p.has_image]
-    if not plain or len(plain) == len(prompts) or difference(*zip(*plain, strict=True)).mean > limit:
+    """What it says that prompts without an image are answered as they should be, and those with one are clearly not."""
+    pairs = list(zip(answers, prompts, strict=True))
+    plain, seen = (_off([pair for pair in pairs if pair[1].has_image is has]) for has in (False, True))
+    if plain is None or seen is None or plain > limit or seen < APART * plain:
         return []
     return ["Without an image it answers as the export: images are prepared otherwise, or the projector is another."]
 
 
-def _of_base(answers: Sequence[Answer | None], prompts: Sequence[Prompt], limit: float) -> list[str]:
+def _of_base(
+    answers: Sequence[Answer | None], prompts: Sequence[Prompt], found: Mapping[str, Difference], limit: float
+) -> list[str]:
     """What the server's base says about what is wrong with the adapter on it."""
     known = [answer for answer in answers if answer is not None]
     if len(known) < len(prompts):
         return ["Prompts have the right lengths: another base, chat template or scale (alpha), or other numbers."]
-    if difference(known, [prompt.answers[BASE] for prompt in prompts]).mean > limit:
+    off = difference(known, [prompt.answers[BASE] for prompt in prompts]).mean
+    if off > limit:
         return ["The base below the adapter is another one (or has another chat template, or is in fewer bits)."]
+    if off > found[EXPORT].mean / APART:  # within what rounding explains, and yet no smaller by much
+        return ["The base is nearly as far off as the adapter on it: it is in fewer bits, or rounds otherwise."]
     return ["The base is the right one: the adapter is applied at another scale (alpha), or a part of it is."]
+
+
+def _off(pairs: Sequence[tuple[Answer, Prompt]]) -> float | None:
+    """The mean difference from the export's answers; None where nothing was asked."""
+    return difference([one for one, _ in pairs], [p.answers[EXPORT] for _, p in pairs]).mean if pairs else None

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from qmixlora.errors import CheckError, UserError
 from qmixlora.manifest import first_change
 from qmixlora.serving.check import Report, check
 from qmixlora.serving.comparison import Difference, difference
-from qmixlora.serving.fingerprint import FINGERPRINT, Answer, Step, read_fingerprint
+from qmixlora.serving.fingerprint import FINGERPRINT, Answer, Fingerprint, Message, Step, has_image, read_fingerprint
 from qmixlora.serving.local import with_peft, with_transformers
 from qmixlora.serving.making import fingerprint_adapter
 from qmixlora.serving.servers import llama_server, openai_server
@@ -111,6 +111,45 @@ def test_another_base_is_told_from_another_scale(exports: Path) -> None:
     scale_tensors(exports / "base" / "model.safetensors", 1.3, of="down_proj")
     report = by_peft(exports / "a-lora")
     assert report.verdict == "something else" and "base below the adapter is another one" in report.reasons[0]
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A server whose log-probabilities are off by so much: without an image, with one, and its base's."""
+
+    fingerprint: Fingerprint
+    plain: float
+    seen: float
+    base: float
+    sees: bool = True
+
+    def answer(self, messages: list[Message], max_tokens: int) -> Answer:
+        return self._shifted(messages, "export", self.seen if has_image(messages) else self.plain)
+
+    def answer_of_base(self, messages: list[Message], max_tokens: int) -> Answer:
+        return self._shifted(messages, "base", self.base)
+
+    def _shifted(self, messages: list[Message], whose: str, by: float) -> Answer:
+        answer = next(p.answers[whose] for p in self.fingerprint.prompts if p.messages == messages)
+        return replace(answer, steps=tuple(replace(one, logprob=(one.logprob or 0.0) - by) for one in answer.steps))
+
+
+@pytest.mark.parametrize(
+    ("plain", "seen", "base", "said"),
+    [
+        (1e-4, 0.05, 1e-4, "Without an image it answers as the export"),
+        (0.009, 0.05, 0.02, "Without an image it answers as the export"),
+        (0.009, 0.012, 0.02, "The base below the adapter is another one"),
+        (0.009, 0.012, 0.009, "in fewer bits"),
+        (0.05, 0.05, 0.009, "at another scale"),
+    ],
+)
+def test_what_is_just_over_what_rounding_explains_is_not_blamed_on_images_or_a_scale(
+    exports: Path, plain: float, seen: float, base: float, said: str
+) -> None:
+    fingerprint = read_fingerprint(exports / "a-lora")
+    report = check(fingerprint, Shifted(fingerprint, plain, seen, base))
+    assert report.verdict == "something else" and len(report.reasons) == 1 and said in report.reasons[0]
 
 
 def test_images_of_another_size_are_told(exports: Path) -> None:
