@@ -24,16 +24,25 @@ class Event(NamedTuple):
     operation: str
 
 
+class Held(NamedTuple):
+    """Bytes alive on the card, and bytes that went to host memory."""
+
+    live: int
+    offloaded: int
+
+
 class Account:
     """Bytes taken and given back, in blocks of torch's CUDA allocator.
 
-    `peaks` holds the peak of every phase of the step; `saved` the bytes alive between the forward and the backward
-    pass, `offloaded` those that went to host memory.
+    `peaks` holds the peak of every phase of the step, by its name and the edges that were crossed before; `edges` what
+    was held at each (see `depth`); `saved` the bytes alive between the forward and the backward pass, `offloaded` those
+    that went to host memory.
     """
 
     def __init__(self) -> None:
         self.allocator = Allocator()
-        self.peaks: dict[str, Peak] = {}
+        self.peaks: dict[tuple[str, int], Peak] = {}
+        self.edges: list[Held] = []
         self.live = self.saved = self.offloaded = 0
         self._events: list[Event] | None = None
         self.begin("before the decoder")
@@ -50,9 +59,14 @@ class Account:
 
     def begin(self, phase: str) -> None:
         """Begin a phase of the step, or go back to one."""
-        self.phase = phase
-        if phase not in self.peaks or self.live >= self.peaks[phase].size:
-            self.peaks[phase] = Peak(self.live, "")
+        self.phase = phase, len(self.edges)
+        if self.phase not in self.peaks or self.live >= self.peaks[self.phase].size:
+            self.peaks[self.phase] = Peak(self.live, "")
+
+    def cross(self, edge: int) -> None:
+        """Note what is held at an edge, if it is the next one: recomputation comes to earlier ones again."""
+        if edge == len(self.edges):
+            self.edges.append(Held(self.live, self.offloaded))
 
     def take(self, key: int, size: int, operation: Any) -> None:
         """Enter a storage."""

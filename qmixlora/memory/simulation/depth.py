@@ -1,33 +1,70 @@
-"""Depth: the memory of a step with all decoder layers, from steps of two shallow models.
+"""Depth: the memory of a step with all decoder layers, from a step of a shallow model.
 
-A decoder is a stack of equal layers. The bytes that a step holds in a given phase (before the layers, in the second
-one, in the last but one, at the loss, and the same on the way back) are therefore an affine function of their number:
-two shallow models give them for any depth, byte for byte. Where layers differ in shape the whole model is simulated.
+A decoder is a stack of layers that are equal, or equal at a distance (a hybrid's kinds take turns). In a shallow model
+one such period is the window: every layer that is missing does what those in it do, and leaves behind in either pass
+what they leave. So the bytes of any phase of the step at full depth follow from its place before, between or after the
+two passes through the window, byte for byte; but for what the routers of all layers make at once, before the first
+layer and after the last gradient (measured: 0.4 % of a plan at most, and not at its peak). Where layers do not repeat,
+the whole model is simulated.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from .account import Account
+from .account import Account, Held, Peak
+
+BETWEEN = "a decoder layer between"
 
 
-def shallow_depths(config: PretrainedConfig, period: int) -> list[int]:
-    """Two depths from which the full one follows; the full one alone where that would save nothing.
+@dataclass(frozen=True)
+class Shallow:
+    """A model of `depth` layers in place of one of `full`; the first `leading` ones of either are like no others."""
 
-    `period` is the distance at which layers are treated alike (checkpointing of every n-th).
+    depth: int
+    full: int
+    leading: int
+    window: range
+
+    @property
+    def missing(self) -> int:
+        """How many times the window's layers are missing."""
+        return (self.full - self.depth) // len(self.window)
+
+    def stands_for_all(self, layers: Sequence[nn.Module]) -> bool:
+        """Whether its layers repeat, by the names and shapes of their parameters."""
+        shapes = [[(name, parameter.shape) for name, parameter in layer.named_parameters()] for layer in layers]
+        later = shapes[self.leading + len(self.window) :]
+        return all(one == two for one, two in zip(shapes[self.leading :], later, strict=False))
+
+
+def shallow_models(config: PretrainedConfig, period: int, streamed: int = 0) -> list[Shallow]:
+    """Models to try in place of the full one, the shallowest first; none where that would save nothing.
+
+    `period` is the distance at which layers are treated alike (checkpointing of every n-th); the first `streamed` ones
+    come from host memory.
     """
-    full = int(config.get_text_config().num_hidden_layers)
-    if getattr(config.get_text_config(), "num_kv_shared_layers", 0):  # the last layers read others' keys
-        return [full]
-    least = first_layers(config, period) + period
-    one = least + (full - least) % period
-    return [one, one + period] if one + period < full else [full]
+    text = config.get_text_config()
+    full = int(text.num_hidden_layers)
+    if getattr(text, "num_kv_shared_layers", 0):  # the last layers read others' keys
+        return []
+    kinds = _kinds(text)
+    models = []
+    for leading, distance in {(0, period), _pattern(kinds, period)}:
+        before = max(first_layers(config, distance), leading, len(set(kinds)) - 1, streamed + 1 if streamed else 0)
+        depth = before + 2 * distance + (full - before) % distance
+        if depth < full:
+            models.append(Shallow(depth, full, leading, range(depth - 1 - distance, depth - 1)))
+    return sorted(models, key=lambda model: model.depth)
 
 
 def first_layers(config: PretrainedConfig, period: int) -> int:
@@ -39,49 +76,102 @@ def first_layers(config: PretrainedConfig, period: int) -> int:
 
 
 def at_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
-    """The same model with fewer decoder layers, among them one of every kind that the configuration names."""
+    """The same model with fewer decoder layers, among them one of every kind that the configuration names: its first
+    ones, or one of each kind, the rarest first, before more of the others.
+    """
     changed = copy.deepcopy(config)
     text = changed.get_text_config()
-    full = text.num_hidden_layers
-    for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == full:
-            kinds = list(dict.fromkeys(value))
-            setattr(text, name, [*kinds, *value[len(kinds) :]][:depth])
+    for name, values in _by_layer(text).items():
+        kinds = sorted(set(values), key=lambda kind: (values.count(kind), values.index(kind)))
+        few = values[:depth]
+        setattr(text, name, few if set(few) == set(kinds) else [*kinds, *values[len(kinds) :]][:depth])
     text.num_hidden_layers = depth
     return changed
 
 
-def are_alike(layers: Sequence[nn.Module]) -> bool:
-    """Whether decoder layers have the same parameters, by name and shape."""
-    shapes = [[(name, parameter.shape) for name, parameter in layer.named_parameters()] for layer in layers]
-    return all(shape == shapes[0] for shape in shapes)
+def _by_layer(text: Any) -> dict[str, list[Any]]:
+    """The lists of a configuration that have one value for each decoder layer."""
+    count = text.num_hidden_layers
+    return {name: value for name, value in vars(text).items() if isinstance(value, list) and len(value) == count}
 
 
-def name_phases(layers: Sequence[nn.Module], account: Account, first: int) -> None:
-    """Have the account begin a phase where the forward pass enters a layer and where its gradient comes in.
+def _kinds(text: Any) -> list[tuple[Any, ...]]:
+    """The kind of each decoder layer, by all that the configuration lists."""
+    lists = list(_by_layer(text).values())
+    return [tuple(values[index] for values in lists) for index in range(text.num_hidden_layers)]
 
-    The `first` layers are counted from the beginning, the last one from the end. The others are "between": their sizes
-    grow or fall evenly from the one end to the other, so that the most is at one of the two.
+
+def _pattern(kinds: Sequence[Any], period: int) -> tuple[int, int]:
+    """How many layers lead, and the distance at which those behind them repeat; a multiple of `period`."""
+    count = len(kinds)
+    repeating = (
+        (leading, distance)
+        for distance in range(1, count // 2)
+        for leading in range(count // 4)
+        if kinds[leading:-distance] == kinds[leading + distance :]
+    )
+    leading, distance = min(repeating, key=lambda one: one[0] + 2 * one[1], default=(0, count))
+    return leading, math.lcm(distance, period)
+
+
+@contextmanager
+def without(model: nn.Module, paths: Sequence[str], window: range) -> Iterator[None]:
+    """Take the decoder layers in the window out of a model in this block; `paths` are those of all its layers."""
+    stack = cast(nn.ModuleList, model.get_submodule(paths[window.start].rpartition(".")[0]))
+    modules = dict(stack._modules)  # deleting changes it
+    del stack[window.start : window.stop]
+    try:
+        yield
+    finally:
+        stack._modules = modules
+
+
+def name_phases(layers: Sequence[nn.Module], account: Account, first: int, window: range | None) -> None:
+    """Have the account begin a phase where the forward pass enters a layer and where its gradient comes in, and cross
+    an edge where either pass enters the window and where it has left it.
+
+    The `first` layers are counted from the beginning, the last one from the end.
     """
     count = len(layers)
+    forward = {} if window is None else {window.start: 0, window.stop: 1}
+    backward = {} if window is None else {window.stop - 1: 2, window.start - 1: 3}
+
+    def enter(phase: str, edge: int | None) -> None:
+        if edge is not None:
+            account.cross(edge)
+        account.begin(phase)
+
+    def leave(output: Any, name: str, after: str, edge: int | None) -> None:
+        account.begin(after)
+        states = output if isinstance(output, Tensor) else output[0]
+        if states.requires_grad:
+            states.register_hook(lambda _: enter(f"backward, {name}", edge))
+
     for index, layer in enumerate(layers):
         name = f"decoder layer {index}" if index < first else f"decoder layer {index - count}"
         if first <= index < count - 1:
-            name = "a decoder layer between"
-        layer.register_forward_pre_hook(lambda *_, name=name: account.begin(f"forward, {name}"))
+            name = BETWEEN
         after = "forward, after the last layer" if index == count - 1 else f"forward, after {name}"
-        layer.register_forward_hook(lambda *args, after=after, name=name: _watch(args[2], account, after, name))
+        entered = partial(enter, f"forward, {name}", forward.get(index))
+        left = partial(leave, name=name, after=after, edge=backward.get(index))
+        layer.register_forward_pre_hook(lambda *_, entered=entered: entered())
+        layer.register_forward_hook(lambda *args, left=left: left(args[2]))
 
 
-def _watch(output: Any, account: Account, after: str, name: str) -> None:
-    account.begin(after)
-    states = output if isinstance(output, Tensor) else output[0]
-    if states.requires_grad:
-        states.register_hook(lambda _: account.begin(f"backward, {name}"))
+def left_by_forward(account: Account) -> Held:
+    """What the forward pass through the window has left behind."""
+    before, after = account.edges[:2]
+    return Held(after.live - before.live, after.offloaded - before.offloaded)
 
 
-def grown(one: int, two: int, *, at: tuple[int, int], depth: int) -> int:
-    """A size at `depth` layers, from its values in two models with `at` layers."""
-    steps, rest = divmod(depth - at[1], at[1] - at[0])
-    assert rest == 0, "shallow depths are whole periods below the full one"
-    return two + steps * (two - one)
+def peaks_at_full_depth(account: Account, missing: int) -> dict[str, Peak]:
+    """The peak of every phase, if the window's layers came `missing` times more."""
+    grown = [0, 0]  # by the edges that were crossed
+    for before, after in zip(account.edges[::2], account.edges[1::2], strict=True):
+        grown += [grown[-1] + missing * (after.live - before.live)] * 2
+    peaks: dict[str, Peak] = {}
+    for (phase, crossed), (size, operation) in account.peaks.items():
+        # a layer between stands for others at any place, the sizes of which grow evenly from one edge to the other
+        here = Peak(size + (max(grown) if BETWEEN in phase else grown[crossed]), operation)
+        peaks[phase] = max(peaks.get(phase, here), here, key=lambda peak: peak.size)
+    return dict(sorted(peaks.items(), key=lambda item: BETWEEN in item[0]))  # of equal ones, those that are named

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from qmixlora.adapter import adapter_config
 from qmixlora.backbone import Anatomy
@@ -24,11 +25,20 @@ from qmixlora.backbone.levers import (
 from qmixlora.backbone.levers.streaming import ring_of
 from qmixlora.mixlora import MixLoraLayer, is_adapter_parameter
 from qmixlora.recipe import Recipe
-from qmixlora.session import backbone_of, with_fresh_adapter
+from qmixlora.session import with_fresh_adapter
 
-from .account import Account, Peak
+from .account import Account, Held, Peak
 from .batch import Batch
-from .depth import are_alike, at_depth, first_layers, grown, name_phases, shallow_depths
+from .depth import (
+    Shallow,
+    at_depth,
+    first_layers,
+    left_by_forward,
+    name_phases,
+    peaks_at_full_depth,
+    shallow_models,
+    without,
+)
 from .loading import LoadingPeak, loading_peak
 from .replay import blocks_in, replaying
 from .simulation import on_meta, simulated
@@ -73,14 +83,13 @@ class Sizes:
 @dataclass(frozen=True)
 class Step:
     """A simulated step: its sizes; the peak of every phase beyond what is held all along; the allocator's gaps; the
-    bytes that a streamed layer leaves the card; and whether layers are alike, so that other depths follow from it.
+    bytes that a streamed layer leaves the card.
     """
 
     sizes: Sizes
     peaks: Mapping[str, Peak]
     gaps: int
     streamed_layer: int
-    alike: bool
 
     @property
     def peak(self) -> int:
@@ -94,7 +103,7 @@ class Step:
 
 
 def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch, work: Work = training_step) -> Step:
-    """The step at full depth, from two shallow models where layers are alike (see `depth`); without its optimiser.
+    """The step at full depth, from a shallow model where layers repeat (see `depth`); without its optimiser.
 
     `work` is what is done with the batch.
     """
@@ -102,38 +111,25 @@ def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch, work: Work 
     period = checkpointing.every_n_layers if checkpointing.enabled else 1
     first = first_layers(config, period)
     full = int(config.get_text_config().num_hidden_layers)
-    depths = shallow_depths(config, period)
     streamed = recipe.model.stream_layers
-    if len(depths) == 1 or streamed > full:  # too many are refused where they are streamed
-        return _step(recipe, config, batch, first, work).counted_from_the_first(full)
     few = min(streamed, 2)  # as many as there are buffers
-    model = recipe.model.model_copy(update={"stream_layers": few})
-    shallow = recipe.model_copy(update={"model": model})
-    one, two = (_step(shallow, at_depth(config, depth), batch, first, work) for depth in depths)
-    if not two.alike:
-        return _step(recipe, config, batch, first, work).counted_from_the_first(full)
-    step = _at_full_depth(one, two, (depths[0], depths[1]), full)
-    if streamed > few:
-        step = replace(step, sizes=_with_more_streamed(step.sizes, two, few, streamed - few))
-    return step.counted_from_the_first(full)
+    with_few = recipe.model_copy(update={"model": recipe.model.model_copy(update={"stream_layers": few})})
+    for shallow in shallow_models(config, period, few) if streamed <= full else []:  # too many are refused below
+        step = _step(with_few, at_depth(config, shallow.depth), batch, first, work, shallow)
+        if step is None:
+            continue
+        if streamed > few:
+            step = replace(step, sizes=_with_more_streamed(step, few, streamed - few))
+        return step.counted_from_the_first(full)
+    whole = _step(recipe, config, batch, first, work)
+    assert whole is not None, "the whole model stands for itself"
+    return whole.counted_from_the_first(full)
 
 
-def _at_full_depth(one: Step, two: Step, at: tuple[int, int], full: int) -> Step:
-    """The step of the whole model, from those of two shallow ones with `at` layers."""
-    grow = partial(grown, at=at, depth=full)
-    names = [field.name for field in fields(Sizes)]
-    sizes = Sizes(**{name: grow(getattr(one.sizes, name), getattr(two.sizes, name)) for name in names})
-    peaks = {
-        phase: Peak(grow(one.peaks[phase].size, peak.size), peak.operation)
-        for phase, peak in two.peaks.items()
-        if phase in one.peaks
-    }
-    return replace(two, sizes=sizes, peaks=peaks, gaps=max(one.gaps, two.gaps))
-
-
-def _with_more_streamed(sizes: Sizes, step: Step, few: int, more: int) -> Sizes:
+def _with_more_streamed(step: Step, few: int, more: int) -> Sizes:
     """The sizes with `more` layers streamed than the `few` of a simulated step."""
-    on_host = more * step.sizes.host_streamed // few
+    sizes = step.sizes
+    on_host = more * sizes.host_streamed // few
     return replace(
         sizes,
         nf4_weights=sizes.nf4_weights - more * step.streamed_layer,
@@ -143,18 +139,30 @@ def _with_more_streamed(sizes: Sizes, step: Step, few: int, more: int) -> Sizes:
     )
 
 
-def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int, work: Work) -> Step:
-    model, anatomy, loading = make_model(recipe, config)
-    backbone, inputs = backbone_of(model), batch.inputs
+def _step(
+    recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int, work: Work, shallow: Shallow | None = None
+) -> Step | None:
+    """The step of a model, or of the full one that a shallow model stands for; None where it does not."""
+    backbone, anatomy = meta_backbone(config, recipe.model)
+    paths = list(anatomy.layers)
+    layers = [backbone.get_submodule(path) for path in paths]
+    if shallow and not shallow.stands_for_all(layers):
+        return None
+    fewer = partial(without, backbone, paths, shallow.window) if shallow else nullcontext
+    stored = getattr(config, "dtype", None) or getattr(torch, recipe.model.dtype)
+    loading = loading_peak(backbone, anatomy, recipe.model, stored)
+    with fewer():
+        loading_fewer = loading_peak(backbone, anatomy, recipe.model, stored)
+    model, inputs = adapted_on_meta(recipe, backbone, anatomy), batch.inputs
     if recipe.train.cache_features:
         with simulated([], Account()):
             features = take_out_vision(backbone, anatomy, on_meta(inputs))
         inputs = in_place_of_images(inputs, features)
     account = Account()
-    layers = [backbone.get_submodule(path) for path in anatomy.layers]
-    name_phases(layers, account, first)
+    name_phases(layers, account, first, shallow.window if shallow else None)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    if work is training_step and recipe.train.gradient_accumulation > 1:  # they wait for the next micro-batch
+    waits = work is training_step and recipe.train.gradient_accumulation > 1
+    if waits:  # gradients, for the next micro-batch
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
     waiting = [p.grad for p in trainable if p.grad is not None]
@@ -162,39 +170,43 @@ def _step(recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int, wo
     vision = blocks_in(backbone.get_submodule(path) for path in anatomy.vision)
     with simulated([*tensors, *waiting], account) as storages, replaying(vision, storages):
         work(model, recipe, on_meta(inputs), account)
-    return Step(
-        sizes=_sizes(model, trainable, waiting, account, loading),
-        peaks=account.peaks,
-        gaps=account.gaps,
-        streamed_layer=_streamed_layer(backbone.get_submodule(anatomy.language)),
-        alike=are_alike(layers),
-    )
+    streamed_layer = _streamed_layer(backbone.get_submodule(anatomy.language))
+    sizes, missing = _sizes(model, waits, Held(account.saved, account.offloaded), loading), 0
+    if shallow:
+        missing, left = shallow.missing, left_by_forward(account)
+        held = Held(account.saved - left.live, account.offloaded - left.offloaded)
+        with fewer():
+            sizes = _grown(sizes, _sizes(model, waits, held, loading_fewer), missing)
+    return Step(sizes, peaks_at_full_depth(account, missing), account.gaps, streamed_layer)
 
 
-def make_model(recipe: Recipe, config: PretrainedConfig) -> tuple[PeftModel, Anatomy, LoadingPeak]:
-    """The model that training would have, on the meta device; and the peak of loading it."""
-    backbone, anatomy = meta_backbone(config, recipe.model)
-    stored = getattr(config, "dtype", None) or getattr(torch, recipe.model.dtype)
-    loading = loading_peak(backbone, anatomy, recipe.model, stored)
+def _grown(sizes: Sizes, fewer: Sizes, missing: int) -> Sizes:
+    """The sizes with the layers that `fewer` is without as many times more as they are missing."""
+    pairs = {field.name: (getattr(sizes, field.name), getattr(fewer, field.name)) for field in fields(Sizes)}
+    return Sizes(**{name: size + missing * (size - less) for name, (size, less) in pairs.items()})
+
+
+def adapted_on_meta(recipe: Recipe, backbone: PreTrainedModel, anatomy: Anatomy) -> PeftModel:
+    """The model that training would have, from its backbone on the meta device."""
     model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, TASKS))
     enable_checkpointing(backbone, anatomy, recipe.train.checkpointing)
     chunk_mlps(backbone, anatomy, recipe.train.mlp_chunk)
     model.train()
-    return model, anatomy, loading
+    return model
 
 
-def _sizes(
-    model: PeftModel, trainable: list[nn.Parameter], waiting: list[Tensor], account: Account, loading: LoadingPeak
-) -> Sizes:
-    on_host = host_bytes(model)
-    gradients, trained = sum(grad.nbytes for grad in waiting), sum(p.nbytes for p in trainable)
+def _sizes(model: PeftModel, waits: bool, left: Held, loading: LoadingPeak) -> Sizes:
+    """The sizes of a model; `left` is what the forward pass has left, and gradients wait or not."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    on_host, trained = host_bytes(model), sum(p.nbytes for p in trainable)
+    gradients = trained if waits else 0
     return Sizes(
         **_weights(model),
         gradients=gradients,
         host_streamed=on_host.streamed,
         host_embeddings=on_host.embeddings,
-        host_activations=account.offloaded,
-        activations_saved=account.saved,
+        host_activations=left.offloaded,
+        activations_saved=left.live,
         gradients_to_come=trained - gradients,
         trainable=trained,
         states_32_bit=sum(8 * p.numel() for p in trainable),

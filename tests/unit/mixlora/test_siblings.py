@@ -17,7 +17,8 @@ from qmixlora.memory.simulation.account import Account
 from qmixlora.memory.simulation.batch import synthetic_batch
 from qmixlora.memory.simulation.depth import at_depth
 from qmixlora.memory.simulation.simulation import on_meta, simulated
-from qmixlora.memory.simulation.step import make_model
+from qmixlora.memory.simulation.skeleton import meta_backbone
+from qmixlora.memory.simulation.step import adapted_on_meta
 from qmixlora.memory.simulation.work import training_step
 from qmixlora.mixlora import MixLoraConfig
 from qmixlora.recipe import Recipe, edited, validate
@@ -141,7 +142,7 @@ class Counted(TorchDispatchMode):
 def operations_of(recipe: Recipe, layers: int) -> int:
     """The operations of a step (forward, recomputation, backward) with some decoder layers, without storage."""
     config = at_depth(config_of(recipe.model), layers)
-    model, _, _ = make_model(recipe, config)
+    model = adapted_on_meta(recipe, *meta_backbone(config, recipe.model))
     inputs, account = synthetic_batch(config, recipe, 1024).inputs, Account()
     with simulated([], account), Counted() as counted:
         training_step(model, recipe, on_meta(inputs), account)
