@@ -78,7 +78,8 @@ METHODS = {
     **{",".join(changes): mixture(*changes) for changes in PAIRS},
     **{f"E={e},R={r}": mixture(f"num_factors={e}", f"r={r}") for e, r in SIZES},
     **{f"router=model,E={e},R={r}": mixture("router=model", f"num_factors={e}", f"r={r}") for e, r in SIZES},
-    "gate=dense,E=64": mixture("gate=dense", "num_factors=64"),
+    # a LoRA of rank E at LoRA's scale, whose rows are weighted: with R of 4 a dense gate has a quarter of it
+    **{f"gate=dense,E={e},R={e}": mixture("gate=dense", f"num_factors={e}", f"r={e}") for e in (16, 64)},
     "paper": mixture(*PLAIN),
     "released": mixture(*PLAIN, "pairing=released", "alpha=32"),
     "frozen-routers": mixture(prepare=experiments.frozen_routers),
