@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -153,11 +154,8 @@ def _step(
     loading = loading_peak(backbone, anatomy, recipe.model, stored)
     with fewer():
         loading_fewer = loading_peak(backbone, anatomy, recipe.model, stored)
-    model, inputs = adapted_on_meta(recipe, backbone, anatomy), batch.inputs
-    if recipe.train.cache_features:
-        with simulated([], Account()):
-            features = take_out_vision(backbone, anatomy, on_meta(inputs))
-        inputs = in_place_of_images(inputs, features)
+    model = adapted_on_meta(recipe, backbone, anatomy)
+    inputs = _with_features(backbone, anatomy, batch.inputs) if recipe.train.cache_features else batch.inputs
     account = Account()
     name_phases(layers, account, first, shallow.window if shallow else None)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -178,6 +176,13 @@ def _step(
         with fewer():
             sizes = _grown(sizes, _sizes(model, waits, held, loading_fewer), missing)
     return Step(sizes, peaks_at_full_depth(account, missing), account.gaps, streamed_layer)
+
+
+def _with_features(backbone: PreTrainedModel, anatomy: Anatomy, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with features in place of images, and the model without its vision tower."""
+    with simulated([], Account()):
+        features = take_out_vision(backbone, anatomy, on_meta(inputs))
+    return in_place_of_images(inputs, features)
 
 
 def _grown(sizes: Sizes, fewer: Sizes, missing: int) -> Sizes:
