@@ -65,7 +65,7 @@ PAIRS = [
     *itertools.product(("pairing=conditional", "pairing=independent"), ("gate=hard", "gate=straight_through")),
     ("condition_norm=none", "route_on=instruction"),
 ]
-SIZES = [("8", "2"), ("32", "4"), ("16", "8"), ("64", "8")]
+SIZES = [("8", "2"), ("32", "4"), ("16", "8"), ("64", "8"), ("64", "16")]
 PLAIN = ("condition_norm=none", "gate=hard", "route_on=all", "pairing=conditional")  # the paper's equations
 
 # one projector for all; the outputs of every LoRA exist at once
