@@ -20,6 +20,8 @@ from .evaluation import EvaluationPlan, plan_evaluation
 from .planner import MARGIN, Plan, plan, room_on
 from .residuals import residual_of
 from .simulation.batch import MADE_UP, Batch, batches_of, is_at_hand, synthetic_batch
+from .simulation.depth import shallow_model
+from .simulation.step import period_of
 from .together import Option, Together, smallest_set
 
 WORTH = GIB // 100  # an edit that saves less is not mentioned
@@ -154,6 +156,7 @@ def plan_with_advice(
     """
     config = config_of(recipe.model)
     residual = residual_of(recipe.model.id)  # asked for here: forked processes must not ask CUDA for anything
+    shallow_model(recipe, config, period_of(recipe))  # found here: forked processes find it known
     setting = _Setting(recipe, config, batches_of(recipe, config, tokens), tokens, card, residual)
     images = max(batch.image_tokens for batch in setting.batches)
     facts = Facts(int(config.get_text_config().num_hidden_layers), images)

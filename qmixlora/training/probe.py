@@ -30,8 +30,7 @@ from qmixlora.errors import UserError
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.planner import CONTEXT, Plan
 from qmixlora.memory.residuals import remember
-from qmixlora.memory.simulation.skeleton import tensors_of
-from qmixlora.memory.simulation.step import TASKS
+from qmixlora.memory.simulation.skeleton import TASKS, tensors_of
 from qmixlora.recipe import Model, Recipe, edited
 from qmixlora.session import TunedSession, with_fresh_adapter
 

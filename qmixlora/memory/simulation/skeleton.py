@@ -20,6 +20,7 @@ from .attention import FUSED
 from .experts import plan_experts
 
 META = torch.device("meta")
+TASKS = ("plan", "other")  # of an adapter that is only planned
 
 
 def meta_backbone(config: PretrainedConfig, spec: Model) -> tuple[PreTrainedModel, Anatomy]:

@@ -37,18 +37,17 @@ from .depth import (
     left_by_forward,
     name_phases,
     peaks_at_full_depth,
-    shallow_models,
+    shallow_model,
     without,
 )
 from .loading import LoadingPeak, loading_peak
 from .replay import blocks_in, replaying
 from .simulation import on_meta, simulated
-from .skeleton import meta_backbone, tensors_of
+from .skeleton import TASKS, meta_backbone, tensors_of
 from .work import Work, training_step
 
 PAGED = 100_000  # and parameters of fewer elements have states that are never paged (bitsandbytes)
 SMALL = 4096  # parameters of fewer elements keep 32-bit states under an 8-bit optimiser (bitsandbytes)
-TASKS = ("plan", "other")  # of an adapter that is only planned
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,26 @@ def simulate(recipe: Recipe, config: PretrainedConfig, batch: Batch, work: Work 
 
     `work` is what is done with the batch.
     """
-    checkpointing = recipe.train.checkpointing
-    period = checkpointing.every_n_layers if checkpointing.enabled else 1
+    period = period_of(recipe)
     first = first_layers(config, period)
     full = int(config.get_text_config().num_hidden_layers)
     streamed = recipe.model.stream_layers
     few = min(streamed, 2)  # as many as there are buffers
+    shallow = shallow_model(recipe, config, period, few) if streamed <= full else None  # too many are refused below
+    if shallow is None:
+        return _step(recipe, config, batch, first, work).counted_from_the_first(full)
     with_few = recipe.model_copy(update={"model": recipe.model.model_copy(update={"stream_layers": few})})
-    for shallow in shallow_models(config, period, few) if streamed <= full else []:  # too many are refused below
-        step = _step(with_few, at_depth(config, shallow.depth), batch, first, work, shallow)
-        if step is None:
-            continue
-        if streamed > few:
-            step = replace(step, sizes=_with_more_streamed(step, few, streamed - few))
-        return step.counted_from_the_first(full)
-    whole = _step(recipe, config, batch, first, work)
-    assert whole is not None, "the whole model stands for itself"
-    return whole.counted_from_the_first(full)
+    few_layers = at_depth(config, shallow.depth)
+    step = _step(with_few, few_layers, batch, max(first, shallow.leading), work, shallow)
+    if streamed > few:
+        step = replace(step, sizes=_with_more_streamed(step, few, streamed - few))
+    return step.counted_from_the_first(full)
+
+
+def period_of(recipe: Recipe) -> int:
+    """The distance at which the recipe treats layers alike."""
+    checkpointing = recipe.train.checkpointing
+    return checkpointing.every_n_layers if checkpointing.enabled else 1
 
 
 def _with_more_streamed(step: Step, few: int, more: int) -> Sizes:
@@ -142,13 +144,11 @@ def _with_more_streamed(step: Step, few: int, more: int) -> Sizes:
 
 def _step(
     recipe: Recipe, config: PretrainedConfig, batch: Batch, first: int, work: Work, shallow: Shallow | None = None
-) -> Step | None:
-    """The step of a model, or of the full one that a shallow model stands for; None where it does not."""
+) -> Step:
+    """The step of a model, or of the full one that a shallow model stands for."""
     backbone, anatomy = meta_backbone(config, recipe.model)
     paths = list(anatomy.layers)
     layers = [backbone.get_submodule(path) for path in paths]
-    if shallow and not shallow.stands_for_all(layers):
-        return None
     fewer = partial(without, backbone, paths, shallow.window) if shallow else nullcontext
     stored = getattr(config, "dtype", None) or getattr(torch, recipe.model.dtype)
     loading = loading_peak(backbone, anatomy, recipe.model, stored)

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PretrainedConfig
 
 from qmixlora.memory import plan
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.simulation import step
-from qmixlora.memory.simulation.depth import at_depth, shallow_models
+from qmixlora.memory.simulation.depth import shallow_model
 from qmixlora.recipe import Recipe, edited
 
-from ..helpers import recipe_of, small_qwen
+from ..helpers import QWEN_7B, recipe_of, small_qwen
+
+HYBRID, WITH_CROSS_ATTENTION = "Qwen/Qwen3.5-0.8B", "meta-llama/Llama-3.2-11B-Vision-Instruct"
 
 
 @pytest.mark.parametrize(
@@ -38,34 +39,80 @@ def test_shallow_models_give_what_the_deep_one_gives(
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["train.checkpointing.enabled=false"], ["train.checkpointing.every_n_layers=2"]]
+    ("model", "depth", "overrides"),
+    [
+        (HYBRID, 12, []),
+        (HYBRID, 12, ["train.checkpointing.enabled=false"]),
+        (HYBRID, 12, ["train.checkpointing.every_n_layers=2"]),
+        (WITH_CROSS_ATTENTION, 15, []),  # in every fifth layer, by its number
+        (WITH_CROSS_ATTENTION, 15, ["train.checkpointing.enabled=false"]),
+    ],
 )
-def test_layers_that_take_turns_are_simulated_once_each(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    hybrid = "Qwen/Qwen3.5-0.8B"
-    assert [model.depth for model in shallow_models(config_of(recipe_of(hybrid).model), 1)] == [3, 12]
-    assert_same_plans(edited(recipe_of(hybrid, {"route_on": "instruction"}), overrides), monkeypatch)
+def test_layers_that_take_turns_are_simulated_once_each(
+    model: str, depth: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = edited(recipe_of(model, {"method": "lora", "r": 8}), overrides)
+    assert depth_of(recipe) == depth
+    assert_same_plans(recipe, monkeypatch)
 
 
-def test_layers_that_lead_are_simulated_before_those_that_repeat() -> None:
-    config = config_of(recipe_of("Qwen/Qwen3.5-0.8B").model)
-    text = config.get_text_config()
-    text.layer_types = ["full_attention"] * 3 + ["linear_attention", "full_attention"] * 10 + ["linear_attention"]
-    [first, second] = shallow_models(config, 1)
-    assert (first.depth, first.leading) == (3, 0)
-    assert (second.depth, second.leading, second.window) == (6, 2, range(3, 5))
-    assert at_depth(config, 6).get_text_config().layer_types == text.layer_types[:6]
-    assert not shallow_models(no_pattern(config), 1)[1:]
+@pytest.mark.parametrize(("leading", "pattern", "depth"), [(0, "f", 3), (3, "l", 5), (2, "lf", 6), (0, "lfff", 12)])
+def test_the_shallow_model_holds_what_leads_and_two_turns_of_what_repeats(
+    leading: int, pattern: str, depth: int
+) -> None:
+    kinds = {"f": "full_attention", "l": "linear_attention"}
+    text = (config := config_of(recipe_of(HYBRID).model)).get_text_config()
+    repeats = -(-(24 - leading) // len(pattern))
+    text.layer_types = [kinds[kind] for kind in ("f" * leading + pattern * repeats)[:24]]
+    found = shallow_model(recipe_of(HYBRID), config, 1)
+    assert found is not None and found.depth == depth
 
 
-def no_pattern(config: PretrainedConfig) -> PretrainedConfig:
+def test_layers_without_a_pattern_are_all_simulated() -> None:
+    config = config_of(recipe_of(HYBRID).model)
     text = config.get_text_config()
     text.layer_types = random.Random(0).choices(["full_attention", "linear_attention"], k=text.num_hidden_layers)
-    return config
+    assert shallow_model(recipe_of(HYBRID), config, 1) is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["adapter.target_modules=[layers.1.mlp.down_proj]"],
+        ["adapter.target_modules=[layers.6.mlp.down_proj,layers.7.mlp.down_proj]"],
+        ["model.keep=[layers.8]"],
+    ],
+)
+def test_layers_that_the_recipe_tells_apart_are_all_simulated(
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_qwen(10).save_pretrained(tmp_path)
+    recipe = edited(recipe_of(str(tmp_path)), overrides)
+    assert depth_of(recipe) is None
+    assert_same_plans(recipe, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("model", "depth"),
+    [("google/gemma-3-4b-it", 3), ("google/gemma-4-E4B-it", None), ("google/gemma-4-31B-it", 18)],
+)
+def test_kinds_of_attention_need_a_turn_each_where_their_shapes_differ(model: str, depth: int | None) -> None:
+    assert depth_of(recipe_of(model)) == depth
+
+
+def test_streamed_layers_of_several_sizes_are_all_simulated() -> None:
+    assert depth_of(edited(recipe_of(HYBRID), ["model.stream_layers=4"])) is None
+    assert depth_of(edited(recipe_of(QWEN_7B), ["model.stream_layers=4"])) == 5
+
+
+def depth_of(recipe: Recipe) -> int | None:
+    found = shallow_model(recipe, config_of(recipe.model), step.period_of(recipe), min(recipe.model.stream_layers, 2))
+    return None if found is None else found.depth
 
 
 def assert_same_plans(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     from_shallow = plan(recipe, tokens=300)
-    monkeypatch.setattr(step, "shallow_models", lambda config, period, streamed: [])
+    monkeypatch.setattr(step, "shallow_model", lambda *_: None)
     whole = plan(recipe, tokens=300)
     assert from_shallow.host == whole.host
     assert asdict(from_shallow.loading) == pytest.approx(asdict(whole.loading), abs=2**14)
