@@ -23,8 +23,8 @@ from qmixlora.demo.made_here import make_data
 from qmixlora.recipe import REAL
 
 NAMES = (
-    "mixlora", "E=64,R=16", "gate=dense", "gate=dense,E=16,R=16", "gate=dense,E=64,R=64", "router=block", "router=model",
-    "paper", "frozen-routers", "random-routing",
+    "mixlora", "E=64,R=16", "gate=dense", "gate=dense,E=16,R=16", "gate=dense,E=64,R=64",
+    "router=block", "router=model", "paper", "frozen-routers", "random-routing",
     "pairing=shared_a", "pairing=shared_a,E=64,R=16", "shared=4", "shared=8",
     "states-0.25-embedding", "states-0.25-uniform", "states-0.5-embedding", "states-0.5-uniform",
     "word-dropout", "condition-dropout-0.2", "condition-noise-0.5", "arrow", "lora-per-task",
