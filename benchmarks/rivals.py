@@ -90,7 +90,7 @@ def contextual(share: float, below: Literal["embedding", "uniform"]) -> Callable
         blocks = _blocks(trainer)
         names = list(blocks)[: max(1, round(share * len(blocks)))]
         lower = [layer for name in names for layer in blocks[name]]
-        select_ahead, context = tuner._select_ahead, tuner.mixlora_routing
+        select_ahead, context = tuner.select_ahead, tuner.mixlora_routing
         width = trainer.model.get_input_embeddings().embedding_dim
         tuner.mixlora_center["states"] = Center(width, device=trainer.model.device)
 
@@ -112,7 +112,7 @@ def contextual(share: float, below: Literal["embedding", "uniform"]) -> Callable
         if below == "uniform":
             for layer in lower:
                 layer.mixlora_route_A[ADAPTER].requires_grad_(False)
-            tuner._select_ahead = select_uniformly
+            tuner.select_ahead = select_uniformly
         trainer.model.base_model.model.get_submodule(names[-1]).register_forward_hook(select_again)
 
     return prepare

@@ -206,7 +206,7 @@ class MixLoraModel(BaseTuner):
             if config.selects_ahead:
                 with no_autocast(device_of(module)):
                     context.current.cache.conditions[name] = self._condition(name, inputs)
-                    self._select_ahead(name)
+                    self.select_ahead(name)
         return args, kwargs
 
     def _tasks(
@@ -253,7 +253,7 @@ class MixLoraModel(BaseTuner):
         centred_ND: Tensor = self.mixlora_center[name](condition_ND, routing)
         return centred_ND
 
-    def _select_ahead(self, name: str) -> None:
+    def select_ahead(self, name: str) -> None:
         """Select for every layer at once: one product in place of one per router, and nothing to recompute."""
         routing, config, layers = self.mixlora_routing.current, self._config(name), self._layers_of(name)
         cache, condition_ND = routing.cache, routing.cache.conditions[name]

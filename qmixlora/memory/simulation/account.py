@@ -36,14 +36,14 @@ class Account:
 
     `peaks` holds the peak of every phase of the step, by its name and the edges that were crossed before; `edges` what
     was held at each (see `depth`); `saved` the bytes alive between the forward and the backward pass, `offloaded` those
-    that went to host memory.
+    that went to host memory, `selected` those of the gates of all layers, where they are selected before the first.
     """
 
     def __init__(self) -> None:
         self.allocator = Allocator()
         self.peaks: dict[tuple[str, int], Peak] = {}
         self.edges: list[Held] = []
-        self.live = self.saved = self.offloaded = 0
+        self.live = self.saved = self.offloaded = self.selected = 0
         self._events: list[Event] | None = None
         self.begin("before the decoder")
 

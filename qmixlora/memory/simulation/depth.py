@@ -3,9 +3,9 @@
 A decoder is a stack of layers that are equal, or equal at a distance (a hybrid's kinds take turns). In a shallow model
 one such period is the window: every layer that is missing does what those in it do, and leaves behind in either pass
 what they leave. So the bytes of any phase of the step at full depth follow from its place before, between or after the
-two passes through the window, byte for byte; but for what the routers of all layers make at once, of which the part of
-those that are missing is left out (0.1 % of the peak where it was compared, 0.4 % of phases below it). Where layers do
-not repeat, the whole model is simulated.
+two passes through the window, byte for byte; but for what all routers make at once, of which the gates alone are
+counted for layers that are missing (0.4 % of phases below the peak, where it was compared). Where layers do not repeat,
+the whole model is simulated.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import PretrainedConfig
 from qmixlora.adapter import adapter_config
 from qmixlora.backbone import make_skeleton
 from qmixlora.errors import UserError
+from qmixlora.mixlora import MixLoraModel
 from qmixlora.recipe import Recipe
 
 from .account import Account, Held, Peak
@@ -206,9 +207,26 @@ def left_by_forward(account: Account) -> Held:
     return Held(after.live - before.live, after.offloaded - before.offloaded)
 
 
-def peaks_at_full_depth(account: Account, missing: int) -> dict[str, Peak]:
-    """The peak of every phase, if the window's layers came `missing` times more."""
-    grown = [0, 0]  # by the edges that were crossed
+def watch_selection(tuner: nn.Module, account: Account) -> None:
+    """Have the account note what a tuner leaves behind that selects for all layers before the first one."""
+    if not isinstance(tuner, MixLoraModel):
+        return
+    select = tuner.select_ahead
+
+    def selecting(name: str) -> None:
+        before = account.live
+        select(name)
+        account.selected += account.live - before
+
+    tuner.__dict__["select_ahead"] = selecting
+
+
+def peaks_at_full_depth(account: Account, missing: int, share: float) -> dict[str, Peak]:
+    """The peak of every phase, if the window's layers came `missing` times more; for each layer that was simulated
+    `share` are missing.
+    """
+    selected = int(share * account.selected)  # gates stay from before the first layer on
+    grown = [selected, selected]  # by the edges that were crossed
     for before, after in zip(account.edges[::2], account.edges[1::2], strict=True):
         grown += [grown[-1] + missing * (after.live - before.live)] * 2
     peaks: dict[str, Peak] = {}

@@ -38,6 +38,7 @@ from .depth import (
     name_phases,
     peaks_at_full_depth,
     shallow_model,
+    watch_selection,
     without,
 )
 from .loading import LoadingPeak, loading_peak
@@ -158,6 +159,7 @@ def _step(
     inputs = _with_features(backbone, anatomy, batch.inputs) if recipe.train.cache_features else batch.inputs
     account = Account()
     name_phases(layers, account, first, shallow.window if shallow else None)
+    watch_selection(model.base_model, account)
     trainable = [p for p in model.parameters() if p.requires_grad]
     waits = work is training_step and recipe.train.gradient_accumulation > 1
     if waits:  # gradients, for the next micro-batch
@@ -169,13 +171,13 @@ def _step(
     with simulated([*tensors, *waiting], account) as storages, replaying(vision, storages):
         work(model, recipe, on_meta(inputs), account)
     streamed_layer = _streamed_layer(backbone.get_submodule(anatomy.language))
-    sizes, missing = _sizes(model, waits, Held(account.saved, account.offloaded), loading), 0
+    sizes, missing, share = _sizes(model, waits, Held(account.saved, account.offloaded), loading), 0, 0.0
     if shallow:
-        missing, left = shallow.missing, left_by_forward(account)
+        missing, share, left = shallow.missing, shallow.full / shallow.depth - 1, left_by_forward(account)
         held = Held(account.saved - left.live, account.offloaded - left.offloaded)
         with fewer():
             sizes = _grown(sizes, _sizes(model, waits, held, loading_fewer), missing)
-    return Step(sizes, peaks_at_full_depth(account, missing), account.gaps, streamed_layer)
+    return Step(sizes, peaks_at_full_depth(account, missing, share), account.gaps, streamed_layer)
 
 
 def _with_features(backbone: PreTrainedModel, anatomy: Anatomy, inputs: dict[str, Any]) -> dict[str, Any]:
