@@ -221,11 +221,10 @@ def watch_selection(tuner: nn.Module, account: Account) -> None:
     tuner.__dict__["select_ahead"] = selecting
 
 
-def peaks_at_full_depth(account: Account, missing: int, share: float) -> dict[str, Peak]:
-    """The peak of every phase, if the window's layers came `missing` times more; for each layer that was simulated
-    `share` are missing.
-    """
-    selected = int(share * account.selected)  # gates stay from before the first layer on
+def peaks_at_full_depth(account: Account, shallow: Shallow | None) -> dict[str, Peak]:
+    """The peak of every phase, in a model or in the full one that a shallow model stands for."""
+    missing, more = (shallow.missing, shallow.full / shallow.depth - 1) if shallow else (0, 0.0)
+    selected = int(more * account.selected)  # gates stay from before the first layer on
     grown = [selected, selected]  # by the edges that were crossed
     for before, after in zip(account.edges[::2], account.edges[1::2], strict=True):
         grown += [grown[-1] + missing * (after.live - before.live)] * 2

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -150,11 +148,11 @@ def _step(
     backbone, anatomy = meta_backbone(config, recipe.model)
     paths = list(anatomy.layers)
     layers = [backbone.get_submodule(path) for path in paths]
-    fewer = partial(without, backbone, paths, shallow.window) if shallow else nullcontext
     stored = getattr(config, "dtype", None) or getattr(torch, recipe.model.dtype)
-    loading = loading_peak(backbone, anatomy, recipe.model, stored)
-    with fewer():
-        loading_fewer = loading_peak(backbone, anatomy, recipe.model, stored)
+    loading = loading_fewer = loading_peak(backbone, anatomy, recipe.model, stored)
+    if shallow:
+        with without(backbone, paths, shallow.window):
+            loading_fewer = loading_peak(backbone, anatomy, recipe.model, stored)
     model = adapted_on_meta(recipe, backbone, anatomy)
     inputs = _with_features(backbone, anatomy, batch.inputs) if recipe.train.cache_features else batch.inputs
     account = Account()
@@ -171,13 +169,13 @@ def _step(
     with simulated([*tensors, *waiting], account) as storages, replaying(vision, storages):
         work(model, recipe, on_meta(inputs), account)
     streamed_layer = _streamed_layer(backbone.get_submodule(anatomy.language))
-    sizes, missing, share = _sizes(model, waits, Held(account.saved, account.offloaded), loading), 0, 0.0
+    sizes = _sizes(model, waits, Held(account.saved, account.offloaded), loading)
     if shallow:
-        missing, share, left = shallow.missing, shallow.full / shallow.depth - 1, left_by_forward(account)
+        left = left_by_forward(account)
         held = Held(account.saved - left.live, account.offloaded - left.offloaded)
-        with fewer():
-            sizes = _grown(sizes, _sizes(model, waits, held, loading_fewer), missing)
-    return Step(sizes, peaks_at_full_depth(account, missing, share), account.gaps, streamed_layer)
+        with without(backbone, paths, shallow.window):
+            sizes = _grown(sizes, _sizes(model, waits, held, loading_fewer), shallow.missing)
+    return Step(sizes, peaks_at_full_depth(account, shallow), account.gaps, streamed_layer)
 
 
 def _with_features(backbone: PreTrainedModel, anatomy: Anatomy, inputs: dict[str, Any]) -> dict[str, Any]:
