@@ -52,6 +52,15 @@ def frozen_routers(trainer: Any) -> None:
             parameter.requires_grad_(False)
 
 
+def quiet_routers(trainer: Any) -> None:
+    """Routers of zeros: every instance has the same gates at first, so that with a dense gate training begins as
+    LoRA's, and gates come apart as far as that pays.
+    """
+    for name, parameter in trainer.model.named_parameters():
+        if "mixlora_route" in name:
+            torch.nn.init.zeros_(parameter)
+
+
 def random_routing(trainer: Any) -> None:
     """Route on noise that the instruction's tokens seed: random, and the same for the same instruction."""
     width = trainer.model.get_input_embeddings().embedding_dim
