@@ -218,22 +218,6 @@ def balance_loss(trainer: Any) -> None:
     tuner_module.select = select
 
 
-def gates_mean(trainer: Any) -> None:
-    """Pools chosen apart: the mean of the two gates of a slot in place of their product."""
-
-    def select(config: Any, logits_A_BE: Tensor, logits_B_BE: Tensor) -> Tensor:
-        scores = [selection.independent_scores(logits) for logits in (logits_A_BE, logits_B_BE)]
-        chosen_A, chosen_B = (score.topk(config.r, dim=1).indices for score in scores)
-        gate_A, gate_B = (
-            selection._weights(score.gather(1, chosen), config)
-            for score, chosen in zip(scores, (chosen_A, chosen_B), strict=True)
-        )
-        weight_BR, e = (gate_A + gate_B) / 2, config.num_factors
-        return weight_BR.new_zeros(len(weight_BR), e * e).scatter(1, chosen_A * e + chosen_B, weight_BR).view(-1, e, e)
-
-    tuner_module.select = select
-
-
 def one_matrix_cfs(trainer: Any) -> None:
     """A CFS router of I x E, the same for every slot, in place of R x I x E."""
 

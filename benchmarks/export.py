@@ -27,6 +27,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
 from comparison import Comparison, best_run, trained
+from methods import GONE
 from on import COMPARISONS, add_on, results_of, suffixed
 from prepared import PreparedCollator, training_rows, with_answers_of
 
@@ -42,7 +43,7 @@ POLISH = {"mixlora": (50, 100, 200, 300), "fresh": (100, 200, 300, 1000)}  # (10
 CALIBRATION = 5000  # samples that C_t is the mean over
 NAMES = (
     "mixlora", "task_mix=0.1", "task_mix=0.3", "task_mix=0.5", "route_on=task", "route_on=instruction", "gate=dense",
-    "gate=straight_through", "pairing=independent", "lora-r16", "fresh",
+    "lora-r16", "fresh",
 )  # fmt: skip
 NAMES_ON_REAL = ("mixlora", "router=model", "gate=dense", "lora-r16", "fresh")
 
@@ -103,7 +104,7 @@ def execute(comparison: Comparison, name: str, seed: int, polish_steps: Sequence
 
 
 def write_tables() -> None:
-    for on, names in (("embedded", NAMES), ("real", NAMES_ON_REAL)):
+    for on, names in (("embedded", (*NAMES, *GONE)), ("real", NAMES_ON_REAL)):
         files = sorted(results_of("export", on).glob("*.json"))
         runs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
         tables.write_export(suffixed("frontier", on), runs, names)

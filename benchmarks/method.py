@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
 from comparison import Comparison, Plan, main
-from methods import CONTROLS, LEARNING_RATE, LEARNING_RATES, METHODS, SEEDS
+from methods import CONTROLS, GONE, LEARNING_RATE, LEARNING_RATES, METHODS, SEEDS
 
 from qmixlora.demo.dataset import make_dataset
 
@@ -45,4 +45,6 @@ EMBEDDED = Comparison(
 
 if __name__ == "__main__":
     plan = Plan(LEARNING_RATES, finalists=CONTROLS, seeds=SEEDS)
-    main(__doc__, EMBEDDED, plan, lambda: tables.write(RESULTS, RESULTS.with_name("speed"), list(METHODS), CONTROLS))
+    main(
+        __doc__, EMBEDDED, plan, lambda: tables.write(RESULTS, RESULTS.with_name("speed"), [*METHODS, *GONE], CONTROLS)
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,16 +52,16 @@ def mixture(*changes: str, prepare: Callable[[Any], None] | None = None) -> Meth
 
 
 AXES = {
-    "pairing": ("conditional", "independent"),
-    "gate": ("hard", "straight_through", "dense"),
-    "route_on": ("all", "prompt", "instruction", "task"),
+    "pairing": ("conditional",),
+    "gate": ("hard", "dense"),
+    "route_on": ("all", "instruction", "task"),
     "condition_norm": ("none",),
     "router": ("block", "model"),
     "task_mix": ("0.1", "0.3", "0.5"),
 }
 ONE_CHANGE = [f"{axis}={value}" for axis, values in AXES.items() for value in values]
 PAIRS = [
-    *itertools.product(("pairing=conditional", "pairing=independent"), ("gate=hard", "gate=straight_through")),
+    ("pairing=conditional", "gate=hard"),
     ("condition_norm=none", "route_on=instruction"),
 ]
 SIZES = [("8", "2"), ("32", "4"), ("16", "8"), ("64", "8"), ("64", "16")]
@@ -100,11 +99,10 @@ METHODS = {
     "temperature-0.5": mixture(prepare=experiments.temperature(0.5)),
     "temperature-0.25": mixture(prepare=experiments.temperature(0.25)),
     "balance-loss": mixture(prepare=experiments.balance_loss),
-    "gates-mean": mixture("pairing=independent", prepare=experiments.gates_mean),
     "one-matrix-cfs": mixture("pairing=conditional", prepare=experiments.one_matrix_cfs),
     "reinforce": mixture("gate=hard", prepare=experiments.reinforce),
     **{
-        f"pairing=shared_a{size}": mixture("pairing=independent", *changes, prepare=rivals.shared_a)
+        f"pairing=shared_a{size}": mixture(*changes, prepare=rivals.shared_a)
         for size, changes in {"": (), ",E=64,R=16": ("num_factors=64", "r=16")}.items()
     },
     **{f"shared={count}": mixture(prepare=rivals.always_on(count)) for count in (4, 8)},
@@ -116,6 +114,8 @@ METHODS = {
     "lora-per-task": replace(lora(16), by_task=True),
     "arrow": Method((*lora(16).overrides, *ARROW), by_task=True, join=rivals.arrow),
 }
+
+GONE = ("pairing=independent", "gate=straight_through", "route_on=prompt", "gates-mean")  # lines without code
 
 CONTROLS = (  # run with five seeds at the best of their learning rates
     "mixlora", "sigmoid-scores", "temperature-0.5", "lora-r4", "lora-r16", "lora-r22",

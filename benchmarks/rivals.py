@@ -35,18 +35,22 @@ from qmixlora.training.callbacks import ProgressDisplay
 ARROW = "arrow_router"  # PEFT's name for it
 
 
+class _OneAManyB(MixLoraConfig):
+    pairs_by_index = False  # mixing matrices are R x E
+
+
 def shared_a(trainer: Any) -> None:
     """One A, many B (HydraLoRA, arXiv 2404.19245; routed on the task, AsymLoRA): K experts of rank R share the R
     vectors a, and each has R vectors b. An instance's update is their sum, weighted by the softmax of K scores.
 
-    Expects `pairing: independent`, whose factors are not paired by index.
+    Expects `pairing: tied`, which has one router.
     """
     config = _config(trainer)
+    config.__class__ = _OneAManyB
     experts = config.num_factors // config.r
     for layer in _layers(trainer):
         for pool, kept in ((layer.mixlora_A, config.r), (layer.mixlora_route_A, experts)):
             pool[ADAPTER] = nn.Parameter(pool[ADAPTER].detach()[:kept].clone())
-        layer.mixlora_route_B[ADAPTER].requires_grad_(False)  # of no use
 
     def select(config: MixLoraConfig, logits_MK: Tensor, *unused: Tensor | None) -> Tensor:
         gate_MK = logits_MK.softmax(dim=-1)

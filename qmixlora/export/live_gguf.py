@@ -70,13 +70,6 @@ def check(recipe: Recipe, request: Request) -> None:
             where="--as live-gguf",
             fix="Export --as gguf: a LoRA file of every task, which loses nothing.",
         )
-    if adapter.pairing != "tied" and adapter.gate != "dense":
-        raise UserError(
-            f"With adapter.pairing={adapter.pairing} any factor of one pool works with any of the other: none has a"
-            " scale.",
-            where="--as live-gguf",
-            fix=f"Train with adapter.pairing=tied. {static}",
-        )
     LlamaModel.of(config_of(recipe))
     check_projector(recipe, request)
 

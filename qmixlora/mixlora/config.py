@@ -12,11 +12,12 @@ PEFT_TYPE = "CONDITIONAL_MIXLORA"
 FORMAT = 1  # of an adapter's files; raised whenever the same files would compute something else
 PEFT_PREFIX = "base_model.model."  # of a module's path in the backbone, inside a PEFT model and its files
 
-Pairing = Literal["conditional", "released", "independent", "tied"]
-Gate = Literal["hard", "straight_through", "weighted", "dense"]
-RouteOn = Literal["all", "prompt", "instruction", "embedding", "task"]
+Pairing = Literal["conditional", "released", "tied"]
+Gate = Literal["hard", "weighted", "dense"]
+RouteOn = Literal["all", "instruction", "embedding", "task"]
 ConditionNorm = Literal["none", "center"]
 RouterScope = Literal["layer", "block", "model"]
+GONE = {"pairing": "independent", "gate": "straight_through", "route_on": "prompt"}  # values that did not pay
 
 
 @dataclass
@@ -32,18 +33,17 @@ class MixLoraConfig(PeftConfig):
         alpha: the update is scaled by `alpha / r`, as in LoRA.
         dropout: probability of dropping an input feature of the low-rank path (never of the routing).
         pairing: `conditional` (B's factors are chosen given A's: the paper), `released` (the same with the CFS of the
-            authors' code), `independent`, or `tied` (one selection).
-        gate: `hard` (unweighted; the routers get no gradient and are frozen), `straight_through`, `weighted` (weights
-            of the chosen factors have mean 1), or `dense` (all factors, gated, paired by index).
+            authors' code), or `tied` (one selection).
+        gate: `hard` (unweighted; the routers get no gradient and are frozen), `weighted` (weights of the chosen factors
+            have mean 1), or `dense` (all factors, gated, paired by index).
         route_on: the condition that an instance is routed on. Its own input to the layer, averaged over `all`
-            positions, over the `prompt` or over the `instruction` (the prompt's text tokens); the instruction's input
-            `embedding`s; or one learned vector per `task`.
+            positions or over the `instruction` (the prompt's text tokens); the instruction's input `embedding`s; or one
+            learned vector per `task`.
         condition_norm: `center` layer-normalises the condition and subtracts its running mean; otherwise one shared
             direction hides the differences between inputs. `none` routes on the condition as it is (the paper).
         router: the layers that share one router, and so one selection: each `layer` has its own, those of a decoder
             `block` share one, or all layers of the `model`. Sharing needs a condition that all layers have in common
-            (`route_on` an embedding or a task) and scores that do not depend on a layer's factors (`tied`,
-            `independent`).
+            (`route_on` an embedding or a task) and scores that do not depend on a layer's factors (`tied`).
         task_mix: share of training samples whose gates are replaced by the running mean of their task's gates.
         tasks: the task labels, needed by `route_on="task"` and by `task_mix`.
         task_dim: width of the learned task vectors.
@@ -161,6 +161,7 @@ class MixLoraConfig(PeftConfig):
         hints = get_type_hints(MixLoraConfig)
         wrong: list[str | bool] = [
             f"{axis}={getattr(self, axis)!r} is none of {', '.join(get_args(hints[axis]))}"
+            + (" (release 0.1 had it; open its adapters there)" if getattr(self, axis) == GONE.get(axis) else "")
             for axis in ("pairing", "gate", "route_on", "condition_norm", "router")
             if getattr(self, axis) not in get_args(hints[axis])
         ]
@@ -175,13 +176,13 @@ class MixLoraConfig(PeftConfig):
                 self.gate == "weighted"
                 and self.r == 1
                 and "gate='weighted' needs r >= 2: a single weight with mean 1 is"
-                " always 1, so the routers would learn nothing; use 'straight_through'"
+                " always 1, so the routers would learn nothing"
             ),
             (
                 self.router != "layer"
                 and (not self.selects_ahead or self.is_conditional)
-                and f"router={self.router!r} needs route_on='embedding' or 'task' and pairing='tied' or 'independent':"
-                " otherwise conditions or scores are a layer's own"
+                and f"router={self.router!r} needs route_on='embedding' or 'task' and pairing='tied': otherwise"
+                " conditions or scores are a layer's own"
             ),
             (
                 self.needs_tasks

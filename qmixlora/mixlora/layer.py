@@ -34,7 +34,7 @@ class MixLoraLayer(BaseTunerLayer):
     """Parameters of all adapters on one layer; names and shapes as in the PEFT state dict.
 
     `mixlora_A` E x I · `mixlora_B` E x O · `mixlora_route_A`, `mixlora_route_B` E x D · `mixlora_route_AB` R x I x E,
-    all fp32. `route_B` exists unless the pairing is tied, `route_AB` only where it is conditional. Of layers that share
+    all fp32. `route_B` and `route_AB` exist where the pairing is conditional. Of layers that share
     a router (`mixlora_router` names it, per adapter), the first has it, and the others none. With `task_mix` the
     running means `mixlora_task_mean` (T x E x F) and their counts `mixlora_task_count` (T) are saved along.
     """
@@ -85,7 +85,7 @@ class MixLoraLayer(BaseTunerLayer):
         parameters = {"mixlora_A": torch.empty(e, i, **fp32), "mixlora_B": torch.zeros(e, self.out_features, **fp32)}
         if has_router:
             parameters["mixlora_route_A"] = torch.empty(e, d, **fp32)
-        if has_router and config.pairing != "tied":
+        if has_router and config.is_conditional:
             parameters["mixlora_route_B"] = torch.empty(e, d, **fp32)
         if config.is_conditional:
             parameters["mixlora_route_AB"] = torch.empty(r, i, e, **fp32)
@@ -156,9 +156,11 @@ class MixLoraLayer(BaseTunerLayer):
         route_A, route_B, _ = (getattr(self, name).get(adapter_name) for name in ROUTERS)
         with no_autocast(x_BSI.device):
             condition_ND = self._condition(x_BSI, adapter_name)
-            conditional = partial(self.conditional, adapter_name=adapter_name) if config.is_conditional else None
-            logits_B_NE = None if route_B is None else condition_ND @ route_B.T
-            return select(config, condition_ND @ route_A.T, logits_B_NE, conditional)
+            logits_A_NE = condition_ND @ route_A.T
+            if not config.is_conditional:
+                return select(config, logits_A_NE)
+            conditional = partial(self.conditional, adapter_name=adapter_name)
+            return select(config, logits_A_NE, condition_ND @ route_B.T, conditional)
 
     def conditional(self, chosen_NR: Tensor, adapter_name: str) -> Tensor:
         """What the CFS router adds to the scores of B (N x E), given the factors chosen from A."""

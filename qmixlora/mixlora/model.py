@@ -273,8 +273,8 @@ class MixLoraModel(BaseTuner):
             of_layer = zip(routers.values(), chosen_MR.chunk(len(routers)), strict=True)
             return torch.cat([layer.conditional(chosen_NR, name) for layer, chosen_NR in of_layer])
 
-        logits_B_ME = None if config.pairing == "tied" else logits("mixlora_route_B")
-        mix_MEF = select(config, logits("mixlora_route_A"), logits_B_ME, conditional if config.is_conditional else None)
+        on_B = (logits("mixlora_route_B"), conditional) if config.is_conditional else ()
+        mix_MEF = select(config, logits("mixlora_route_A"), *on_B)
         cache.selected.update(by_layer(mix_MEF))
         if routing.carried is None and name not in routing.replaced:  # these change selections, layer by layer
             cache.weights.update(by_layer(weights_of(config, mix_MEF, layers[0].compute_dtype)))

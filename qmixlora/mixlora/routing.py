@@ -73,7 +73,7 @@ class Routing:
 
     def mask(self, route_on: str) -> Tensor | None:
         """The routing tokens (B x S)."""
-        return {"all": None, "prompt": self.prompt_BS}.get(route_on, self.instruction_BS)
+        return None if route_on == "all" else self.instruction_BS
 
     def segments_for(self, route_on: str) -> Segments | None:
         """The segments, where they are instances: to `all`, whole samples are, as in the released code."""

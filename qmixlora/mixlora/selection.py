@@ -70,8 +70,6 @@ def _weights(score_BR: Tensor, config: MixLoraConfig) -> Tensor:
     """The weights of the chosen factors, from their scores (B x R)."""
     if config.gate == "hard":
         return torch.ones_like(score_BR)
-    if config.gate == "straight_through":  # 1 in the forward pass, the score's gradient in the backward pass
-        return 1 + score_BR - score_BR.detach()
     return score_BR / score_BR.mean(dim=1, keepdim=True)
 
 
@@ -83,22 +81,22 @@ def select(
 ) -> Tensor:
     """The mixing matrix `mix_BEF` of every instance (fp32).
 
-    The i-th chosen a is paired with the i-th chosen b, in the order of their scores. Where A and B are chosen apart
+    The i-th chosen a is paired with the i-th chosen b, in the order of their scores. Where B's scores are conditional
     the gates of the two multiply. `dense` is `weighted` with all E factors in play, paired by index: each pool's gates
     have mean 1 and the sum is scaled by R / E, so that its size is comparable to R chosen factors.
 
     Args:
         logits_A_BE, logits_B_BE: `route . c` of the IFS routers; none for B where the pairing is tied.
-        conditional: what the CFS router adds to B's scores (B x E), given the factors chosen from A (B x R).
+        conditional: what the CFS router adds to B's scores (B x E), given the factors chosen from A (B x R); none where
+            the pairing is tied.
     """
-    score_A_BE = independent_scores(logits_A_BE)
-    score_B_BE = None if logits_B_BE is None else independent_scores(logits_B_BE)
-    chosen_A_BR = score_A_BE.topk(config.r, dim=1).indices if conditional or config.gate != "dense" else None
+    score_A_BE, score_B_BE = independent_scores(logits_A_BE), None
+    chosen_A_BR = score_A_BE.topk(config.r, dim=1).indices
     if conditional is not None:
-        assert chosen_A_BR is not None and score_B_BE is not None
-        score_B_BE = score_B_BE + conditional(chosen_A_BR)
+        assert logits_B_BE is not None
+        score_B_BE = independent_scores(logits_B_BE) + conditional(chosen_A_BR)
 
-    if chosen_A_BR is None or config.gate == "dense":
+    if config.gate == "dense":
         gate_BE = _weights(score_A_BE, config)
         if score_B_BE is not None:
             gate_BE = gate_BE * _weights(score_B_BE, config)

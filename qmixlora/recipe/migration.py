@@ -39,13 +39,37 @@ REMOVED = (
 )
 
 
+@dataclass(frozen=True)
+class RemovedValue:
+    """A value that a key had in an earlier release, and what to do in its place."""
+
+    key: str
+    value: str
+    fix: str
+
+
+REMOVED_VALUES = (
+    RemovedValue("adapter.pairing", "independent", "Take tied, which scored higher by 10 points."),
+    RemovedValue("adapter.gate", "straight_through", "Take weighted, which scored higher by 8 points."),
+    RemovedValue("adapter.route_on", "prompt", "Take embedding, which scored higher by 6 points."),
+)
+
+
 def migrated(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Values by their dotted paths with the keys of today, and a note on each that was renamed.
 
     A value that the earlier release did not know either stays where it is. Raises UserError where the old key and the
-    new one contradict each other, and for a value of a key that is there no longer, if it is not what is always done.
+    new one contradict each other, for a value of a key that is there no longer, if it is not what is always done, and
+    for a value that is gone.
     """
     now = dict(values)
+    for gone in REMOVED_VALUES:
+        if now.get(gone.key) == gone.value:
+            raise UserError(
+                f"{gone.key}: {gone.value}, a value of earlier releases, is gone.",
+                where=gone.key,
+                fix=f"{gone.fix} Runs that were trained with it open in release 0.1.",
+            )
     notes = _remove(now)
     for key in RENAMED:
         old = now.get(key.old)

@@ -14,7 +14,7 @@ PATHS = ("path", "image_root")  # of a part of the data
 EMBEDDED, REAL = "embedded", "real"  # values of model.id and data.train for the demo's own backbones and data
 MADE_HERE = (EMBEDDED, REAL)
 METRICS = ("exact", "vqa", "anls", "relaxed", "choice", "number", "contains", "f1", "rouge_l", "cider")
-OWN_INPUT = ("all", "prompt", "instruction")  # values of adapter.route_on: the condition is a layer's own input
+OWN_INPUT = ("all", "instruction")  # values of adapter.route_on: the condition is a layer's own input
 MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins to warn; cameras stay below it
 
 
@@ -70,9 +70,9 @@ class Adapter(_Section):
     r: int = Field(default=4, ge=1, description="R, factors active for an instance; the rank (lora)")
     alpha: float = Field(default=8.0, gt=0, description="the update is scaled by alpha / r")
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    pairing: Literal["conditional", "released", "independent", "tied"] = "tied"
-    gate: Literal["hard", "straight_through", "weighted", "dense"] = "weighted"
-    route_on: Literal["all", "prompt", "instruction", "embedding", "task"] = "embedding"
+    pairing: Literal["conditional", "released", "tied"] = "tied"
+    gate: Literal["hard", "weighted", "dense"] = "weighted"
+    route_on: Literal["all", "instruction", "embedding", "task"] = "embedding"
     condition_norm: Literal["none", "center"] = Field(
         default="center", description="center: routed on without what all inputs share (their running mean)"
     )

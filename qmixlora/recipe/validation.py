@@ -58,12 +58,10 @@ def _conflicts(recipe: Recipe) -> list[str]:
             problems.append(f"adapter.r: {adapter.r} is more than adapter.num_factors, {adapter.num_factors}")
         if adapter.gate == "weighted" and adapter.r == 1:
             problems.append("adapter.gate: weighted needs adapter.r >= 2 (one weight of mean 1 teaches nothing)")
-        if adapter.router != "layer" and (
-            adapter.route_on in OWN_INPUT or adapter.pairing not in ("tied", "independent")
-        ):
+        if adapter.router != "layer" and (adapter.route_on in OWN_INPUT or adapter.pairing != "tied"):
             problems.append(
                 f"adapter.router: {adapter.router} needs adapter.route_on: embedding or task and adapter.pairing: "
-                "tied or independent (otherwise what is routed on, or the scores, are each layer's own)"
+                "tied (otherwise what is routed on, or the scores, are each layer's own)"
             )
     elif adapter.task_mix > 0:
         problems.append("adapter.task_mix: plain lora has no gates to replace; leave it 0")

@@ -94,7 +94,7 @@ def test_an_adapter_that_does_not_fit_is_named_by_its_first_tensor(
     [
         ({"alpha": 16.0}, "alpha is 16.0 and 4.0"),
         ({"r": 3}, "r is 3 and 2"),
-        ({"route_on": "prompt"}, "route_on is 'prompt' and 'embedding'"),
+        ({"route_on": "instruction"}, "route_on is 'instruction' and 'embedding'"),
         ({"gate": "none"}, "gate='none'"),
         ({"peft_type": "LORA"}, "method is 'lora' and 'mixlora'"),
         ({"peft_type": "NOTHING"}, "NOTHING"),

@@ -166,7 +166,6 @@ def test_a_router_that_went_wrong_is_noticed(routed: Path, tmp_path: Path, monke
     [
         ({}, "a router of every layer", "adapter.router=model"),
         ({"method": "lora"}, "a plain LoRA", "adapter.router=model"),
-        ({"router": "model", "pairing": "independent"}, "adapter.pairing=independent", "adapter.pairing=tied"),
         ({"router": "model", "route_on": "task"}, "routed on tasks", "--as gguf"),
     ],
 )

@@ -24,7 +24,7 @@ from .reference import update
 QUESTIONS = ["what digit is written ?", "how big is the circle ?", "what is it ?", "what is left ?"]
 ANSWERS = ["seven", "large", "red", "top-left"]
 TASKS = ["digit", "color"]
-ROUTES = ("prompt", "instruction", "embedding", "task")
+ROUTES = ("instruction", "embedding", "task")
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # fp32 sums in another order, layer after layer; other gates are off by 0.03
 
 
@@ -107,9 +107,9 @@ def logits_by_hand(session: TunedSession, batch: dict[str, Any]) -> Tensor:
             label = batch["tasks"][b] if isinstance(batch["tasks"][b], str) else batch["tasks"][b][k]
             return model.base_model.mixlora_task["default"][config.tasks.index(label)]
         ids = batch["input_ids"][b].tolist()
-        tokens = list(range(cuts[b][k].start, cuts[b][k].answer))
-        if config.route_on != "prompt":
-            tokens = [i for i in tokens if ids[i] != session.backbone.config.image_token_id]
+        tokens = [
+            i for i in range(cuts[b][k].start, cuts[b][k].answer) if ids[i] != session.backbone.config.image_token_id
+        ]
         table_VD = session.backbone.get_input_embeddings().weight
         states = [table_VD[ids[i]] if config.route_on == "embedding" else x_BSI[b, i] for i in tokens]
         if config.route_on == "all":

@@ -137,7 +137,7 @@ def test_saved_adapters_give_the_same_logits_in_another_process(
 
 
 OTHER = MixLoraConfig(
-    num_factors=3, r=1, pairing="conditional", gate="hard", route_on="prompt", target_modules=["q_proj", "v_proj"]
+    num_factors=3, r=1, pairing="conditional", gate="hard", route_on="instruction", target_modules=["q_proj", "v_proj"]
 )
 
 
@@ -279,8 +279,8 @@ def test_targets_that_are_not_linear_are_refused(session: Session, backbone: Pat
 
 def test_layers_outside_the_sequence_are_refused(session: Session, batch: dict[str, Any], backbone: Path) -> None:
     model, _, _ = load_backbone(session.recipe.model.model_copy(update={"quantization": "none"}))
-    adapted = get_peft_model(model, MixLoraConfig(target_modules=["fc1"], route_on="prompt"))
-    with pytest.raises(ValueError, match=r"route_on='prompt' needs layer inputs"):
+    adapted = get_peft_model(model, MixLoraConfig(target_modules=["fc1"], route_on="instruction"))
+    with pytest.raises(ValueError, match=r"route_on='instruction' needs layer inputs"):
         logits(adapted, batch)
 
 

@@ -17,8 +17,8 @@ from qmixlora.mixlora.routing import OptimizerSteps
 from qmixlora.mixlora.running_means import update_means
 from qmixlora.mixlora.selection import conditional_scores, select
 
-PAIRINGS, GATES = ("conditional", "independent", "tied"), ("hard", "straight_through", "weighted")
-ROUTES = ("prompt", "instruction", "embedding")
+PAIRINGS, GATES = ("conditional", "tied"), ("hard", "weighted")
+ROUTES = ("instruction", "embedding")
 IMAGE, PAD = 3, 0
 
 

@@ -38,11 +38,11 @@ from .conversations import (
 from .helpers import layers
 
 Make = Callable[..., Recipe]
-PAIRINGS, GATES = ("conditional", "released", "independent", "tied"), ("hard", "straight_through", "weighted", "dense")
+PAIRINGS, GATES = ("conditional", "released", "tied"), ("hard", "weighted", "dense")
 AXES = [
     *itertools.product(PAIRINGS, GATES, ["embedding"]),
-    *itertools.product(["tied"], ["weighted"], ["all", "prompt", "instruction", "task"]),
-    *itertools.product(["conditional"], ["straight_through"], ["all", "prompt", "instruction", "task"]),
+    *itertools.product(["tied"], ["weighted"], ["all", "instruction", "task"]),
+    *itertools.product(["conditional"], ["weighted"], ["all", "instruction", "task"]),
 ]
 every_route = pytest.mark.parametrize("route_on", ROUTES)
 

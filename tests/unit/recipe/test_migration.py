@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qmixlora.errors import UserError
+from qmixlora.mixlora import MixLoraConfig
 from qmixlora.recipe import Edit, edited, load_recipe, load_run_recipe, validate
 
 MODEL = "model: {id: x}\ndata: {train: a}\n"
@@ -63,3 +64,15 @@ def test_a_key_that_is_gone_is_left_out_where_nothing_changes_and_refused_elsewh
     file.write_text(f"{MODEL}adapter: {{temperature: 0.5}}\n")
     with pytest.raises(UserError, match=r"adapter.temperature: 0.5, a key of earlier releases, is gone"):
         load_recipe(str(file))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [("pairing", "independent", "tied"), ("gate", "straight_through", "weighted"), ("route_on", "prompt", "embedding")],
+)
+def test_a_value_that_is_gone_is_refused_with_what_to_take(key: str, value: str, instead: str) -> None:
+    with pytest.raises(UserError, match=rf"adapter.{key}: {value}, a value of earlier releases, is gone") as error:
+        validate({"model": {"id": "x"}, "data": {"train": "y"}, "adapter": {key: value}}, "test")
+    assert f"Take {instead}" in (error.value.fix or "") and "release 0.1" in (error.value.fix or "")
+    with pytest.raises(ValueError, match=rf"{key}='{value}' is none of .*release 0.1 had it"):
+        MixLoraConfig(**{key: value})

@@ -56,7 +56,7 @@ def test_the_message_says_where_the_mistakes_are_and_where_the_keys_are_listed()
         ("model", {"id": "x", "stream_layers": 4, "quantization": "none"}, "only 4-bit layers are streamed"),
         ("model", {"id": "x", "offload_embeddings": True, "quantize_embeddings": "nf4"}, "choose one of the two"),
         ("train", {"cache_features": True}, "set adapter.projector: frozen"),
-        ("adapter", {"route_on": "prompt"}, "needs a layer's input as a whole"),
+        ("adapter", {"route_on": "instruction"}, "needs a layer's input as a whole"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(section: str, values: dict[str, Any], message: str) -> None:

@@ -26,7 +26,7 @@ MASKS = {"transformers.masking_utils"}
 ADAPTERS: list[dict[str, Any]] = [
     {},
     {"route_on": "all", "pairing": "released"},
-    {"route_on": "prompt", "pairing": "conditional", "task_mix": 0.5},
+    {"route_on": "instruction", "pairing": "conditional", "task_mix": 0.5},
     {"route_on": "instruction", "gate": "dense"},
     {"route_on": "task", "pairing": "tied"},
     {"method": "lora"},
