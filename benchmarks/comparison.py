@@ -29,7 +29,7 @@ import rivals
 import tables
 import torch
 from methods import Method
-from prepared import PreparedCollator, Row, keep_dequantized, tasks_of, training_rows
+from prepared import PreparedCollator, Row, tasks_of, training_rows
 from progress import OutOfTimeError, Phase, Steps
 from rich.console import Console
 from transformers import TrainerCallback
@@ -115,7 +115,6 @@ def fresh_session(comparison: Comparison, run: Run) -> tuple[TunedSession, list[
     recipe = comparison.recipe_of(run)
     rows = training_rows(recipe)
     session = open_session(recipe, tasks_of(rows))
-    keep_dequantized(session.model)
     collator = PreparedCollator(session.collator.processor, recipe.data.max_length)
     return dataclasses.replace(session, collator=collator), rows
 
@@ -137,9 +136,7 @@ def trained(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
     """
     folder, facts = comparison.folder_of(run), comparison.folder_of(run) / "trained.json"
     if facts.is_file() and (folder / "recipe.yaml").read_text(encoding="utf-8") == comparison.recipe_of(run).to_yaml():
-        session = open_tuned_run(folder)
-        keep_dequantized(session.model)
-        return Trained(session, **json.loads(facts.read_text(encoding="utf-8")))
+        return Trained(open_tuned_run(folder), **json.loads(facts.read_text(encoding="utf-8")))
     start, method = time.monotonic(), run.method
     session, rows = fresh_session(comparison, run)
     tasks, phase = tasks_of(rows), Phase("training, step", comparison.steps, deadline)

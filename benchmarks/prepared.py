@@ -1,21 +1,16 @@
-"""What is made once in place of at every step or run: rows' tokens and pixels, and the numbers that NF4 stands for."""
+"""Training rows that are made once: tokens and pixels do not change from run to run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn.modules import Linear4bit
-from torch import nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from qmixlora.backbone.nf4 import quant_state_of
 from qmixlora.data import IGNORED, Collator, load_conversations
 from qmixlora.recipe import Recipe
 
@@ -96,13 +91,3 @@ def _with_answers_of(row: Row, task: str) -> Row:
 def _tasks(row: Row) -> list[str]:
     """The task of every segment, or that of all."""
     return [row["task"]] if isinstance(row["task"], str) else row["task"]
-
-
-def keep_dequantized(model: nn.Module) -> None:
-    """Have NF4 layers multiply with weights that are dequantised once, in place of at every product: the same numbers,
-    sooner (a part of every step on a CPU).
-    """
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            weight_OI = dequantize_4bit(layer.weight.data, quant_state_of(layer)).to(layer.compute_dtype)
-            layer.forward = partial(functional.linear, weight=weight_OI, bias=layer.bias)
