@@ -43,7 +43,7 @@ POLISH = {"mixlora": (50, 100, 200, 300), "fresh": (100, 200, 300, 1000)}  # (10
 CALIBRATION = 5000  # samples that C_t is the mean over
 NAMES = (
     "mixlora", "task_mix=0.1", "task_mix=0.3", "task_mix=0.5", "route_on=task", "route_on=instruction", "gate=dense",
-    "lora-r16", "fresh",
+    "gate=straight_through", "lora-r16", "fresh",
 )  # fmt: skip
 NAMES_ON_REAL = ("mixlora", "router=model", "gate=dense", "lora-r16", "fresh")
 

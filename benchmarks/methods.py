@@ -53,7 +53,7 @@ def mixture(*changes: str, prepare: Callable[[Any], None] | None = None) -> Meth
 
 AXES = {
     "pairing": ("conditional",),
-    "gate": ("hard", "dense"),
+    "gate": ("hard", "straight_through", "dense"),
     "route_on": ("all", "instruction", "task"),
     "condition_norm": ("none",),
     "router": ("block", "model"),
@@ -62,6 +62,7 @@ AXES = {
 ONE_CHANGE = [f"{axis}={value}" for axis, values in AXES.items() for value in values]
 PAIRS = [
     ("pairing=conditional", "gate=hard"),
+    ("pairing=conditional", "gate=straight_through"),
     ("condition_norm=none", "route_on=instruction"),
 ]
 SIZES = [("8", "2"), ("32", "4"), ("16", "8"), ("64", "8"), ("64", "16")]
@@ -115,7 +116,7 @@ METHODS = {
     "arrow": Method((*lora(16).overrides, *ARROW), by_task=True, join=rivals.arrow),
 }
 
-GONE = ("pairing=independent", "gate=straight_through", "route_on=prompt", "gates-mean")  # lines without code
+GONE = ("pairing=independent", "route_on=prompt", "gates-mean")  # lines without code
 
 CONTROLS = (  # run with five seeds at the best of their learning rates
     "mixlora", "sigmoid-scores", "temperature-0.5", "lora-r4", "lora-r16", "lora-r22",

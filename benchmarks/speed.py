@@ -49,7 +49,7 @@ def released_update(self: Linear, result: Tensor, x: Tensor, adapter_name: str) 
 def of_batch(batch: int, *, toy: bool, compiled: bool, rounds: int = 10) -> dict[str, Any]:
     """Layer and step of our default against LoRA, at a micro-batch: by the clock, and by the GPU's own time."""
     size = replace(SIZES["tiny" if toy else "7b"], batch=batch)
-    names = ("no adapter", f"LoRA r={R}", f"LoRA r={E}", "our default", "conditional, weighted")
+    names = ("no adapter", f"LoRA r={R}", f"LoRA r={E}", "our default", "conditional, straight_through")
     rounds = 2 if toy else rounds
     layer, step = layer_steps(size, names), whole_steps(size, compiled, names)
     return {
@@ -74,8 +74,9 @@ def variants(names: Collection[str] | None = None) -> dict[str, Any]:
     """Configurations by name; all, or some."""
     lora = {f"LoRA r={r}": LoraConfig(r=r, lora_alpha=2 * r, target_modules=[]) for r in (R, E)}
     axes = [
-        ("tied", "weighted"), ("tied", "dense"), ("tied", "hard"),
-        ("conditional", "weighted"), ("conditional", "dense"), ("conditional", "hard"),
+        ("tied", "weighted"), ("tied", "dense"), ("tied", "straight_through"), ("tied", "hard"),
+        ("conditional", "weighted"), ("conditional", "dense"), ("conditional", "straight_through"),
+        ("conditional", "hard"),
     ]  # fmt: skip
     ours = {
         f"{pairing}, {gate}": MixLoraConfig(num_factors=E, r=R, dropout=0.0, pairing=pairing, gate=gate)

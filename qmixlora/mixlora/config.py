@@ -13,11 +13,11 @@ FORMAT = 1  # of an adapter's files; raised whenever the same files would comput
 PEFT_PREFIX = "base_model.model."  # of a module's path in the backbone, inside a PEFT model and its files
 
 Pairing = Literal["conditional", "released", "tied"]
-Gate = Literal["hard", "weighted", "dense"]
+Gate = Literal["hard", "straight_through", "weighted", "dense"]
 RouteOn = Literal["all", "instruction", "embedding", "task"]
 ConditionNorm = Literal["none", "center"]
 RouterScope = Literal["layer", "block", "model"]
-GONE = {"pairing": "independent", "gate": "straight_through", "route_on": "prompt"}  # values that did not pay
+GONE = {"pairing": "independent", "route_on": "prompt"}  # values that did not pay
 
 
 @dataclass
@@ -34,8 +34,8 @@ class MixLoraConfig(PeftConfig):
         dropout: probability of dropping an input feature of the low-rank path (never of the routing).
         pairing: `conditional` (B's factors are chosen given A's: the paper), `released` (the same with the CFS of the
             authors' code), or `tied` (one selection).
-        gate: `hard` (unweighted; the routers get no gradient and are frozen), `weighted` (weights of the chosen factors
-            have mean 1), or `dense` (all factors, gated, paired by index).
+        gate: `hard` (unweighted; the routers get no gradient and are frozen), `straight_through`, `weighted` (weights
+            of the chosen factors have mean 1), or `dense` (all factors, gated, paired by index).
         route_on: the condition that an instance is routed on. Its own input to the layer, averaged over `all`
             positions or over the `instruction` (the prompt's text tokens); the instruction's input `embedding`s; or one
             learned vector per `task`.
@@ -176,7 +176,7 @@ class MixLoraConfig(PeftConfig):
                 self.gate == "weighted"
                 and self.r == 1
                 and "gate='weighted' needs r >= 2: a single weight with mean 1 is"
-                " always 1, so the routers would learn nothing"
+                " always 1, so the routers would learn nothing; use 'straight_through'"
             ),
             (
                 self.router != "layer"

@@ -70,6 +70,8 @@ def _weights(score_BR: Tensor, config: MixLoraConfig) -> Tensor:
     """The weights of the chosen factors, from their scores (B x R)."""
     if config.gate == "hard":
         return torch.ones_like(score_BR)
+    if config.gate == "straight_through":  # 1 in the forward pass, the score's gradient in the backward pass
+        return 1 + score_BR - score_BR.detach()
     return score_BR / score_BR.mean(dim=1, keepdim=True)
 
 

@@ -50,7 +50,6 @@ class RemovedValue:
 
 REMOVED_VALUES = (
     RemovedValue("adapter.pairing", "independent", "Take tied, which scored higher by 10 points."),
-    RemovedValue("adapter.gate", "straight_through", "Take weighted, which scored higher by 8 points."),
     RemovedValue("adapter.route_on", "prompt", "Take embedding, which scored higher by 6 points."),
 )
 

@@ -71,7 +71,7 @@ class Adapter(_Section):
     alpha: float = Field(default=8.0, gt=0, description="the update is scaled by alpha / r")
     dropout: float = Field(default=0.05, ge=0, lt=1)
     pairing: Literal["conditional", "released", "tied"] = "tied"
-    gate: Literal["hard", "weighted", "dense"] = "weighted"
+    gate: Literal["hard", "straight_through", "weighted", "dense"] = "weighted"
     route_on: Literal["all", "instruction", "embedding", "task"] = "embedding"
     condition_norm: Literal["none", "center"] = Field(
         default="center", description="center: routed on without what all inputs share (their running mean)"

@@ -22,6 +22,8 @@ def top(scores: list[Tensor], r: int) -> list[int]:
 def gate(scores: list[Tensor], chosen: list[int], kind: str) -> list[Tensor]:
     if kind == "hard":
         return [torch.ones(()) for _ in chosen]
+    if kind == "straight_through":
+        return [torch.ones(()) + scores[e] - scores[e].detach() for e in chosen]
     mean = sum(scores[e] for e in chosen) / len(chosen)
     return [scores[e] / mean for e in chosen]
 

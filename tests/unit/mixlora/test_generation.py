@@ -30,7 +30,7 @@ from tests.adapters import randomize
 )
 def session(request: pytest.FixtureRequest, make_recipe: Callable[..., Recipe]) -> Session:
     route_on, pairing = request.param
-    recipe = make_recipe(adapter={"route_on": route_on, "pairing": pairing, "gate": "weighted"})
+    recipe = make_recipe(adapter={"route_on": route_on, "pairing": pairing, "gate": "straight_through"})
     session = open_session(recipe, [])
     randomize(session.model, "mixlora_", std=0.2, seed=0)
     session.model.eval()

@@ -18,7 +18,7 @@ from qmixlora.mixlora.selection import conditional_scores, released_conditional_
 
 from .reference import update
 
-PAIRINGS, GATES = ("conditional", "released", "tied"), ("hard", "weighted", "dense")
+PAIRINGS, GATES = ("conditional", "released", "tied"), ("hard", "straight_through", "weighted", "dense")
 NAMES = ("mixlora_A", "mixlora_B", "mixlora_route_A", "mixlora_route_B", "mixlora_route_AB")
 
 

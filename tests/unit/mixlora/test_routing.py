@@ -17,7 +17,7 @@ from qmixlora.mixlora.routing import OptimizerSteps
 from qmixlora.mixlora.running_means import update_means
 from qmixlora.mixlora.selection import conditional_scores, select
 
-PAIRINGS, GATES = ("conditional", "tied"), ("hard", "weighted")
+PAIRINGS, GATES = ("conditional", "tied"), ("hard", "straight_through", "weighted")
 ROUTES = ("instruction", "embedding")
 IMAGE, PAD = 3, 0
 

@@ -38,7 +38,7 @@ from .conversations import (
 from .helpers import layers
 
 Make = Callable[..., Recipe]
-PAIRINGS, GATES = ("conditional", "released", "tied"), ("hard", "weighted", "dense")
+PAIRINGS, GATES = ("conditional", "released", "tied"), ("hard", "straight_through", "weighted", "dense")
 AXES = [
     *itertools.product(PAIRINGS, GATES, ["embedding"]),
     *itertools.product(["tied"], ["weighted"], ["all", "instruction", "task"]),

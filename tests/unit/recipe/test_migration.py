@@ -68,7 +68,7 @@ def test_a_key_that_is_gone_is_left_out_where_nothing_changes_and_refused_elsewh
 
 @pytest.mark.parametrize(
     ("key", "value", "instead"),
-    [("pairing", "independent", "tied"), ("gate", "straight_through", "weighted"), ("route_on", "prompt", "embedding")],
+    [("pairing", "independent", "tied"), ("route_on", "prompt", "embedding")],
 )
 def test_a_value_that_is_gone_is_refused_with_what_to_take(key: str, value: str, instead: str) -> None:
     with pytest.raises(UserError, match=rf"adapter.{key}: {value}, a value of earlier releases, is gone") as error:

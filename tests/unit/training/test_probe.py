@@ -56,7 +56,7 @@ def without_onednn() -> Iterator[None]:
         pytest.param({}, {"checkpointing": {"enabled": False}}, [], marks=pytest.mark.long),
         pytest.param({}, {"gradient_accumulation": 1, "loss_chunk": None}, [], marks=pytest.mark.long),
         ({"method": "lora", "r": 16}, {"optimizer": "paged_adamw_8bit"}, []),
-        ({"pairing": "conditional", "gate": "weighted", "route_on": "instruction"}, {}, []),
+        ({"pairing": "conditional", "gate": "straight_through", "route_on": "instruction"}, {}, []),
         pytest.param({"route_on": "task"}, {"checkpointing": {"every_n_layers": 2}}, [], marks=pytest.mark.long),
         ({}, {}, ["model.offload_embeddings=true", "model.stream_layers=3"]),
         pytest.param({}, {}, ["model.quantize_vision=nf4"], marks=pytest.mark.long),

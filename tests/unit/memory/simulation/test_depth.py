@@ -24,7 +24,7 @@ HYBRID, WITH_CROSS_ATTENTION = "Qwen/Qwen3.5-0.8B", "meta-llama/Llama-3.2-11B-Vi
     ("adapter", "overrides"),
     [
         ({}, []),
-        ({"pairing": "conditional", "gate": "weighted", "route_on": "all"}, ["train.gradient_accumulation=1"]),
+        ({"pairing": "conditional", "gate": "straight_through", "route_on": "all"}, ["train.gradient_accumulation=1"]),
         ({"method": "lora", "r": 8}, ["train.checkpointing.every_n_layers=3"]),
         ({}, ["train.checkpointing.enabled=false"]),
         ({}, ["model.stream_layers=7", "model.offload_embeddings=true"]),
