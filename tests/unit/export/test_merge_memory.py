@@ -12,7 +12,7 @@ import torch
 from .helpers import in_its_own_process
 
 MEASURE = """
-import json, resource, sys, torch
+import json, sys, threading, time, torch
 from pathlib import Path
 from qmixlora.export.low_rank import LowRank
 from qmixlora.export.merge import Merge, nf4_round_trip
@@ -25,10 +25,23 @@ updates = {
     for n in range(layers)
 }
 nf4_round_trip(torch.randn(256, 256).bfloat16(), torch.bfloat16, torch.device("cpu"))
-idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+seen, done = [], threading.Event()
+
+def held():  # what is the process's own: pages of the checkpoint that are mapped come and go as the system likes
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+def watch():
+    while not done.is_set():
+        seen.append(held())
+        time.sleep(0.005)
+
+idle, watcher = held(), threading.Thread(target=watch)
+watcher.start()
 Merge(StaticAdapter(updates, {}), Model(id=folder), base).write(Path(out))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"idle": idle, "peak": peak, "largest": O * I * 2 / 2**20}))
+done.set()
+watcher.join()
+print(json.dumps({"idle": idle, "peak": max(seen), "samples": len(seen), "largest": O * I * 2 / 2**20}))
 """
 
 
@@ -45,7 +58,8 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, processor: Any
     assert 0 < longer < 1000
     for path in (source, merged / "model.safetensors"):
         path.unlink()
-    assert memory["peak"] - memory["idle"] < 2 * memory["largest"] + 400, memory
+    assert memory["samples"] > 100
+    assert memory["largest"] < memory["peak"] - memory["idle"] < 2 * memory["largest"] + 400, memory
 
 
 def big_checkpoint(folder: Path, processor: Any) -> Path:
