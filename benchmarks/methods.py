@@ -79,11 +79,9 @@ METHODS = {
     **{f"E={e},R={r}": mixture(f"num_factors={e}", f"r={r}") for e, r in SIZES},
     **{f"router=model,E={e},R={r}": mixture("router=model", f"num_factors={e}", f"r={r}") for e, r in SIZES},
     # a LoRA of rank E at LoRA's scale, whose rows are weighted: with R of 4 a dense gate has a quarter of it
-    **{f"gate=dense,E={e},R={e}": mixture("gate=dense", f"num_factors={e}", f"r={e}") for e in (16, 64)},
     **{
-        f"gate=dense,E={e},R={e},quiet-routers": mixture(
-            "gate=dense", f"num_factors={e}", f"r={e}", prepare=experiments.quiet_routers
-        )
+        f"gate=dense,E={e},R={e}{how}": mixture("gate=dense", f"num_factors={e}", f"r={e}", prepare=prepare)
+        for how, prepare in {"": None, ",quiet-routers": experiments.quiet_routers}.items()
         for e in (16, 64)
     },
     "paper": mixture(*PLAIN),

@@ -170,7 +170,7 @@ def test_the_two_conditional_scores_differ() -> None:
 def test_odd_shapes_equal_the_reference(shape: tuple[int, ...], pairing: str) -> None:
     factors, r, batch, width, out = shape
     base = nn.Linear(width, out)
-    model = adapted(base, num_factors=factors, r=r, pairing=pairing, gate="hard", route_on="all")
+    model = adapted(base, num_factors=factors, r=r, pairing=pairing, gate="straight_through", route_on="all")
     x_BSI = torch.randn(batch, 3, width)
     expected = torch.stack(
         [

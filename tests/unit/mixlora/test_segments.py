@@ -42,7 +42,7 @@ PAIRINGS, GATES = ("conditional", "released", "tied"), ("hard", "straight_throug
 AXES = [
     *itertools.product(PAIRINGS, GATES, ["embedding"]),
     *itertools.product(["tied"], ["weighted"], ["all", "instruction", "task"]),
-    *itertools.product(["conditional"], ["weighted"], ["all", "instruction", "task"]),
+    *itertools.product(["conditional"], ["straight_through"], ["all", "instruction", "task"]),
 ]
 every_route = pytest.mark.parametrize("route_on", ROUTES)
 

@@ -40,7 +40,7 @@ def test_layers_that_read_the_same_input_share_its_mean(
 def test_selections_made_ahead_are_those_of_each_layers_router(
     make_recipe: Callable[..., Recipe], route_on: str, router: str
 ) -> None:
-    session, batch = open_with(make_recipe, route_on=route_on, router=router)
+    session, batch = open_with(make_recipe, route_on=route_on, gate="straight_through", router=router)
     session.model.eval()
     supervised_loss(session.model, batch)
     tuner = session.model.base_model
