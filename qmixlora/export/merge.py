@@ -132,17 +132,28 @@ def nf4_round_trip(weight: Tensor, dtype: torch.dtype, device: torch.device) -> 
     """
     flat = weight.view(-1)
     starts = range(0, len(flat), BLOCK)
-    parts = [
-        bnb.functional.quantize_4bit(flat[start : start + BLOCK].to(device, dtype), blocksize=64, quant_type="nf4")
-        for start in starts
-    ]
-    scales = torch.cat([state.absmax for _, state in parts])
+    # of one piece each: what stays of every part would lie between the next ones' temporary memory, and keep it
+    packed = torch.empty(-(-len(flat) // 2), 1, dtype=torch.uint8, device=device)
+    scales = torch.empty(-(-len(flat) // 64), device=device)
+    for start in starts:
+        part = flat[start : start + BLOCK].to(device, dtype)
+        codes, state = bnb.functional.quantize_4bit(part, blocksize=64, quant_type="nf4")
+        packed[start // 2 :][: len(codes)] = codes
+        scales[start // 64 :][: len(state.absmax)] = state.absmax
     offset = scales.mean()
     scales = bnb.functional.dequantize_blockwise(*bnb.functional.quantize_blockwise(scales - offset, blocksize=256))
     scales += offset
-    for start, (packed, state) in zip(starts, parts, strict=True):
-        state.absmax = scales[start // 64 :][: len(state.absmax)]
-        flat[start : start + BLOCK] = bnb.functional.dequantize_4bit(packed, state).to(flat.device, flat.dtype)
+    for start in starts:
+        part = flat[start : start + BLOCK]
+        state = bnb.functional.QuantState(
+            scales[start // 64 :][: -(-len(part) // 64)],
+            shape=part.shape,
+            dtype=dtype,
+            code=bnb.functional.get_4bit_type("nf4", device=device),
+            blocksize=64,
+            quant_type="nf4",
+        )
+        part[:] = bnb.functional.dequantize_4bit(packed[start // 2 :][: -(-len(part) // 2)], state)
 
 
 def _check_shape(shape: torch.Size, weight: Tensor, entry: Entry) -> None:

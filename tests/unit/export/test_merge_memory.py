@@ -47,7 +47,7 @@ print(json.dumps({"idle": idle, "peak": max(seen), "samples": len(seen), "larges
 
 @pytest.mark.long
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, processor: Any) -> None:
-    """Merging a checkpoint of 2.1 GB in one shard stays under twice its largest tensor plus 400 MiB: into NF4, which
+    """Merging a checkpoint of 2.1 GB in one shard stays under its largest tensor plus 200 MiB: into NF4, which
     takes all that the original weights take and the round trip.
     """
     source, merged = big_checkpoint(tmp_path / "big", processor) / "model.safetensors", tmp_path / "merged"
@@ -59,7 +59,7 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, processor: Any
     for path in (source, merged / "model.safetensors"):
         path.unlink()
     assert memory["samples"] > 100
-    assert memory["largest"] < memory["peak"] - memory["idle"] < 2 * memory["largest"] + 400, memory
+    assert memory["largest"] < memory["peak"] - memory["idle"] < memory["largest"] + 200, memory
 
 
 def big_checkpoint(folder: Path, processor: Any) -> Path:
