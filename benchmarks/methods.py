@@ -77,7 +77,11 @@ METHODS = {
     **{change: mixture(change) for change in ONE_CHANGE},
     **{",".join(changes): mixture(*changes) for changes in PAIRS},
     **{f"E={e},R={r}": mixture(f"num_factors={e}", f"r={r}") for e, r in SIZES},
-    **{f"router=model,E={e},R={r}": mixture("router=model", f"num_factors={e}", f"r={r}") for e, r in SIZES},
+    **{
+        f"router={scope},E={e},R={r}": mixture(f"router={scope}", f"num_factors={e}", f"r={r}")
+        for scope in ("block", "model")
+        for e, r in SIZES
+    },
     # a LoRA of rank E at LoRA's scale, whose rows are weighted: with R of 4 a dense gate has a quarter of it
     **{
         f"gate=dense,E={e},R={e}{how}": mixture("gate=dense", f"num_factors={e}", f"r={e}", prepare=prepare)
