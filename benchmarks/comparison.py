@@ -139,7 +139,7 @@ def trained(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
         return Trained(open_tuned_run(folder), **json.loads(facts.read_text(encoding="utf-8")))
     start, method = time.monotonic(), run.method
     session, rows = fresh_session(comparison, run)
-    tasks, phase = tasks_of(rows), Phase("training, step", comparison.steps, deadline)
+    tasks, phase = tasks_of(rows), Phase("training, step", session.recipe.train.max_steps or comparison.steps, deadline)
     with tempfile.TemporaryDirectory() as scratch:
         if method.by_task:
             loss = rivals.train_by_task(session, rows, Path(scratch), phase)
@@ -177,7 +177,7 @@ def execute(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
         "overrides": list(run.method.overrides),
         "learning_rate": run.learning_rate,
         "seed": run.seed,
-        "steps": comparison.steps,
+        "steps": learned.session.recipe.train.max_steps,
         "batch": comparison.batch,
         "trainable_parameters": learned.trainable_parameters,
         "train_loss": learned.train_loss,

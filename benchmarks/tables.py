@@ -15,7 +15,6 @@ from qmixlora.evaluation.intervals import paired_interval
 
 SPLITS = ("test", "paraphrased", "held_out")
 LABELS = {"paraphrased": "other words", "held_out": "held-out tasks"}
-REFERENCE = "lora-r16"  # that differences are from
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 PICTURES = PAGE.parent / "real"
 
@@ -78,21 +77,22 @@ def summary(
     return _table((*columns, *(LABELS.get(split, split) for split in splits)), rows)
 
 
-def differences(runs: dict[str, Any], names: Iterable[str], splits: Sequence[str]) -> str:
-    """One line per method: how far its mean over tasks is from that of REFERENCE on the same seeds, in points, with the
+def differences(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str]) -> str:
+    """One line per method: how far its mean over tasks is from that of the first on the same seeds, in points, with the
     paired 95 % interval of the bootstrap over tasks.
     """
-    if REFERENCE not in runs:
-        return f"(no runs of {REFERENCE} yet)"
-    base = {run["seed"]: run for run in chosen(runs[REFERENCE])}
+    reference, *names = names
+    if reference not in runs:
+        return f"(no runs of {reference} yet)"
+    base = {run["seed"]: run for run in chosen(runs[reference])}
     rows = []
     for name in names:
-        own = {run["seed"]: run for run in chosen(runs[name])} if name in runs and name != REFERENCE else {}
+        own = {run["seed"]: run for run in chosen(runs[name])} if name in runs else {}
         if seeds := sorted(own.keys() & base.keys()):
             pairs = [(own[seed], base[seed]) for seed in seeds]
             cells = (_difference(pairs, split) if split in pairs[0][0] else "-" for split in splits)
             rows.append((name, str(len(seeds)) if len(seeds) > 1 else "one", *cells))
-    return _table((f"less {REFERENCE}, points", "seeds", *(LABELS.get(split, split) for split in splits)), rows)
+    return _table((f"less {reference}, points", "seeds", *(LABELS.get(split, split) for split in splits)), rows)
 
 
 def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], split: str) -> str:
@@ -155,12 +155,18 @@ def write(method_folder: Path, speed_folder: Path, names: Sequence[str], control
     fill(PAGE, blocks)
 
 
-def write_real(folder: Path, names: Sequence[str], compared: Sequence[str], splits: Sequence[str]) -> None:
-    """Fill what docs/results.md says of the real language model; task by task of those that are `compared`."""
-    runs = _known(folder, names)
+def write_real(
+    folder: Path, names: Sequence[str], longer: Sequence[str], compared: Sequence[str], splits: Sequence[str]
+) -> None:
+    """Fill what docs/results.md says of the real language model; task by task of those that are `compared`. `longer`
+    are those of more steps. Of both, the first is what the others are held to.
+    """
+    runs = _known(folder, (*names, *longer))
     blocks = {
         "real": summary(runs, names, splits, with_minutes=True),
         "real-differences": differences(runs, names, splits),
+        "real-longer": summary(runs, longer, splits, with_minutes=True),
+        "real-longer-differences": differences(runs, longer, splits),
         "real-tasks": _tasks(runs, compared, splits),
         "real-interference": interference(folder.with_name("interference-real")),
         "real-pictures": "\n".join(f"![{path.stem}](real/{path.name})" for path in sorted(PICTURES.glob("*.png"))),
