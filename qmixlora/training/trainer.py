@@ -141,6 +141,8 @@ class SupervisedTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             GlobalOptimManager.get_instance().initialize()
+            if self.gradient_scale is not None:
+                self.gradient_scale.let_go()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

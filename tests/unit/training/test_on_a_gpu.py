@@ -148,3 +148,16 @@ def test_runs_in_float16_scale_their_gradients(
     session = open_session(make_recipe(model={"dtype": dtype}), [])
     made = make_trainer(session, rows_of(data, 4), None, tmp_path / "run", ProgressDisplay(QUIET))
     assert (made.gradient_scale is not None) is scales
+
+
+def test_parameters_that_were_trained_in_float16_are_as_they_were_for_the_next_trainer(
+    make_recipe: MakeRecipe, data: Path, tmp_path: Path
+) -> None:
+    session = open_session(make_recipe(model={"dtype": "float16"}, train={"max_steps": 1}), [])
+    trained = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
+    for number in range(2):  # as an export polishes the adapters of one session, one after the other
+        trainer = make_trainer(session, rows_of(data, 4), None, tmp_path / str(number), ProgressDisplay(QUIET))
+        scale = trainer.gradient_scale
+        trainer.train()
+        assert scale.scale != 1, "it was used"
+        assert not any(parameter._backward_hooks for parameter in trained)
