@@ -26,7 +26,7 @@ from qmixlora.recipe import REAL
 NAMES = (
     "mixlora", "E=64,R=16", "gate=dense", "gate=dense,E=16,R=16", "gate=dense,E=64,R=64",
     "gate=dense,E=16,R=16,quiet-routers", "gate=dense,E=64,R=64,quiet-routers",
-    "router=block", "router=model", "paper", "frozen-routers", "random-routing",
+    "router=block", "router=model", "router=block,E=64,R=16", "paper", "frozen-routers", "random-routing",
     "pairing=shared_a", "pairing=shared_a,E=64,R=16", "shared=4", "shared=8",
     "states-0.25-embedding", "states-0.25-uniform", "states-0.5-embedding", "states-0.5-uniform",
     "word-dropout", "condition-dropout-0.2", "condition-noise-0.5", "arrow", "lora-per-task",

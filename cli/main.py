@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -95,8 +96,24 @@ def run() -> None:
         try:
             app()
         except (UserError, Interrupted) as end:
-            print(f"qmixlora: {end}", file=sys.stderr)
-            raise SystemExit(end.exit_code) from None
+            _end(end)
+        except (RuntimeError, MemoryError) as error:
+            from qmixlora.out_of_memory import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            _end(
+                UserError(
+                    f"Memory ran out: {str(error).partition('. ')[0]}.",
+                    fix="Close what else uses the card, or the host's memory; answers are made train.eval_batch_size "
+                    "at a time, which can be 1; `qmixlora plan` says what a run takes.",
+                )
+            )
+
+
+def _end(end: UserError | Interrupted) -> NoReturn:
+    print(f"qmixlora: {end}", file=sys.stderr)
+    raise SystemExit(end.exit_code) from None
 
 
 if __name__ == "__main__":  # `accelerate launch -m qmixlora.cli.main`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import sys
 from functools import cache
@@ -20,9 +21,12 @@ def in_words(size: float) -> str:
 
 
 def default_device() -> torch.device:
-    """The GPU of this process (the first, unless a launcher has started several), or the CPU where there is none."""
+    """The GPU of this process (the first, unless a launcher has started several), ready to be used; or the CPU where
+    there is none.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    prepare_card()
     return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
@@ -32,6 +36,18 @@ def free_memory() -> int:
         return int(psutil.virtual_memory().available)
     unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return int(torch.cuda.mem_get_info()[0]) + unused
+
+
+def make_room() -> None:
+    """Free what earlier models of this process still hold on the GPU at hand, and have it ready for the next one.
+
+    A model that nobody uses any more is garbage with cycles. Python searches for such garbage when many new objects
+    have been made, not when a card is full, and torch's allocator does not ask for it.
+    """
+    if torch.cuda.is_available():
+        prepare_card()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @cache

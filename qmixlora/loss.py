@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, N supervised tokens of the batch, C tokens of a chu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,8 +23,15 @@ def supervised_logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     Raises:
         UserError: no token of the batch is supervised.
     """
+    (logits_NV,) = supervised_logits_in_chunks(model, inputs, None)
+    return logits_NV
+
+
+def supervised_logits_in_chunks(model: nn.Module, inputs: dict[str, Any], chunk: int | None) -> Iterator[Tensor]:
+    """The same, of at most `chunk` tokens (default: all) at a time (C x V). Raises UserError as `supervised_logits`."""
     states_ND, _, head = _supervised_states(model, inputs)
-    return head(states_ND)
+    for states_CD in states_ND.split(chunk or len(states_ND)):
+        yield head(states_CD)
 
 
 def supervised_loss(

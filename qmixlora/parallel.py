@@ -9,11 +9,16 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing.pool import IMapIterator
+from multiprocessing.process import BaseProcess
 from typing import TypeVar, cast
 
 import torch
 
+from .errors import UserError
+
 T = TypeVar("T")
+LOOK = 1.0  # seconds between looks at whether all processes live
 ENDS = (signal.SIGTERM, signal.SIGINT)
 _work: Sequence[Callable[[], object]] = ()
 
@@ -28,6 +33,8 @@ def side_by_side(
     and CUDA does not work in one. `on_progress` is told how many are done, and of how many.
 
     Exceptions are raised here.
+
+    Raises UserError where the system has ended one of the processes.
     """
     processes = min(len(work), usable_cores())
     if processes > 1 and can_fork():
@@ -70,12 +77,32 @@ def _forked(work: Sequence[Callable[[], T]], processes: int, on_progress: Callab
     _work = work  # the processes inherit it; functions cannot be sent
     try:
         with contextlib.ExitStack() as stack:
+            others = multiprocessing.active_children()
             with _held_back():
                 pool = stack.enter_context(multiprocessing.get_context("fork").Pool(processes, _begin))
-            results = cast(Iterator[T], pool.imap(_run, range(len(work))))
-            return list(_counted(results, len(work), on_progress))
+            helpers = [process for process in multiprocessing.active_children() if process not in others]
+            results = _while_alive(pool.imap(_run, range(len(work))), helpers)
+            return list(_counted(cast(Iterator[T], results), len(work), on_progress))
     finally:
         _work = ()
+
+
+def _while_alive(results: IMapIterator[object], helpers: Sequence[BaseProcess]) -> Iterator[object]:
+    """The results, as long as all processes live: a pool puts another into a dead one's place, and waits for ever for
+    what that one had been given.
+    """
+    while True:
+        try:
+            yield results.next(timeout=LOOK)
+        except StopIteration:
+            return
+        except multiprocessing.TimeoutError:
+            codes = [process.exitcode for process in helpers if process.exitcode is not None]
+            if codes:
+                raise UserError(
+                    f"A process that helped here was ended from outside (exit code {codes[0]}).",
+                    fix="That is what a system does where memory runs out: have more of it free.",
+                ) from None
 
 
 def _counted(results: Iterator[T], count: int, on_progress: Callable[[int, int], None]) -> Iterator[T]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -37,8 +37,10 @@ from .device import default_device
 from .errors import UserError
 from .manifest import check_unchanged, first_change
 from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of
+from .out_of_memory import unless_out_of_memory
 from .recipe import Adapter, Data, Model, Recipe, load_run_recipe
 
+T = TypeVar("T")
 NO_DATA = Data(train="none: this model has no recipe")
 
 
@@ -177,15 +179,30 @@ def _within(folder: Path, file: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-def open_model(recipe: Recipe, device: torch.device | None = None) -> Session:
-    """The recipe's model without any adapter, for inference, on the device (by default, the GPU if there is one).
+def open_model(recipe: Recipe) -> Session:
+    """The recipe's model without any adapter, for inference, on the GPU if there is one.
 
-    16-bit weights that do not fit a GPU stay in host memory.
+    16-bit weights that do not fit it stay in host memory, and are on meta but while their layer computes.
 
     Raises UserError as `load_backbone`, or if images cannot keep to `data.max_image_tokens`.
     """
-    model, anatomy, collator = _load(recipe, offload=True, device=device)
+    model, anatomy, collator = _load(recipe, offload=True)
     return Session(recipe, model.eval(), anatomy, collator)
+
+
+def with_whole_model(recipe: Recipe, work: Callable[[Session], T]) -> T:
+    """The result of work on the recipe's model without any adapter, all of whose weights are there to be read, and to
+    have an adapter put on: on the GPU, or on the CPU where the GPU has no memory for the model or for the work.
+
+    Raises UserError as `open_model`.
+    """
+
+    def done(device: torch.device | None) -> tuple[T]:
+        model, anatomy, collator = _load(recipe, device=device)
+        return (work(Session(recipe, model.eval(), anatomy, collator)),)
+
+    (result,) = unless_out_of_memory(lambda: done(None)) or done(torch.device("cpu"))
+    return result
 
 
 def _load(recipe: Recipe, **place: Any) -> tuple[PreTrainedModel, Anatomy, Collator]:

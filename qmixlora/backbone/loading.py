@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils.logging import set_tqdm_hook
 
-from qmixlora.device import default_device, prepare_card
+from qmixlora.device import default_device, make_room
 from qmixlora.errors import UserError
 from qmixlora.progress import Tell, progress
 from qmixlora.recipe import Model
@@ -61,8 +61,8 @@ def load_backbone(
     """
     _check_folder(spec)
     source = source_of(spec)
+    make_room()
     device = device or default_device()
-    prepare_card()
     with _clear_errors(spec.id), _out_of_memory_shows(), _weights_counted(f"loading {Path(spec.id).name}"):
         config = read_config(spec, **source)
         skeleton, anatomy = make_skeleton(config, spec)

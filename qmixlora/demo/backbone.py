@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from qmixlora.device import make_room
 from qmixlora.export.checkpoint import take_hub_names
 from qmixlora.files import cache_folder, replacing
 from qmixlora.training.checkpoints import SealedCheckpoints
@@ -205,6 +206,7 @@ def train_in_order(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             on_progress(state.global_step, args.max_steps)
 
+    make_room()
     arguments._n_gpu = min(1, arguments.n_gpu)  # a batch for every GPU would leave out all but the first
     trainer = _InOrderTrainer(
         model=model,

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
 
 from qmixlora.backbone.levers import without_levers
 from qmixlora.errors import CheckError
 from qmixlora.files import replacing
-from qmixlora.session import open_model, open_run
-from qmixlora.training.recovery import unless_out_of_memory
+from qmixlora.out_of_memory import unless_out_of_memory
+from qmixlora.recipe import edited
+from qmixlora.session import Session, open_run, with_whole_model
 
 from .adapters import Adapter
 from .fidelity import Fidelity, Merging
 from .job import RECIPE, Job
-from .measurement import measure, supervised_outputs
+from .live import Live
+from .measurement import Measurement, measure, supervised_outputs
 from .merge import Merge
 from .settings import carry_settings
 from .static import lora_session, put
@@ -44,42 +46,55 @@ def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
                 merge.write(temporary, show)
             shutil.copyfile(job.folder / RECIPE, temporary / RECIPE)
             carry_settings(temporary, job.recipe, job.collator)
-            merged = open_run(temporary)
-            outputs = supervised_outputs(merged, live.compared)
+            outputs, measured = _measured(temporary, live)
             assert adapter.outputs is not None, "they were computed on the base"
             difference = float((outputs - adapter.outputs).norm() / adapter.outputs.norm())
             _check_difference(job, difference, final)
             fidelity = replace(
                 adapter.fidelity,
                 folder=final,
-                measurements={**adapter.fidelity.measurements, "merged": measure(merged, live.rows)},
+                measurements={**adapter.fidelity.measurements, "merged": measured},
                 merging=Merging(job.request.base, difference),
                 notes=(),
             )
             job.finish(temporary, fidelity)
             job.say_what_is_replaced(final, fidelity)
-            del merged
         made.append(fidelity)
     return made
 
 
+def _measured(folder: Path, live: Live) -> tuple[Tensor, Measurement]:
+    """A merged checkpoint's logits of the rows to compare, and its measurement: one row at a time where a card that is
+    full of its weights has no memory left for the answers to a batch.
+    """
+
+    def measured(*overrides: str) -> tuple[Tensor, Measurement]:
+        merged = open_run(folder)
+        merged = replace(merged, recipe=edited(merged.recipe, list(overrides)))
+        return supervised_outputs(merged, live.compared), measure(merged, live.rows)
+
+    return unless_out_of_memory(measured) or measured("train.eval_batch_size=1")
+
+
 def _on_base(job: Job, adapters: Sequence[Adapter]) -> list[Adapter]:
     """The adapters with their logits on the base that they are merged into: the run's model without its levers, with
-    experts in 16 bits, on the CPU where a card that the levers were for does not hold it.
+    experts in 16 bits.
     """
     spec = without_levers(job.recipe.model)
     if job.request.base == "original":
         spec = spec.model_copy(update={"quantization": "none"})
     else:
         spec = spec.model_copy(update={"keep": [*spec.keep, *job.experts]})
-    recipe = job.recipe.model_copy(update={"model": spec})
-    session = unless_out_of_memory(lambda: open_model(recipe)) or open_model(recipe, torch.device("cpu"))
-    static = lora_session(session, adapters[0].read())
-    moved = []
-    for adapter in adapters:
-        put(static.model, adapter.read())
-        moved.append(replace(adapter, outputs=supervised_outputs(static, adapter.live.compared)))
-    return moved
+
+    def computed(session: Session) -> list[Adapter]:
+        static = lora_session(session, adapters[0].read())
+        moved = []
+        for adapter in adapters:
+            put(static.model, adapter.read())
+            moved.append(replace(adapter, outputs=supervised_outputs(static, adapter.live.compared)))
+        return moved
+
+    return with_whole_model(job.recipe.model_copy(update={"model": spec}), computed)
 
 
 def _check_difference(job: Job, difference: float, final: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from qmixlora.backbone.damage import KindError, nf4_damage
 from qmixlora.data import load_conversations
 from qmixlora.recipe import Data, Model, Recipe
-from qmixlora.session import NO_DATA, open_model
+from qmixlora.session import NO_DATA, Session, with_whole_model
 
 
 def measure_nf4(spec: Model, data: str | None, samples: int) -> list[KindError]:
@@ -17,23 +17,22 @@ def measure_nf4(spec: Model, data: str | None, samples: int) -> list[KindError]:
     `data` where it is given.
 
     Raises:
-        UserError: as `open_model` and `load_conversations`.
+        UserError: as `with_whole_model` and `load_conversations`.
     """
     recipe = Recipe(model=spec.model_copy(update={"quantization": "none"}), data=Data(train=data) if data else NO_DATA)
-    session = open_model(recipe)
-    anatomy = session.anatomy
-    if data is None:
-        return nf4_damage(session.backbone, anatomy)
-    rows = load_conversations(data)
+    rows = load_conversations(data) if data else []
     chosen = [rows[index] for index in range(min(samples, len(rows)))]
 
-    def run() -> None:
-        with torch.no_grad():
-            for row in chosen:
-                batch = session.on_device(session.collator.prompts([row]))
-                session.backbone(**batch, use_cache=False)
+    def measured(session: Session) -> list[KindError]:
+        def run() -> None:
+            with torch.no_grad():
+                for row in chosen:
+                    batch = session.on_device(session.collator.prompts([row]))
+                    session.backbone(**batch, use_cache=False)
 
-    return nf4_damage(session.backbone, anatomy, run)
+        return nf4_damage(session.backbone, session.anatomy, run if data else None)
+
+    return with_whole_model(recipe, measured)
 
 
 def damage_lines(kinds: Sequence[KindError], most: float) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
 
+CONTEXT = GIB // 2  # of a CUDA process, beside its tensors; assumed (an H100 took 640 MiB)
 KEPT = 0.025  # of a card: the driver keeps 1.5 to 3 % of the memory that is printed on the box
 CARDS = {  # GiB, as printed on the box
     "rtx3050-6gb": 6,
@@ -43,5 +44,11 @@ def card_bytes(name: str) -> int:
 
 
 def card_at_hand() -> int | None:
-    """The memory of the GPU at hand that is free now (a desktop takes some), in bytes; None without a GPU."""
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+    """The memory of the GPU at hand that this process can take (a desktop takes some), in bytes; None without one.
+
+    To ask the driver makes the process' context, so that what it tells is free beside it; plans count it themselves.
+    """
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return int(min(free + CONTEXT, total))

@@ -11,7 +11,8 @@ from qmixlora.device import GIB
 from qmixlora.recipe import Recipe, edited
 
 from .architectures import config_of
-from .planner import CONTEXT, WORKSPACES, optimizer_states, room_on
+from .cards import CONTEXT
+from .planner import WORKSPACES, optimizer_states, room_on
 from .simulation.batch import Batch, batches_of
 from .simulation.step import Step, simulate
 from .simulation.work import prefill, validation

@@ -10,11 +10,11 @@ from qmixlora.device import GIB
 from qmixlora.recipe import Recipe
 
 from .architectures import config_of
+from .cards import CONTEXT
 from .simulation.account import Peak
 from .simulation.batch import Batch, synthetic_batch
 from .simulation.step import Sizes, simulate
 
-CONTEXT = GIB // 2  # of a CUDA process, beside its tensors; assumed, not measured
 WORKSPACES = int(2 * 8.125 * 2**20)  # cuBLAS: one of ":4096:2:16:8" KiB for the forward and for the backward thread
 MARGIN = 0.08  # of the card: a plan leaves it free
 

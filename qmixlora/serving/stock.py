@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.image_utils import load_images
 
+from qmixlora.device import make_room
+
 from .fingerprint import Answer, Message, Step
 
 OTHERS = 20  # likeliest tokens that are told beside the chosen one
@@ -25,10 +27,11 @@ LIBRARIES = ("torch", "transformers", "peft")
 class StockModel:
     """A model with its processor, as stock libraries load them; `model` may be a PeftModel.
 
-    `stops` are the tokens that generation stops at.
+    `stops` are the tokens that generation stops at; `load` loads the model anew.
     """
 
     model: Any
+    load: Callable[[], Any]
     processor: Any
     stops: list[int]
     template_arguments: Mapping[str, Any]
@@ -74,13 +77,21 @@ def load_model(
     """A model and its processor as stock transformers loads them; on a GPU, with the host for what does not fit it."""
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     place = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True, **place, **source)
-    processor = AutoProcessor.from_pretrained(folder, **source)
-    return StockModel(model.eval(), processor, _stops(model.generation_config), template_arguments or {})
+
+    def load() -> Any:
+        make_room()
+        kind = AutoModelForImageTextToText
+        return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **place, **source).eval()
+
+    model, processor = load(), AutoProcessor.from_pretrained(folder, **source)
+    return StockModel(model, load, processor, _stops(model.generation_config), template_arguments or {})
 
 
 def put_adapter(stock: StockModel, adapter: Path) -> None:
     """Put an adapter on the model, in place of one that is on it. Where it stops otherwise, so does the model."""
+    if isinstance(stock.model, PeftModel) and is_offloaded(stock.model):
+        stock.model = None  # its memory is free for the next one
+        stock.model = stock.load()  # PEFT (0.21) puts the first adapter alone where the offloaded weights are
     model, name = stock.model, adapter.name.replace(".", "_")  # of a module, for torch
     if isinstance(model, PeftModel):
         model.load_adapter(str(adapter), name)
@@ -93,11 +104,18 @@ def put_adapter(stock: StockModel, adapter: Path) -> None:
         stock.stops = _stops(GenerationConfig.from_pretrained(str(adapter)))
 
 
+def is_offloaded(model: Any) -> bool:
+    """Whether a model has weights that did not fit the GPU."""
+    return not {"cpu", "disk"}.isdisjoint((getattr(model, "hf_device_map", None) or {}).values())
+
+
 @contextmanager
 def with_values(stock: StockModel, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give parameters of the model other values for a block."""
+    """Give parameters of the model other values for a block. Raises RuntimeError for one that is offloaded."""
     base = stock.model.get_base_model() if isinstance(stock.model, PeftModel) else stock.model
     own = {name: base.get_parameter(name) for name in values}
+    if elsewhere := [name for name, parameter in own.items() if parameter.is_meta]:
+        raise RuntimeError(f"{elsewhere[0]} does not fit the GPU")
     before = {name: parameter.detach().clone() for name, parameter in own.items()}
     with torch.no_grad():
         for name, parameter in own.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from qmixlora.device import spills
 from qmixlora.recipe import Recipe
 
 from .best import SCORE, judged_by
@@ -41,7 +42,8 @@ def arguments_of(recipe: Recipe, folder: Path, evaluates: bool, workers: int) ->
         metric_for_best_model=judge,
         greater_is_better=judge == SCORE,
         dataloader_num_workers=workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        # where the driver spills, memory to pin runs out early, and batches have no way around it
+        dataloader_pin_memory=torch.cuda.is_available() and not spills(),
         label_names=["labels"],
         prediction_loss_only=True,
         logging_nan_inf_filter=False,  # it waits for the device in every micro-batch

@@ -22,8 +22,7 @@ from qmixlora import processes
 from qmixlora.data import IGNORED
 from qmixlora.device import default_device
 from qmixlora.mixlora import sums_of_step
-
-from .recovery import OutOfMemoryInStep, is_out_of_memory
+from qmixlora.out_of_memory import OutOfMemoryInStep, is_out_of_memory
 
 
 class Shares(BatchSamplerShard):

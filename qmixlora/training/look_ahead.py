@@ -6,7 +6,7 @@ import torch
 
 from qmixlora.data import IGNORED, Collator, Conversation
 from qmixlora.errors import UserError
-from qmixlora.loss import supervised_logits
+from qmixlora.loss import supervised_logits_in_chunks
 from qmixlora.session import TunedSession
 
 TOLERANCE = 8  # times the precision of the model's dtype, of the largest logit
@@ -24,11 +24,17 @@ def check_look_ahead(session: TunedSession, row: Conversation) -> None:
     last = int((batch["labels"][0] != IGNORED).nonzero().max())
     changed = batch["input_ids"].clone()
     changed[0, last] = _another_token(collator, int(changed[0, last]))
+    chunk = session.recipe.train.loss_chunk  # as many logits at a time as in training
     with torch.no_grad(), session.evaluating():
-        logits_NV = supervised_logits(session.model, batch).float()
-        others_NV = supervised_logits(session.model, {**batch, "input_ids": changed}).float()
+        pairs = zip(
+            supervised_logits_in_chunks(session.model, batch, chunk),
+            supervised_logits_in_chunks(session.model, {**batch, "input_ids": changed}, chunk),
+            strict=True,
+        )
+        sizes = [(logits_CV.abs().max(), (logits_CV.float() - others_CV).abs().max()) for logits_CV, others_CV in pairs]
+    largest, difference = (torch.stack(column).max() for column in zip(*sizes, strict=True))
     precision = torch.finfo(getattr(torch, session.recipe.model.dtype)).eps
-    if (logits_NV - others_NV).abs().max() > TOLERANCE * precision * logits_NV.abs().max():
+    if difference > TOLERANCE * precision * largest:
         raise UserError(
             f"{type(session.backbone).__name__} reads a token of the answer before it has to predict it, with the "
             "inputs that its processor makes: answers would be copied in training, and cannot be in generation.",

@@ -28,14 +28,15 @@ from qmixlora.data import Conversation, PromptRouting
 from qmixlora.device import GIB, default_device
 from qmixlora.errors import UserError
 from qmixlora.memory.architectures import config_of
-from qmixlora.memory.planner import CONTEXT, Plan
+from qmixlora.memory.cards import CONTEXT
+from qmixlora.memory.planner import Plan
 from qmixlora.memory.residuals import remember
 from qmixlora.memory.simulation.skeleton import TASKS, tensors_of
+from qmixlora.out_of_memory import unless_out_of_memory
 from qmixlora.recipe import Model, Recipe, edited
 from qmixlora.session import TunedSession, with_fresh_adapter
 
 from .callbacks import ProgressDisplay
-from .recovery import unless_out_of_memory
 from .trainer import make_trainer
 
 STEPS = 2

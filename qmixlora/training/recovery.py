@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
@@ -20,14 +19,6 @@ from qmixlora.errors import UserError
 
 from .checkpoints import damage
 
-T = TypeVar("T")
-WORDS = (  # of errors that mean exhausted memory, wherever they come from
-    "out of memory",  # CUDA, ROCm, bitsandbytes
-    "ALLOC_FAILED",  # handles of cuBLAS and cuDNN
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # cublasCreate, as often as ALLOC_FAILED
-    "can't allocate memory",  # torch's CPU allocator
-    "bad_alloc",  # C++
-)
 PARTS = {  # of a run
     "loading": "loading the model",
     "features": "computing the features of images",
@@ -65,42 +56,6 @@ class OutOfMemoryError(UserError):
             fix="`qmixlora plan` says what takes less memory; a smaller train.micro_batch_size with as much more "
             "train.gradient_accumulation learns the same.",
         )
-
-
-class OutOfMemoryInStep(torch.OutOfMemoryError):
-    """Memory ran out in one of several processes, in a step that none of them completes."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on the card or on the host."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
-
-
-def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """Do the work and return its result, or None where memory ran out.
-
-    Then everything that it had allocated is free again: its exception ends here, whose frames hold the tensors of the
-    step.
-
-    Raises:
-        UserError: memory ran out in one of several processes, and the others do not know.
-    """
-    try:
-        return work()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if processes.are_several() and not isinstance(error, OutOfMemoryInStep):
-            raise UserError(
-                f"Memory ran out in process {processes.rank()} outside of a training step.",
-                where=f"{processes.count()} processes",
-                fix="`qmixlora plan` says what takes less memory. (Levers are pulled for the training step alone where "
-                "there are several processes.)",
-            ) from None
-    clear_device_cache(garbage_collection=True)
-    return None
 
 
 class StepStart(TrainerCallback):

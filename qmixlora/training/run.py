@@ -18,6 +18,7 @@ from qmixlora.files import clear_disk_errors, replacing, write_json
 from qmixlora.manifest import MANIFEST, seal
 from qmixlora.mixlora import is_adapter_parameter
 from qmixlora.mixlora.routing_record import FILE
+from qmixlora.out_of_memory import unless_out_of_memory
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession, open_collator, open_session
 
@@ -29,7 +30,7 @@ from .finite import NotFiniteError
 from .guard import check_has_images
 from .history import History, check_same_adapter, fingerprint
 from .look_ahead import check_look_ahead
-from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step, unless_out_of_memory
+from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step
 from .schedule import schedule_problems
 from .start import Start, started
 from .stopping import Stop, StopAskedError

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from qmixlora.cli import main
 
 from tests.conftest import CommandLine
 from tests.disks import mounted
@@ -97,3 +99,13 @@ def test_nothing_is_searched_for_garbage_on_the_way_out() -> None:
     after = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import qmixlora.cli.main"
     done = subprocess.run([sys.executable, "-c", after], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_memory_that_runs_out_is_one_message(qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+
+    monkeypatch.setattr(main, "app", out_of_memory)
+    ended = qmixlora("eval")
+    assert ended.code == 2 and "Memory ran out: CUDA out of memory." in ended.stderr
+    assert "eval_batch_size" in ended.stderr and "Traceback" not in ended.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,9 @@ import torch
 
 from qmixlora import device, doctor
 from qmixlora.device import GIB
+from qmixlora.garbage import without_garbage_collection
+from qmixlora.recipe import Data, Model, Recipe
+from qmixlora.training import arguments
 
 HIDDEN = """
 import os
@@ -88,3 +93,34 @@ def test_the_doctor_says_which_cards_are_slow_in_bfloat16(
     found = doctor._gpu().found
     assert f"compute capability {major}.5" in found and "7.0 of 8.0 GiB free" in found and "the first of 2" in found
     assert ("float16" in found) is slow
+
+
+class Loop:
+    """Garbage that only a search for cycles finds, as models are."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_room_is_made_of_models_that_nobody_uses(allocator: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "spills", lambda: False)
+    allocation(None, monkeypatch)
+    with without_garbage_collection():
+        model = weakref.ref(Loop())
+        assert model() is not None
+        device.make_room()
+        assert model() is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "spilling", "pinned"), [(False, False, False), (True, False, True), (True, True, False)]
+)
+def test_batches_are_pinned_where_there_is_a_way_around_it(
+    gpu: bool, spilling: bool, pinned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = Recipe(model=Model(id="m"), data=Data(train="d"))
+    only = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: gpu))
+    monkeypatch.setattr(arguments, "torch", only)
+    monkeypatch.setattr(arguments, "spills", lambda: spilling)
+    made = arguments.arguments_of(recipe, tmp_path, evaluates=False, workers=0)
+    assert made.dataloader_pin_memory is pinned

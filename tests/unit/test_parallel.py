@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
 import pytest
 
 from qmixlora import parallel
+from qmixlora.errors import UserError
 from qmixlora.interrupts import raised
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
@@ -45,3 +47,10 @@ def test_a_signal_that_comes_while_a_process_is_forked_waits_until_it_ends_it(mo
     ends = {signal.SIGTERM, signal.SIGINT}
     assert all(ends <= forked and not ends & begun for forked, begun in masks)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_a_process_that_the_system_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory runs out: the pool itself would wait for its result for ever."""
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 2)
+    with pytest.raises(UserError, match=r"ended from outside \(exit code -9\)"):
+        parallel.side_by_side([lambda: None, lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: None])

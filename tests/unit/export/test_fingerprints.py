@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
 import qmixlora.export.fingerprints as fingerprints
 from qmixlora.export import Request, export
 from qmixlora.manifest import first_change
+from qmixlora.serving import stock
 from qmixlora.serving.check import check
 from qmixlora.serving.comparison import difference
 from qmixlora.serving.fingerprint import EXPORT, NO_PROJECTOR, read_fingerprint
 from qmixlora.serving.local import with_peft
 
-from .helpers import exported
+from .helpers import TASKS, exported
 
 
 def test_an_export_stays_where_stock_libraries_cannot_ask_its_model(
@@ -45,3 +49,36 @@ def test_a_fingerprint_knows_the_export_without_its_projector_wherever_that_is(r
     assert all((one == other) is not prompt.has_image for one, other, prompt in pairs)
     report = check(fingerprint, with_peft(folder, fingerprint, None))
     assert report.verdict == "applied" and report.found[EXPORT].mean < 1e-4
+
+
+def test_an_adapter_goes_onto_an_offloaded_model_that_has_none(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT puts the first adapter of a model where accelerate keeps its offloaded layers, and no later one."""
+    folders = [exported(run, tasks=(task,)).folder for task in TASKS]
+    model = stock.load_model(run / "exports" / "base")
+    bases = []
+    for offloaded in (False, False, True):
+        monkeypatch.setattr(stock, "is_offloaded", lambda model, offloaded=offloaded: offloaded)
+        stock.put_adapter(model, folders[0])
+        stock.put_adapter(model, folders[1])
+        assert list(model.model.peft_config) == [folders[1].name]
+        bases.append(model.model.get_base_model())
+    assert bases[0] is bases[1] and bases[1] is not bases[2]
+
+
+def test_a_model_is_offloaded_when_a_part_is_not_on_the_gpu() -> None:
+    model = nn.Linear(2, 2, device="meta")
+    assert not stock.is_offloaded(model)
+    for places, offloaded in (({"": 0}, False), ({"a": 0, "b": "cpu"}, True), ({"a": 0, "b": "disk"}, True)):
+        model.hf_device_map = places
+        assert stock.is_offloaded(model) is offloaded
+    with pytest.raises(RuntimeError, match="weight does not fit"), stock.with_values(as_stock(model), {"weight": ONE}):
+        pass
+
+
+ONE = torch.ones(2, 2)
+
+
+def as_stock(model: nn.Module) -> Any:
+    return SimpleNamespace(model=model)

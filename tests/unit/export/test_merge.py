@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -14,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import qmixlora.export.merge as merge_module
+import qmixlora.export.merged as merged
 from qmixlora.errors import UserError
 from qmixlora.export.low_rank import LowRank
 from qmixlora.export.merge import Base, Merge, nf4_round_trip
 from qmixlora.export.static import StaticAdapter, read
 from qmixlora.recipe import Edit
-from qmixlora.session import open_tuned_run
+from qmixlora.session import Session, open_tuned_run
 
 from .helpers import Q_PROJ, exported, name_on_the_hub, recipe_of
 
@@ -108,3 +110,20 @@ def test_the_round_trip_in_blocks_is_that_of_the_whole(monkeypatch: pytest.Monke
     whole = bnb.functional.dequantize_4bit(packed.data, packed.quant_state)
     nf4_round_trip(weight, dtype, torch.device("cpu"))
     assert torch.equal(weight, whole)
+
+
+def test_a_card_that_is_full_of_a_merged_checkpoint_answers_one_row_at_a_time(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, sizes = merged.measure, list[int]()
+
+    def full(session: Session, rows: Any) -> Any:
+        sizes.append(session.recipe.train.eval_batch_size)
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return measure(session, rows)
+
+    monkeypatch.setattr(merged, "measure", full)
+    fidelity = exported(run, forms=("merged",), base="nf4")
+    assert len(sizes) == 2 and sizes[0] > 1 == sizes[1]
+    assert fidelity.measurements["merged"].exact_match >= 0

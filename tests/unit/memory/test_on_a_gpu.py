@@ -15,6 +15,7 @@ from torch.nn import functional
 from qmixlora.device import GIB
 from qmixlora.files import cache_folder
 from qmixlora.memory import card_at_hand, plan, plan_with_advice
+from qmixlora.memory.cards import CONTEXT
 from qmixlora.memory.residuals import remember
 from qmixlora.memory.simulation.account import Account
 from qmixlora.memory.simulation.simulation import simulated
@@ -158,7 +159,9 @@ def test_the_gpu_at_hand_is_planned_with_the_memory_that_is_free(monkeypatch: py
     assert card_at_hand() is None or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7 * GIB, 8 * GIB))
-    assert card_at_hand() == 7 * GIB
+    assert card_at_hand() == 7 * GIB + CONTEXT, "to ask has made the context, which plans count themselves"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (8 * GIB - 2**20, 8 * GIB))
+    assert card_at_hand() == 8 * GIB
 
 
 def test_the_cache_of_residuals_is_the_tests_own(tmp_path: Path) -> None:

@@ -40,3 +40,12 @@ def test_an_answer_that_is_visible_ends_the_run_before_its_first_step(
     with pytest.raises(UserError, match="reads a token of the answer before it has to predict it"):
         train(make_recipe(), console=QUIET)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_as_many_logits_are_compared_at_a_time_as_training_makes(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(train={"loss_chunk": 1})
+    session, sizes = open_session(recipe, ["a"]), list[int]()
+    head = session.backbone.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: sizes.append(args[0].shape[:-1].numel()))
+    check_look_ahead(session, load_split(recipe.data, "train")[0])
+    assert set(sizes) == {1} and len(sizes) > 2

@@ -15,12 +15,12 @@ from transformers.trainer_callback import TrainerState
 
 from qmixlora.backbone.levers.host_memory import pinned_or_pageable
 from qmixlora.mixlora import device_of
+from qmixlora.out_of_memory import is_out_of_memory
 from qmixlora.recipe import Recipe
 from qmixlora.session import open_session
 from qmixlora.training import arguments, make_trainer
 from qmixlora.training.callbacks import MetricsLog, ProgressDisplay
 from qmixlora.training.gradient_scale import GradientScale
-from qmixlora.training.recovery import is_out_of_memory
 
 from .helpers import QUIET, rows_of
 

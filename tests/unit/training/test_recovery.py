@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from qmixlora.out_of_memory import is_out_of_memory
 from qmixlora.recipe import Recipe
 from qmixlora.training import train, train_within_memory
-from qmixlora.training.recovery import is_out_of_memory
 
 from .card import NOISY, Card, assert_equal, records, resumed_from, weights
 from .helpers import QUIET
