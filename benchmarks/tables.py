@@ -16,6 +16,7 @@ from qmixlora.evaluation.intervals import paired_interval
 SPLITS = ("test", "paraphrased", "held_out")
 LABELS = {"paraphrased": "other words", "held_out": "held-out tasks"}
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+SECOND = "second-backbone"  # runs of other seeds on another backbone
 PICTURES = PAGE.parent / "real"
 
 
@@ -77,7 +78,7 @@ def summary(
     return _table((*columns, *(LABELS.get(split, split) for split in splits)), rows)
 
 
-def differences(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str]) -> str:
+def differences(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str] = SPLITS) -> str:
     """One line per method: how far its mean over tasks is from that of the first on the same seeds, in points, with the
     paired 95 % interval of the bootstrap over tasks.
     """
@@ -85,6 +86,7 @@ def differences(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str
     if reference not in runs:
         return f"(no runs of {reference} yet)"
     base = {run["seed"]: run for run in chosen(runs[reference])}
+    names = [name for name in names if name != reference]
     rows = []
     for name in names:
         own = {run["seed"]: run for run in chosen(runs[name])} if name in runs else {}
@@ -140,7 +142,7 @@ COMPARED = ("mixlora", "lora-r4", "lora-r16", "lora-r22")
 
 def write(method_folder: Path, speed_folder: Path, names: Sequence[str], controls: Sequence[str]) -> None:
     """Fill docs/results.md; `names` are the methods in the order of their lines, `controls` the first table."""
-    runs = _known(method_folder, names)
+    runs, second = (_known(folder, names) for folder in (method_folder, method_folder / SECOND))
     rest = [name for name in names if name not in controls[3:]]
     axes = [name for name in rest if "=" in name.split(",")[0] or name == "mixlora"]
     ideas = ["mixlora", *(name for name in rest if name not in axes)]
@@ -149,6 +151,8 @@ def write(method_folder: Path, speed_folder: Path, names: Sequence[str], control
         "tasks": _tasks(runs, COMPARED, SPLITS),
         "axes": summary(runs, axes),
         "ideas": summary(runs, ideas),
+        SECOND: summary(second, names),
+        f"{SECOND}-differences": differences(second, ["lora-r16", *names]),
         "interference": interference(speed_folder.with_name("interference")),
         "speed": speed(speed_folder),
     }
