@@ -31,11 +31,18 @@ def test_every_run_of_the_page_resolves_and_has_a_folder_of_its_own(qmixlora: Co
     assert len(set(outputs)) == len(TRAINED) == 6
 
 
+WIDE = ("adapter.num_factors=64", "adapter.r=16", "adapter.alpha=32", "adapter.router=block")  # docs/method.md
+
+
 @pytest.mark.parametrize(
-    ("overrides", "preset"),
-    [((), MixLoraConfig.paper()), (("adapter.pairing=released", "adapter.alpha=32"), MixLoraConfig.released())],
+    ("recipe", "overrides", "preset"),
+    [
+        (RECIPE, (), MixLoraConfig.paper()),
+        (RECIPE, ("adapter.pairing=released", "adapter.alpha=32"), MixLoraConfig.released()),
+        ("tiny-cpu", WIDE, MixLoraConfig.wide()),
+    ],
 )
-def test_the_recipe_is_the_preset_of_the_paper(overrides: tuple[str, ...], preset: MixLoraConfig) -> None:
-    adapter = load_recipe(RECIPE, overrides).adapter
+def test_a_recipe_has_what_a_preset_has(recipe: str, overrides: tuple[str, ...], preset: MixLoraConfig) -> None:
+    adapter = load_recipe(recipe, overrides).adapter
     for name in ("num_factors", "r", "alpha", "pairing", "gate", "route_on", "condition_norm", "router", "task_mix"):
         assert getattr(adapter, name) == getattr(preset, name), name
