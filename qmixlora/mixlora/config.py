@@ -134,9 +134,9 @@ class MixLoraConfig(PeftConfig):
         target_modules: list[str] | str | None = None,
         modules_to_save: list[str] | None = None,
     ) -> MixLoraConfig:
-        """Sixteen factors of 64, chosen by one router for each decoder block, at LoRA's scale: of what was measured, the
-        point that is below LoRA r=16 on tasks that were never trained in neither benchmark (docs/results.md). Three to
-        four times the trainable parameters of the default.
+        """Sixteen factors of 64, chosen by one router for each decoder block, at LoRA's scale. Of what was measured, it
+        is the point that is not below LoRA r=16 on tasks never trained in either benchmark (docs/results.md), for three
+        to four times the trainable parameters of the default.
         """
         return cls(
             num_factors=num_factors,
