@@ -75,7 +75,7 @@ def summary(
                 ),
             )
         )
-    return _table((*columns, *(LABELS.get(split, split) for split in splits)), rows)
+    return _table((*columns, *(LABELS.get(split, split) for split in splits)), rows) if rows else "(no runs yet)"
 
 
 def differences(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str] = SPLITS) -> str:
