@@ -104,7 +104,7 @@ def run() -> None:
                 raise
             _end(
                 UserError(
-                    f"Memory ran out: {str(error).partition('. ')[0]}.",
+                    f"Memory ran out: {str(error).partition('. ')[0].rstrip('.') or type(error).__name__}.",
                     fix="Close what else uses the card, or the host's memory; answers are made train.eval_batch_size "
                     "at a time, which can be 1; `qmixlora plan` says what a run takes.",
                 )

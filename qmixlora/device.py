@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import sys
 from functools import cache
@@ -45,9 +44,10 @@ def make_room() -> None:
     have been made, not when a card is full, and torch's allocator does not ask for it.
     """
     if torch.cuda.is_available():
+        from accelerate.utils.memory import clear_device_cache  # an import that others need not wait for
+
         prepare_card()
-        gc.collect()
-        torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
 
 
 @cache

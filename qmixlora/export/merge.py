@@ -143,13 +143,14 @@ def nf4_round_trip(weight: Tensor, dtype: torch.dtype, device: torch.device) -> 
     offset = scales.mean()
     scales = bnb.functional.dequantize_blockwise(*bnb.functional.quantize_blockwise(scales - offset, blocksize=256))
     scales += offset
+    code = bnb.functional.get_4bit_type("nf4", device=device)
     for start in starts:
         part = flat[start : start + BLOCK]
         state = bnb.functional.QuantState(
             scales[start // 64 :][: -(-len(part) // 64)],
             shape=part.shape,
             dtype=dtype,
-            code=bnb.functional.get_4bit_type("nf4", device=device),
+            code=code,
             blocksize=64,
             quant_type="nf4",
         )

@@ -101,11 +101,24 @@ def test_nothing_is_searched_for_garbage_on_the_way_out() -> None:
     assert done.stdout == "True\n"
 
 
-def test_memory_that_runs_out_is_one_message(qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0."),
+            "CUDA out of memory",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_memory_that_runs_out_is_one_message(
+    qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
     def out_of_memory() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+        raise error
 
     monkeypatch.setattr(main, "app", out_of_memory)
     ended = qmixlora("eval")
-    assert ended.code == 2 and "Memory ran out: CUDA out of memory." in ended.stderr
+    assert ended.code == 2 and f"Memory ran out: {words}.\n" in ended.stderr
     assert "eval_batch_size" in ended.stderr and "Traceback" not in ended.stderr

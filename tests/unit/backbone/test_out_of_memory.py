@@ -1,4 +1,6 @@
-"""Memory that runs out inside transformers' loader, which catches every exception, is seen."""
+"""Memory that runs out is seen, also inside transformers' loader, which catches every exception; what goes on without
+it; and the room that is made beforehand.
+"""
 
 from __future__ import annotations
 
@@ -105,14 +107,12 @@ def test_room_is_made_before_a_model_is_loaded(
     make_recipe: Callable[..., Recipe], backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    for module in (loading, stock):
+    loads = {loading: lambda: open_model(make_recipe()), stock: lambda: stock.load_model(backbone)}
+    for module, load in loads.items():
         monkeypatch.setattr(module, "make_room", lambda: made.append("room"))
         kind = module.AutoModelForImageTextToText
         read = kind.from_pretrained
         monkeypatch.setattr(kind, "from_pretrained", lambda *a, read=read, **k: made.append("model") or read(*a, **k))
-        if module is loading:
-            open_model(make_recipe())
-        else:
-            stock.load_model(backbone)
+        load()
         assert made[:2] == ["room", "model"]
         made.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,9 +50,7 @@ def test_a_fingerprint_knows_the_export_without_its_projector_wherever_that_is(r
     assert report.verdict == "applied" and report.found[EXPORT].mean < 1e-4
 
 
-def test_an_adapter_goes_onto_an_offloaded_model_that_has_none(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_goes_onto_an_offloaded_model_that_has_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PEFT puts the first adapter of a model where accelerate keeps its offloaded layers, and no later one."""
     folders = [exported(run, tasks=(task,)).folder for task in TASKS]
     model = stock.load_model(run / "exports" / "base")
@@ -73,12 +70,9 @@ def test_a_model_is_offloaded_when_a_part_is_not_on_the_gpu() -> None:
     for places, offloaded in (({"": 0}, False), ({"a": 0, "b": "cpu"}, True), ({"a": 0, "b": "disk"}, True)):
         model.hf_device_map = places
         assert stock.is_offloaded(model) is offloaded
-    with pytest.raises(RuntimeError, match="weight does not fit"), stock.with_values(as_stock(model), {"weight": ONE}):
+    whole = stock.StockModel(model, lambda: model, None, [], {})
+    with (
+        pytest.raises(RuntimeError, match="weight does not fit"),
+        stock.with_values(whole, {"weight": torch.ones(2, 2)}),
+    ):
         pass
-
-
-ONE = torch.ones(2, 2)
-
-
-def as_stock(model: nn.Module) -> Any:
-    return SimpleNamespace(model=model)
