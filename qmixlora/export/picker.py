@@ -40,6 +40,10 @@ RULE = (
     "Mean of the rows in `tokens` of the instruction's tokens (tokenizer.json, without special ones); the nearest row "
     "of `means` (Euclidean) is the task, in the order of `names`: task to folder, without its form."
 )
+NO_PICKER = (
+    "No picker: {tokenizer}, the model's tokenizer, is Python code, which `qmixlora pick` can't carry. Requests have to"
+    " name their export."
+)
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,15 @@ class FittedPicker:
 def make_picker(job: Job, session: Session, live: Sequence[Live]) -> FittedPicker | None:
     """Fit a picker among the exports of single tasks: those that are being made, and those in place.
 
-    None where they are not two, or where the model's tokenizer has no form of its own for the client to read.
+    None where they are not two, or where the model's tokenizer has no form of its own for the client to read, which is
+    said.
     """
-    names = _names(job, live)
-    is_fast = getattr(job.collator.processor.tokenizer, "backend_tokenizer", None) is not None
-    return fit_picker(session, job.collator.processor.tokenizer, job.training_rows, names) if is_fast else None
+    names, tokenizer = _names(job, live), job.collator.processor.tokenizer
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        return fit_picker(session, tokenizer, job.training_rows, names)
+    if len(names) > 1:
+        job.say(NO_PICKER.format(tokenizer=type(tokenizer).__name__))
+    return None
 
 
 def fit_picker(session: Session, tokenizer: Any, rows: Dataset, names: Mapping[str, str]) -> FittedPicker | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from qmixlora.adapter import ADAPTER_WEIGHTS
 from qmixlora.data import indices_by_task
 from qmixlora.files import replacing
+from qmixlora.training.history import fingerprint
 
 from .job import Job
 from .low_rank import LowRank
@@ -44,7 +45,7 @@ class Polished:
 
 def fingerprint_of(job: Job, target: Target, mix_LEF: Tensor) -> str:
     """A digest of what polishing a target depends on: what the run learned, its recipe, the request, the mixing
-    matrices, and the words of the rows. (Images count by the recipe that names them.)
+    matrices, and the rows (as `fingerprint` tells them apart: of images it is names and the sizes of bytes).
     """
     request = job.request
     weights = (job.folder / "adapter" / ADAPTER_WEIGHTS).read_bytes()
@@ -61,24 +62,24 @@ def fingerprint_of(job: Job, target: Target, mix_LEF: Tensor) -> str:
         by_task = {} if rows is None else indices_by_task(rows)
         for task in target.shares.keys() & by_task.keys():
             assert rows is not None, "it has tasks"
-            digest.update(json.dumps([task, rows.select(by_task[task])["turns"][:]]).encode())
+            digest.update(f"{task} {fingerprint(rows.select(by_task[task]))}".encode())
     return digest.hexdigest()
 
 
-def keep(job: Job, target: Target, fingerprint: str, polished: Polished) -> None:
+def keep(job: Job, target: Target, digest: str, polished: Polished) -> None:
     """Write a polished adapter into its place, where a later export finds it."""
     tensors = {f"{layer}{DOWN}": update.down_KI.contiguous() for layer, update in polished.updates.items()}
     tensors |= {f"{layer}{UP}": update.up_OK.contiguous() for layer, update in polished.updates.items()}
     told = {"steps": polished.steps, "tried": polished.tried, "decided_on": polished.decided_on}
     with replacing(_path(job, target)) as temporary:
-        save_file(tensors, temporary, {"fingerprint": fingerprint, "polished": json.dumps(told)})
+        save_file(tensors, temporary, {"fingerprint": digest, "polished": json.dumps(told)})
 
 
-def kept(job: Job, target: Target, fingerprint: str) -> Polished | None:
+def kept(job: Job, target: Target, digest: str) -> Polished | None:
     """The adapter that was polished in just this way; None where there is none, or none that can be read."""
     unreadable = suppress(OSError, SafetensorError, ValueError, KeyError, TypeError)
     with unreadable, safe_open(_path(job, target), "pt") as file:
-        if file.metadata()["fingerprint"] != fingerprint:
+        if file.metadata()["fingerprint"] != digest:
             return None
         layers = [name.removesuffix(DOWN) for name in file.keys() if name.endswith(DOWN)]  # noqa: SIM118
         updates = {

@@ -7,14 +7,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from transformers import ByT5Tokenizer
 
 from qmixlora.data import IMAGE, Conversation, Turn, load_split
 from qmixlora.export import Request, export
-from qmixlora.export.picker import discriminant, questions_of
+from qmixlora.export.job import Job
+from qmixlora.export.picker import discriminant, make_picker, questions_of
 from qmixlora.serving.pick import Picker
 from qmixlora.session import open_tuned_run
 from tests.conftest import CommandLine
@@ -85,6 +91,18 @@ def test_a_folder_without_a_picker_and_an_empty_instruction_are_mistakes(
     missing = qmixlora("pick", tmp_path, "what color is the circle ?")
     assert missing.code == 2 and "There is no picker" in missing.stderr
     assert qmixlora("pick", exports, " ").code == 2
+
+
+def test_a_tokenizer_that_the_client_cannot_read_is_said(exports: Path) -> None:
+    """ByT5's is Python code, and has no tokenizer.json."""
+    session = open_tuned_run(exports.parent)
+    processor = copy(session.collator.processor)
+    processor.tokenizer, told = ByT5Tokenizer(), StringIO()
+    job = Job(
+        exports.parent, session.recipe, Request(), Console(file=told), replace(session.collator, processor=processor)
+    )
+    assert make_picker(job, session, ()) is None
+    assert "No picker: ByT5Tokenizer" in told.getvalue()
 
 
 def test_a_task_with_one_instruction_has_a_place_in_the_discriminant() -> None:

@@ -80,11 +80,13 @@ def test_the_fingerprint_of_a_polishing_tells_what_decides_it(run: Path) -> None
     prints.append(fingerprint())
     source = Path(recipe_of(run).data.sources[0])
     rows = json.loads(source.read_text())
-    rows[0]["conversations"][0]["value"] += " now"
-    (run / "other.json").write_text(json.dumps(rows))
-    others = {"data__train": str(run / "other.json"), "data__image_root": str(source.parent)}
-    edit_recipe(run, train__learning_rate=3e-2, **others)
-    prints.append(fingerprint())
+    moved = {"data__train": str(run / "other.json"), "data__image_root": str(source.parent)}
+    edit_recipe(run, train__learning_rate=3e-2, **moved)
+    first, other = [row for row in rows if row["task"] == "color"][:2]
+    for edit in ({}, {"conversations": other["conversations"]}, {"image": other["image"]}):
+        first |= edit
+        (run / "other.json").write_text(json.dumps(rows))
+        prints.append(fingerprint())
     weights = run / "adapter" / "adapter_model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     prints.append(fingerprint())
