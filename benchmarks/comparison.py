@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -16,6 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +98,12 @@ class Run:
         return f"{self.name}--lr{self.learning_rate:g}--seed{self.seed}"
 
 
+def digest_of(model: str) -> str:
+    """What tells backbones apart that the same commands have made on other machines."""
+    with (Path(model) / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
 def fresh_trainer(
     session: TunedSession, rows: Sequence[Row], method: Method, folder: Path, callbacks: Sequence[TrainerCallback] = ()
 ) -> Any:
@@ -121,9 +129,10 @@ def fresh_session(comparison: Comparison, run: Run) -> tuple[TunedSession, list[
 
 @dataclass(frozen=True)
 class Trained:
-    """A session after its training, with what training was."""
+    """A session after its training, with what training was, and on what backbone."""
 
     session: TunedSession
+    backbone: str
     trainable_parameters: int
     train_loss: float
     train_seconds: float
@@ -135,8 +144,12 @@ def trained(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
     Raises OutOfTimeError where it would not end before the deadline.
     """
     folder, facts = comparison.folder_of(run), comparison.folder_of(run) / "trained.json"
-    if facts.is_file() and (folder / "recipe.yaml").read_text(encoding="utf-8") == comparison.recipe_of(run).to_yaml():
-        return Trained(open_tuned_run(folder), **json.loads(facts.read_text(encoding="utf-8")))
+    recipe = comparison.recipe_of(run)
+    backbone = digest_of(recipe.model.id)
+    if facts.is_file() and (folder / "recipe.yaml").read_text(encoding="utf-8") == recipe.to_yaml():
+        kept = json.loads(facts.read_text(encoding="utf-8"))
+        if kept["backbone"] == backbone:
+            return Trained(open_tuned_run(folder), **kept)
     start, method = time.monotonic(), run.method
     session, rows = fresh_session(comparison, run)
     tasks, phase = tasks_of(rows), Phase("training, step", session.recipe.train.max_steps or comparison.steps, deadline)
@@ -150,6 +163,7 @@ def trained(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
             loss = fresh_trainer(session, rows, method, Path(scratch), callbacks).train().training_loss
         trainable = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
         own = {
+            "backbone": backbone,
             "trainable_parameters": trainable * (len(tasks) if method.by_task else 1),
             "train_loss": loss,
             "train_seconds": time.monotonic() - start,
@@ -179,6 +193,7 @@ def execute(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
         "seed": run.seed,
         "steps": learned.session.recipe.train.max_steps,
         "batch": comparison.batch,
+        "backbone": learned.backbone,
         "trainable_parameters": learned.trainable_parameters,
         "train_loss": learned.train_loss,
         **{split: own for split, own in scores.items() if own is not None},
@@ -218,7 +233,10 @@ def best_run(comparison: Comparison, name: str, seed: int = 0) -> Run:
 
 
 def run_all(comparison: Comparison, runs: Sequence[Run], deadline: float = float("inf")) -> None:
-    """Execute the runs that there is no file of, and that can end before the deadline by what such runs have taken."""
+    """Execute the runs that there is no file of, and that can end before the deadline by what such runs have taken. One
+    that fails does not keep the others from it. Raises SystemExit after the last, where one has.
+    """
+    failed = []
     for run in runs:
         file = comparison.file_of(run)
         if file.exists():
@@ -233,11 +251,17 @@ def run_all(comparison: Comparison, runs: Sequence[Run], deadline: float = float
         except OutOfTimeError as error:
             print(f"{file.stem}: given up, {error}", flush=True)
             continue
+        except Exception:
+            print(f"{file.stem}: failed\n{traceback.format_exc()}", flush=True)
+            failed.append(file.stem)
+            continue
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, result)
         splits = (split for split in ("validation", *comparison.reported) if split in result)
         means = "  ".join(f"{split} {result[split]['mean']:.3f}" for split in splits)
         print(f"{file.stem:60} {means}  {result['train_seconds']:.0f} s", flush=True)
+    if failed:
+        raise SystemExit(f"{len(failed)} failed: {', '.join(failed)}")
 
 
 def expected_seconds(comparison: Comparison, run: Run) -> float:

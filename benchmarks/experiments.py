@@ -99,14 +99,16 @@ def word_dropout(trainer: Any) -> None:
 
 
 def condition_dropout(probability: float) -> Any:
-    """In training, an instance is routed on nothing (a condition of zero: the mean of all) with this probability, as
-    classifier-free guidance (Ho and Salimans, arXiv 2207.12598) leaves out what it conditions on.
+    """In training, an instance is routed on noise alone with this probability, as classifier-free guidance (Ho and
+    Salimans, arXiv 2207.12598) leaves out what it conditions on. (A condition of zero would not do: all scores of all
+    layers tie, and the same factors win each time.)
     """
 
     def changed(original: Condition) -> Condition:
         def condition(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
             condition_ND = original(routing, inputs)
-            return condition_ND * (torch.rand_like(condition_ND[:, :1]) >= probability)
+            is_dropped_N1 = torch.rand_like(condition_ND[:, :1]) < probability
+            return torch.where(is_dropped_N1, torch.randn_like(condition_ND), condition_ND)
 
         return condition
 

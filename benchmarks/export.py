@@ -25,6 +25,7 @@ from datasets import Dataset
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
+import experiments
 import tables
 from comparison import Comparison, best_run, trained
 from methods import GONE
@@ -66,6 +67,7 @@ def fresh_adapter(learned: Learned) -> StaticAdapter:
     return StaticAdapter(updates, learned.originals)
 
 
+@experiments.undone()
 def execute(comparison: Comparison, name: str, seed: int, polish_steps: Sequence[int]) -> dict[str, Any]:
     start = time.monotonic()
     is_fresh = name == "fresh"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import experiments
 from comparison import Comparison, best_run, trained
 from on import COMPARISONS, DOCS, add_on, results_of
 
@@ -49,6 +50,7 @@ def summary(interference: Interference) -> dict[str, Any]:
     return result
 
 
+@experiments.undone()
 def measured(comparison: Comparison, name: str) -> Interference:
     """The interference of a method's run on the validation split, all of which is used."""
     session = trained(comparison, best_run(comparison, name)).session

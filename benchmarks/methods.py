@@ -109,6 +109,8 @@ METHODS = {
         for size, changes in {"": (), ",E=64,R=16": ("num_factors=64", "r=16")}.items()
     },
     **{f"shared={count}": mixture(prepare=rivals.always_on(count)) for count in (4, 8)},
+    # a whole LoRA of rank 16 that is always on, beside sixteen factors chosen of 64
+    "shared=16,E=80,R=16": mixture("num_factors=80", "r=16", prepare=rivals.always_on(16)),
     **{
         f"states-{share}-{below}": mixture(prepare=rivals.contextual(share, below))
         for share in (0.25, 0.5)
@@ -118,7 +120,10 @@ METHODS = {
     "arrow": Method((*lora(16).overrides, *ARROW), by_task=True, join=rivals.arrow),
 }
 
-GONE = ("pairing=independent", "route_on=prompt", "gates-mean")  # lines without code
+GONE = (  # lines without code
+    "pairing=independent", "route_on=prompt", "gates-mean",
+    "states-0.25-embedding,raw",  # states that were not normalised
+)  # fmt: skip
 
 CONTROLS = (  # run with five seeds at the best of their learning rates
     "mixlora", "sigmoid-scores", "temperature-0.5", "lora-r4", "lora-r16", "lora-r22",

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
 from comparison import Comparison, Plan, main
-from methods import METHODS, lora
+from methods import GONE, METHODS, lora
 
 from qmixlora.demo.made_here import make_data
 from qmixlora.recipe import REAL
@@ -27,12 +27,12 @@ NAMES = (
     "mixlora", "E=64,R=16", "gate=dense", "gate=dense,E=16,R=16", "gate=dense,E=64,R=64",
     "gate=dense,E=16,R=16,quiet-routers", "gate=dense,E=64,R=64,quiet-routers",
     "router=block", "router=model", "router=block,E=64,R=16", "paper", "frozen-routers", "random-routing",
-    "pairing=shared_a", "pairing=shared_a,E=64,R=16", "shared=4", "shared=8",
+    "pairing=shared_a", "pairing=shared_a,E=64,R=16", "shared=4", "shared=8", "shared=16,E=80,R=16",
     "states-0.25-embedding", "states-0.25-uniform", "states-0.5-embedding", "states-0.5-uniform",
     "word-dropout", "condition-dropout-0.2", "condition-noise-0.5", "arrow", "lora-per-task",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "real"
-OF_ONE_LENGTH = {**{f"lora-r{r}": lora(r) for r in (16, 4, 64)}, **{name: METHODS[name] for name in NAMES}}
+OF_ONE_LENGTH = {**{f"lora-r{r}": lora(r) for r in (16, 4, 32, 64)}, **{name: METHODS[name] for name in NAMES}}
 LONGER = {  # twice the steps
     f"{name},steps=600": replace(OF_ONE_LENGTH[name], overrides=(*OF_ONE_LENGTH[name].overrides, "train.max_steps=600"))
     for name in ("lora-r16", "lora-r64", "lora-per-task", "mixlora", "router=block,E=64,R=16", "gate=dense,E=16,R=16")
@@ -77,7 +77,7 @@ ON_SMOLLM2 = Comparison(
 
 
 def write_tables() -> None:
-    tables.write_real(RESULTS, list(OF_ONE_LENGTH), list(LONGER), COMPARED, ON_SMOLLM2.reported)
+    tables.write_real(RESULTS, [*OF_ONE_LENGTH, *GONE], list(LONGER), COMPARED, ON_SMOLLM2.reported)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,14 @@ from typing import Any, Literal
 import torch
 from experiments import ADAPTER
 from peft import ArrowConfig, LoraConfig
+from peft.utils.other import ModulesToSaveWrapper
 from prepared import Row, tasks_of, with_answers_of
 from progress import Phase, Steps
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
+from qmixlora.backbone.full_precision import train_in_fp32
 from qmixlora.mixlora import MixLoraConfig, MixLoraLayer, selection
 from qmixlora.mixlora import model as tuner_module
 from qmixlora.mixlora.running_means import Center
@@ -33,6 +36,7 @@ from qmixlora.training import make_trainer
 from qmixlora.training.callbacks import ProgressDisplay
 
 ARROW = "arrow_router"  # PEFT's name for it
+SMALLER = 4  # the batch of one task's LoRA is this much smaller, and its steps as many more
 
 
 class _OneAManyB(MixLoraConfig):
@@ -61,8 +65,9 @@ def shared_a(trainer: Any) -> None:
 
 
 def always_on(count: int) -> Callable[[Any], None]:
-    """The first `count` factors work for every instance with weight 1, beside R routed ones of the others (as MoCLE's
-    universal expert, arXiv 2312.12379, and DeepSeekMoE's shared ones). Expects `pairing: tied`.
+    """The first `count` factors work for every instance with weight 1, beside R routed ones of the others (as the
+    shared experts of DeepSeekMoE, arXiv 2401.06066; MoCLE's universal expert, arXiv 2312.12379, weighs what its router
+    leaves). Expects `pairing: tied`.
     """
 
     def prepare(trainer: Any) -> None:
@@ -84,7 +89,11 @@ def always_on(count: int) -> Callable[[Any], None]:
 
 def contextual(share: float, below: Literal["embedding", "uniform"]) -> Callable[[Any], None]:
     """Layers above the first `share` of the blocks are routed on states: the instruction's mean behind those blocks,
-    which have seen the image. Those below are routed on embeddings, or `uniform`: all their factors work alike.
+    which have seen the image. Those below are routed on embeddings, or `uniform`: all their factors work alike, with
+    the weight of a chosen one.
+
+    Each token's state is layer-normalised before the mean: that of a sequence's first is tens to hundreds of times as
+    large as others (an attention sink), and stands in the first question of a conversation alone.
 
     Without activation checkpointing. Expects `route_on: embedding`.
     """
@@ -100,7 +109,7 @@ def contextual(share: float, below: Literal["embedding", "uniform"]) -> Callable
 
         def select_uniformly(name: str) -> None:
             cache, instances = context.current.cache, len(context.current.cache.conditions[name])
-            even_EE = torch.eye(config.num_factors, device=trainer.model.device) * config.r / config.num_factors
+            even_EE = torch.eye(config.num_factors, device=trainer.model.device)
             for layer in lower:
                 cache.selected[layer, name] = even_EE.expand(instances, -1, -1)
 
@@ -109,7 +118,7 @@ def contextual(share: float, below: Literal["embedding", "uniform"]) -> Callable
             if routing.carried is not None and routing.segments is None:
                 return  # decoding: the gates are those of the prefill
             state_BSD = output[0] if isinstance(output, tuple) else output
-            mean_ND = routing.mean_input(state_BSD, "instruction")
+            mean_ND = routing.mean_input(layer_norm(state_BSD.float(), state_BSD.shape[-1:]), "instruction")
             routing.cache.conditions[ADAPTER] = tuner.mixlora_center["states"](mean_ND, routing)
             select_ahead(ADAPTER)  # of those below, which have run, it changes nothing
 
@@ -123,18 +132,25 @@ def contextual(share: float, below: Literal["embedding", "uniform"]) -> Callable
 
 
 def train_by_task(session: TunedSession, rows: Sequence[Row], folder: Path, phase: Phase) -> float:
-    """Train a LoRA for each task, under its name, on its own answers, in an equal share of the steps. All of them
-    together take as many steps, and learn each answer as often, as one LoRA of all tasks. Returns the mean loss.
+    """Train a LoRA for each task, under its name, on its own answers: on as many samples as its share of the run has,
+    `SMALLER` of them at a time, so that it has enough steps to come from nothing. Returns the mean loss.
     """
-    model, tasks = session.model, tasks_of(rows)
+    model, tasks, train = session.model, tasks_of(rows), session.recipe.train
     own_config = model.peft_config[ADAPTER]
-    total = session.recipe.train.max_steps or len(tasks)
+    batch = max(1, train.micro_batch_size * train.gradient_accumulation // SMALLER)
+    total = (train.max_steps or len(tasks)) * SMALLER
+    phase.total = total
     losses = []
     for index, task in enumerate(tasks):
         first, end = (number * total // len(tasks) for number in (index, index + 1))
         model.add_adapter(task, copy.deepcopy(own_config))
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                train_in_fp32(module.modules_to_save[task])
         model.set_adapter(task)
-        recipe = edited(session.recipe, [f"train.max_steps={max(1, end - first)}"])
+        steps = (f"train.max_steps={max(1, end - first)}", "train.warmup_ratio=0")
+        batches = (f"train.micro_batch_size={batch}", "train.gradient_accumulation=1")
+        recipe = edited(session.recipe, [*steps, *batches])
         trainer = make_trainer(
             replace(session, recipe=recipe),
             with_answers_of(rows, task),

@@ -30,16 +30,29 @@ def read(folder: Path) -> dict[str, dict[float, list[dict[str, Any]]]]:
 
 
 def chosen(rates: dict[float, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The runs at the learning rate with the best mean validation, among the rates with the most seeds."""
-    most = max(len(runs) for runs in rates.values())
-    complete = (runs for runs in rates.values() if len(runs) == most)
-    return max(complete, key=lambda runs: statistics.fmean(run["validation"]["mean"] for run in runs))
+    """The runs at the learning rate with the best mean validation on the seeds that all rates have; on all of its own
+    among those with the most, where they have none in common.
+    """
+    seeds = set.intersection(*({run["seed"] for run in runs} for runs in rates.values()))
+    most = max(map(len, rates.values()))
+
+    def validation(runs: list[dict[str, Any]]) -> tuple[bool, float]:
+        compared = [run for run in runs if run["seed"] in seeds] or runs
+        return bool(seeds) or len(runs) == most, statistics.fmean(run["validation"]["mean"] for run in compared)
+
+    return max(rates.values(), key=validation)
 
 
 def mean_and_error(values: Sequence[float]) -> str:
     """`0.861 ± 0.004`: mean and standard error; the mean alone for one seed."""
     mean = f"{statistics.fmean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    """`0, 1, 2`, or `0 to 4`."""
+    own = sorted(seeds)
+    return f"{own[0]} to {own[-1]}" if len(own) > 3 and own[-1] - own[0] < len(own) else ", ".join(map(str, own))
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -66,7 +79,7 @@ def summary(
             (
                 name,
                 f"{best[0]['learning_rate']:g} ({tried})",
-                str(len(best)) if len(best) > 1 else "one",
+                _seeds(run["seed"] for run in best),
                 f"{best[0]['trainable_parameters'] / 1000:.0f} k",
                 *((minutes,) if with_minutes else ()),
                 *(
@@ -93,7 +106,7 @@ def differences(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str
         if seeds := sorted(own.keys() & base.keys()):
             pairs = [(own[seed], base[seed]) for seed in seeds]
             cells = (_difference(pairs, split) if split in pairs[0][0] else "-" for split in splits)
-            rows.append((name, str(len(seeds)) if len(seeds) > 1 else "one", *cells))
+            rows.append((name, _seeds(seeds), *cells))
     return _table((f"less {reference}, points", "seeds", *(LABELS.get(split, split) for split in splits)), rows)
 
 
@@ -169,10 +182,12 @@ def write_real(
     blocks = {
         "real": summary(runs, names, splits, with_minutes=True),
         "real-differences": differences(runs, names, splits),
+        "real-differences-wider": differences(runs, ["lora-r64", *names], splits),
         "real-longer": summary(runs, longer, splits, with_minutes=True),
         "real-longer-differences": differences(runs, longer, splits),
         "real-tasks": _tasks(runs, compared, splits),
         "real-interference": interference(folder.with_name("interference-real")),
+        "real-wordings": wordings(folder.with_name("wordings-real")),
         "real-pictures": "\n".join(f"![{path.stem}](real/{path.name})" for path in sorted(PICTURES.glob("*.png"))),
     }
     fill(PAGE, blocks)
@@ -200,6 +215,18 @@ def interference(folder: Path) -> str:
     keys = ("mean", "mean_size", "negative", "worst")
     rows = [(run["name"], pool, *(f"{run[pool][key]:.3f}" for key in keys)) for run in runs for pool in ("A", "B")]
     return _table(titles, rows)
+
+
+def wordings(folder: Path) -> str:
+    """What benchmarks/wordings.py left: how alike questions are routed, means over tasks."""
+    titles = ("mixture", "seed", "one task, words of training", "one task, other words", "different tasks")
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    rows = []
+    for run in runs:
+        tasks = run["same_words"].keys() & run["other_words"].keys()
+        means = (statistics.fmean(run[how][task] for task in tasks) for how in ("same_words", "other_words"))
+        rows.append((run["name"], str(run["seed"]), *(f"{mean:.2f}" for mean in (*means, run["between_tasks"]))))
+    return _table(titles, rows) if rows else "(no runs yet)"
 
 
 def write_export(block: str, runs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:

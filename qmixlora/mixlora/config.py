@@ -135,8 +135,8 @@ class MixLoraConfig(PeftConfig):
         modules_to_save: list[str] | None = None,
     ) -> MixLoraConfig:
         """Sixteen factors of 64, chosen by one router for each decoder block, at LoRA's scale. Of what was measured, it
-        is the point that is not below LoRA r=16 on tasks never trained in either benchmark (docs/results.md), for three
-        to four times the trainable parameters of the default.
+        is the point that is level with LoRA r=16 on tasks never trained, on average in both benchmarks
+        (docs/results.md), for three times the trainable parameters of the default.
         """
         return cls(
             num_factors=num_factors,

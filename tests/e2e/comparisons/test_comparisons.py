@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.e2e.conftest import RealStandIn
 
@@ -81,6 +82,27 @@ def test_interference_and_routing_of_a_comparison_are_drawn_from_runs_that_are_k
     assert json.loads((tmp_path / "mixlora.json").read_text())["tasks"] == ["caption", "digit", "text"]
 
 
+def test_how_alike_questions_are_routed_is_measured_on_runs_that_are_kept(few_tasks: Any) -> None:
+    import wordings
+
+    result = wordings.measured(few_tasks, "mixlora", 0)
+    assert result["same_words"].keys() == {"caption", "digit", "text"}
+    assert result["other_words"].keys() == {"caption", "digit"}  # instructions without an image have one wording
+    assert all(0 < own <= 1 for own in (*result["same_words"].values(), *result["other_words"].values()))
+    assert result["between_tasks"] < min(result["same_words"].values())
+
+
+@pytest.mark.usefixtures("comparison")
+def test_questions_are_compared_in_every_layer_and_never_with_themselves() -> None:
+    import wordings
+
+    one, other = torch.eye(4)[[0, 1]], torch.eye(4)[[0, 0]]  # N x E
+    gates = {"a": torch.stack([one, other]), "b": torch.eye(4)[[3, 3]].expand(2, 2, 4)}
+    assert wordings.alike(gates, gates) == {"a": 0.5, "b": 1.0}
+    assert wordings.alike(gates, {"a": torch.stack([other, other])}) == {"a": 0.75}
+    assert wordings.between(gates) == 0.0
+
+
 @pytest.mark.parametrize("name", ["mixlora", pytest.param("fresh", marks=pytest.mark.long)])
 def test_the_frontier_of_a_comparison_is_measured_on_its_runs(few_tasks: Any, name: str) -> None:
     import export
@@ -100,6 +122,38 @@ def test_a_run_that_does_not_fit_the_budget_is_not_begun(comparison: Any, capsys
     (kept.results / "lora-r16.json").write_text(json.dumps(earlier), encoding="utf-8")
     run_all(kept, [run], deadline=time.monotonic() + 3000)
     assert "not begun, it takes 60 min" in capsys.readouterr().out and not kept.file_of(run).exists()
+
+
+def test_a_run_that_fails_does_not_keep_the_others_from_theirs(
+    comparison: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import comparison as module
+
+    def fails_once(comparison: Any, run: Any, deadline: float) -> dict[str, Any]:
+        if run.seed == 0:
+            raise ValueError("broken")
+        return {"train_seconds": 1.0}
+
+    monkeypatch.setattr(module, "execute", fails_once)
+    kept = dataclasses.replace(comparison, results=comparison.results.with_name("after a failure"))
+    runs = [module.Run("mixlora", kept.methods["mixlora"], 1e-3, seed) for seed in (0, 1)]
+    with pytest.raises(SystemExit, match="1 failed: mixlora--lr0"):
+        module.run_all(kept, runs)
+    assert "ValueError: broken" in capsys.readouterr().out
+    assert [kept.file_of(run).exists() for run in runs] == [False, True]
+
+
+def test_a_run_of_another_backbone_is_trained_anew(few_tasks: Any) -> None:
+    from comparison import best_run, trained
+
+    run = best_run(few_tasks, "lora-r4")
+    facts = few_tasks.folder_of(run) / "trained.json"
+    backbone = trained(few_tasks, run).backbone
+    told = json.loads(facts.read_text(encoding="utf-8"))
+    facts.write_text(json.dumps({**told, "backbone": "another", "train_loss": -1.0}), encoding="utf-8")
+    again = trained(few_tasks, run)
+    assert again.train_loss > 0 and again.backbone == backbone != "another"
+    assert json.loads(facts.read_text(encoding="utf-8"))["backbone"] == backbone
 
 
 def test_a_run_of_unknown_length_is_given_up_in_its_first_steps(comparison: Any) -> None:
@@ -143,6 +197,19 @@ def kept_runs(name: str, tasks: dict[str, list[float]]) -> dict[float, list[dict
 
 
 @pytest.mark.usefixtures("comparison")
+def test_learning_rates_are_compared_on_the_seeds_that_all_of_them_have() -> None:
+    import tables
+
+    (two,) = kept_runs("mixlora", {"a": [0.84, 0.60]}).values()
+    (better,) = kept_runs("mixlora", {"a": [0.90]}).values()
+    (worse,) = kept_runs("mixlora", {"a": [0.80]}).values()
+    assert tables.chosen({1e-3: two, 2e-3: better}) is better
+    assert tables.chosen({1e-3: two, 2e-3: worse}) is two
+    of_another_seed = [{**better[0], "seed": 7}]
+    assert tables.chosen({1e-3: two, 2e-3: of_another_seed}) is two
+
+
+@pytest.mark.usefixtures("comparison")
 def test_a_table_pairs_methods_by_task_and_seed_and_leaves_out_what_was_not_run() -> None:
     import tables
 
@@ -154,9 +221,9 @@ def test_a_table_pairs_methods_by_task_and_seed_and_leaves_out_what_was_not_run(
     names = ["lora-r16", "mixlora", "arrow", "gate=dense"]
     lines = tables.summary(runs, names, ("test", "held_out"), with_minutes=True).splitlines()
     assert lines[0].endswith("| minutes | validation | test | held-out tasks |") and len(lines) == 5
-    assert lines[2] == "| lora-r16 | 0.001 (0.001) | 3 | 5 k | 30 | 0.400 ± 0.029 | 0.400 ± 0.029 | - |"
-    assert lines[4] == "| arrow | 0.001 (0.001) | one | 5 k | 30 | 0.350 | 0.350 | - |"
+    assert lines[2] == "| lora-r16 | 0.001 (0.001) | 0, 1, 2 | 5 k | 30 | 0.400 ± 0.029 | 0.400 ± 0.029 | - |"
+    assert lines[4] == "| arrow | 0.001 (0.001) | 0 | 5 k | 30 | 0.350 | 0.350 | - |"
     assert tables.differences(runs, names, ("test", "held_out")).splitlines()[2:] == [
-        "| mixlora | 2 | +10.0 (+10.0 to +10.0) | - |",
-        "| arrow | one | +0.0 (-50.0 to +50.0) | - |",
+        "| mixlora | 0, 1 | +10.0 (+10.0 to +10.0) | - |",
+        "| arrow | 0 | +0.0 (-50.0 to +50.0) | - |",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -115,7 +116,22 @@ def test_layers_above_a_block_are_routed_on_the_questions_states_there(fresh: Fr
     if below == "embedding":
         torch.testing.assert_close(first_LNEF[lower], selections(own, batch)[lower])
     else:
-        torch.testing.assert_close(first_LNEF[lower], (torch.eye(16) / 4).expand(first_LNEF[lower].shape))
+        torch.testing.assert_close(first_LNEF[lower], torch.eye(16).expand(first_LNEF[lower].shape))
+
+
+def test_the_size_of_a_tokens_state_does_not_move_the_routing_on_states(fresh: Fresh) -> None:
+    """That of the first token of a real model is a hundred times as large as others."""
+    trainer, batch = fresh("states-0.5-embedding")
+    before_LNEF = selections(trainer, batch)
+
+    def enlarge(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        (output if isinstance(output, torch.Tensor) else output[0])[:, 0].mul_(100)
+
+    block = trainer.model.base_model.model.get_submodule("model.language_model.layers.0")
+    block.register_forward_hook(enlarge, prepend=True)
+    with torch.no_grad():
+        trainer.model(**batch)
+    torch.testing.assert_close(trainer.model.base_model.last_selection(), before_LNEF, atol=1e-3, rtol=1e-3)
 
 
 def test_every_answer_is_learned_by_the_lora_of_its_task_and_by_no_other(comparison: Any) -> None:
@@ -134,9 +150,12 @@ def test_every_answer_is_learned_by_the_lora_of_its_task_and_by_no_other(compari
 
 
 def test_loras_of_tasks_answer_their_own_and_none_that_is_new(few_tasks: Any) -> None:
+    """In what real.py computes in, too: a projector in bfloat16 is trained in fp32."""
+    import real
     from comparison import Run, execute
 
-    result = execute(few_tasks, Run("lora-per-task", few_tasks.methods["lora-per-task"], 1e-3, 0))
+    as_real = dataclasses.replace(few_tasks, overrides=(*real.ON_SMOLLM2.overrides, *few_tasks.overrides))
+    result = execute(as_real, Run("lora-per-task", as_real.methods["lora-per-task"], 1e-3, 0))
     assert "held_out" not in result and "conversations" in result
     assert result["test"].keys() == {"mean", "caption", "digit", "text"}
     assert result["trainable_parameters"] % 3 == 0
