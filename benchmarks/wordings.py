@@ -53,7 +53,8 @@ def alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, f
         cosine_LNN = one[task] @ other[task].transpose(1, 2)
         if one is other:
             cosine_LNN = cosine_LNN[:, ~torch.eye(cosine_LNN.shape[1], dtype=torch.bool)]
-        cosines[task] = round(float(cosine_LNN.mean()), 4)
+        if cosine_LNN.numel():
+            cosines[task] = round(float(cosine_LNN.mean()), 4)
     return cosines
 
 
