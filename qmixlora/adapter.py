@@ -124,7 +124,7 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
     """The PEFT config that the recipe asks for, on this model. Raises UserError if a target matches no layer,
     or the projector has none for factors.
     """
-    targets = list(anatomy.adaptable)
+    targets = list(anatomy.routable if adapter.method == "mixlora" else anatomy.adaptable)
     if adapter.target_modules != "language":
         for suffix in adapter.target_modules:
             if not any(matches(name, suffix) for name in targets):

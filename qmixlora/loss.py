@@ -67,7 +67,7 @@ def _supervised_states(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor
     if not len(positions_N):
         raise UserError(
             "A batch has no supervised token: there is nothing to learn from it.",
-            where=f"tasks {sorted(set(inputs.get('tasks', [])))}",
+            where=f"tasks {inputs.get('tasks', [])}",
             fix="Look at the data: every sample needs a non-empty answer.",
         )
     states_BSD, head = run_body(model, {name: value for name, value in inputs.items() if name != "labels"})

@@ -18,6 +18,8 @@ from .nf4 import BLOCK
 from .rewritten import rewritten_by_peft
 
 INDEXER = re.compile(r"\.indexer\.")  # chooses the tokens that sparse attention reads, without a gradient
+# keys and values of an image's states, and of latents that a key-value cache holds (multi-head latent attention)
+BESIDE_TOKENS = re.compile(r"cross_?att(n|ention)\w*\.(k|v|kv|key|value)(_proj)?$|\.kv_b_proj$")
 OTHERS = re.compile(r"audio|speech|video|generation")  # names of what serves another modality than reading images
 
 
@@ -49,6 +51,14 @@ class Anatomy:
     def adaptable(self) -> tuple[str, ...]:
         """The targets that an adapter may be on."""
         return tuple(path for path in self.targets if path not in self.unadapted)
+
+    @property
+    def routable(self) -> tuple[str, ...]:
+        """The targets that a mixture may be on: those that read the tokens of a forward pass, which are an instance's.
+
+        Others read what one pass computes, or a cache holds, for all questions of a conversation.
+        """
+        return tuple(path for path in self.adaptable if not BESIDE_TOKENS.search(path))
 
     @property
     def in_nf4(self) -> tuple[str, ...]:

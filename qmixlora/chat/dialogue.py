@@ -24,14 +24,16 @@ class Dialogue:
         for file in self.images:
             check_header(file, max_pixels)
         self.turns: list[Turn] = []
+        self.tasks: list[str] = []  # of the answers among them
 
     def ask(self, session: Session, question: str, on_text: Callable[[str], None] | None = None) -> str:
         """The answer to a question behind all that was said; `on_text` is told its parts as they are generated."""
         asked = question_about([] if self.turns else self.images, question)["turns"]
-        row: Conversation = {"turns": [*self.turns, *asked], "images": self.images, "task": self.task}
+        tasks = [*self.tasks, self.task]
+        row: Conversation = {"turns": [*self.turns, *asked], "images": self.images, "task": self.task, "tasks": tasks}
         with session.evaluating():
             [answer] = generate_answers(session, [row], streamer=on_text and _streamer(session, on_text))
-        self.turns = [*row["turns"][:-1], {"role": "assistant", "text": answer}]
+        self.turns, self.tasks = [*row["turns"][:-1], {"role": "assistant", "text": answer}], tasks
         return answer.strip()
 
 

@@ -26,6 +26,7 @@ from qmixlora.recipe import Recipe
 from qmixlora.serving import making
 
 from .fidelity import FIDELITY, Fidelity
+from .merge import Base
 from .targets import Request, Target
 
 FOLDER, RECIPE = "exports", "recipe.yaml"
@@ -66,13 +67,19 @@ class Job:
         return make_skeleton(config, spec)[1].experts_in_nf4 if spec.quantization == "nf4" else ()
 
     @property
+    def base(self) -> Base:
+        """The weights that merged checkpoints are made of; of a run that had none in NF4, the original ones."""
+        return self.request.base if self.recipe.model.quantization == "nf4" else "original"
+
+    @property
     def into_another_base(self) -> bool:
         """Whether merging is into other weights than the run's adapters lie on: into the original ones, or for a run
         with its experts, head, embeddings or vision tower in 8 or 4 bits, of which a merged checkpoint has the 16-bit
         ones.
         """
         spec = self.recipe.model
-        return self.request.base == "original" or has_quantized_parts(spec) or bool(self.experts)
+        from_nf4 = self.base == "original" and spec.quantization == "nf4"
+        return from_nf4 or has_quantized_parts(spec) or bool(self.experts)
 
     @property
     def longest_fingerprint(self) -> int:

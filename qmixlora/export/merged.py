@@ -41,7 +41,7 @@ def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
         clear_device_cache(garbage_collection=True)
         live, final = adapter.live, job.folder_of(adapter.live.target, "merged")
         with replacing(final) as temporary:
-            merge = Merge(adapter.read(), job.recipe.model, job.request.base)
+            merge = Merge(adapter.read(), job.recipe.model, job.base)
             with job.bar(f"{number}/{len(adapters)} {live.target.name}: merging") as show:
                 merge.write(temporary, show)
             shutil.copyfile(job.folder / RECIPE, temporary / RECIPE)
@@ -54,7 +54,7 @@ def write_merged(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
                 adapter.fidelity,
                 folder=final,
                 measurements={**adapter.fidelity.measurements, "merged": measured},
-                merging=Merging(job.request.base, difference),
+                merging=Merging(job.base, difference),
                 notes=(),
             )
             job.finish(temporary, fidelity)
@@ -81,7 +81,7 @@ def _on_base(job: Job, adapters: Sequence[Adapter]) -> list[Adapter]:
     experts in 16 bits.
     """
     spec = without_levers(job.recipe.model)
-    if job.request.base == "original":
+    if job.base == "original":
         spec = spec.model_copy(update={"quantization": "none"})
     else:
         spec = spec.model_copy(update={"keep": [*spec.keep, *job.experts]})

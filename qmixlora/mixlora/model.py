@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, cast
 
@@ -31,6 +32,7 @@ from .routing import (
     routing_masks,
     to_device,
     tokens_of,
+    width_of,
 )
 from .running_means import Center
 from .segments import Segments, Tasks, instance_labels
@@ -172,8 +174,8 @@ class MixLoraModel(BaseTuner):
 
     def last_labels(self, tasks: Tasks) -> list[str]:
         """The task of every instance of that batch (N), from those of its samples."""
-        segments = self.mixlora_routing.current.segments_for(self._config(self.active_adapters[0]).route_on)
-        return instance_labels(tasks, len(tasks), segments)
+        numbers = self.mixlora_routing.current.numbers_for(self._config(self.active_adapters[0]).route_on)
+        return instance_labels(tasks, len(tasks), numbers)
 
     # -- the batch in flight ------------------------------------------------------------------------------------------
 
@@ -185,19 +187,23 @@ class MixLoraModel(BaseTuner):
         inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
         tokens, start = tokens_of(inputs), cached_length(inputs)
         number_BS, routing_mask_BS = given.of_pass(tokens, start)
-        segments, reached_B = Segments.of_pass(number_BS, before.reached_B if start else None, tokens.device)
-        carried = before.at_the_end() if start else None
+        begins_B = before.begins_in(given, number_BS, start, len(tokens)) if start else None
+        segments, reached_B = Segments.of_pass(number_BS, begins_B, tokens.device)
+        carried, selected = before.at_the_end() if start else (None, {})
+        width = width_of(tokens)
+        length = start + width
         if carried is not None and segments is None:
-            context.current = replace(
-                before, segments=None, carried=carried, cache=RoutingCache(mixing_matrices=dict(carried))
-            )
+            cache = RoutingCache(mixing_matrices=dict(carried), selected=selected)
+            context.current = replace(before, segments=None, carried=carried, length=length, width=width, cache=cache)
             return args, kwargs
         config = self._config(self.active_adapters[0])
         image_ids = config.image_tokens or image_token_ids(getattr(module, "config", None))
         prompt_BS, instruction_BS = routing_masks(
             inputs, image_ids, routing_mask_BS, number_BS, segments, config.image_breaks or ()
         )
-        routing = Routing(prompt_BS, instruction_BS, segments, carried=carried, reached_B=reached_B)
+        routing = Routing(
+            prompt_BS, instruction_BS, segments, carried=carried, reached_B=reached_B, length=length, width=width
+        )
         task_ids, replaced = self._tasks(given.tasks, routing, tokens, module.training)
         starts_step = self._steps.have_gone_on(self._a_trained_factor())
         context.current = replace(routing, task_ids=task_ids, replaced=replaced, starts_step=starts_step)
@@ -218,8 +224,7 @@ class MixLoraModel(BaseTuner):
         for name in self.active_adapters:
             config = self._config(name)
             if config.needs_tasks:
-                segments = routing.segments_for(config.route_on)
-                ids = self._task_ids(config, tasks, len(tokens), segments)
+                ids = self._task_ids(config, tasks, len(tokens), routing.numbers_for(config.route_on))
                 task_ids[name] = to_device(ids, tokens.device)
             if config.task_mix > 0 and training:
                 ids_N = task_ids[name]
@@ -279,10 +284,12 @@ class MixLoraModel(BaseTuner):
         if routing.carried is None and name not in routing.replaced:  # these change selections, layer by layer
             cache.weights.update(by_layer(weights_of(config, mix_MEF, layers[0].compute_dtype)))
 
-    def _task_ids(self, config: MixLoraConfig, tasks: Tasks | None, rows: int, segments: Segments | None) -> list[int]:
+    def _task_ids(
+        self, config: MixLoraConfig, tasks: Tasks | None, rows: int, numbers: Sequence[range] | None
+    ) -> list[int]:
         """Index of each instance's task in the adapter's list (N), -1 where it is unknown."""
         known = {task: index for index, task in enumerate(config.tasks or ())}
-        labels = instance_labels([""] if tasks is None else tasks, rows, segments)
+        labels = instance_labels([""] if tasks is None else tasks, rows, numbers)
         ids = [known.get(task, -1) for task in labels]
         if config.route_on == "task" and min(ids) < 0:
             missing = "no task labels" if tasks is None else f"tasks {sorted(set(labels) - set(known))}"

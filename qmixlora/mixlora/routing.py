@@ -24,6 +24,7 @@ from .segments import Segments, Tasks, columns
 from .selection import mean_over
 from .siblings import Projections
 
+CONTEXT = "mixlora_context"  # a layer's attribute
 IGNORED = -100  # the label of every token that is not supervised
 Key = tuple[nn.Module, str]  # a layer, and the name of one of its adapters
 
@@ -58,7 +59,9 @@ class Routing:
     gradients of earlier batches wait for the same optimiser step.
 
     `carried`: the batch goes on from a key-value cache, and each sample begins in a segment whose mixing matrices
-    (B x E x F) it has already. `reached_B`: the numbers of the samples' last segments (on the host).
+    (B x E x F) it has already. `reached_B`: the numbers of the samples' last segments (on the host), None where nobody
+    told of segments. `length`: the columns of the sequence up to the end of this pass, what is cached included; `width`
+    those of the pass.
     """
 
     prompt_BS: Tensor | None = None
@@ -69,6 +72,8 @@ class Routing:
     starts_step: bool = True
     carried: Mapping[Key, Tensor] | None = None
     reached_B: Tensor | None = None
+    length: int = 0
+    width: int = 0
     cache: RoutingCache = field(default_factory=RoutingCache)
 
     def mask(self, route_on: str) -> Tensor | None:
@@ -78,6 +83,14 @@ class Routing:
     def segments_for(self, route_on: str) -> Segments | None:
         """The segments, where they are instances: to `all`, whole samples are, as in the released code."""
         return None if route_on == "all" else self.segments
+
+    def numbers_for(self, route_on: str) -> Sequence[range] | None:
+        """The numbers of every sample's segments in its conversation, where they are instances and it is known."""
+        if route_on == "all" or self.reached_B is None:
+            return None
+        if self.segments is not None:
+            return self.segments.numbers
+        return [range(number, number + 1) for number in self.reached_B.tolist()]
 
     def mean_input(self, x_BSI: Tensor, route_on: str) -> Tensor:
         """Average a layer's input over the routing tokens (N x I), once for layers that read the same tensor one after
@@ -92,11 +105,40 @@ class Routing:
         self.cache.pooled = (weakref.ref(x_BSI), route_on, mean_NI)
         return mean_NI
 
-    def at_the_end(self) -> Mapping[Key, Tensor]:
-        """The mixing matrices of every sample's last segment (B x E x F), which a cached continuation goes on with."""
-        matrices, segments = self.cache.mixing_matrices, self.segments
+    def begins_in(self, given: Given, number_BS: Tensor | None, start: int, rows: int) -> Tensor | None:
+        """The numbers of the segments (B, on the host) that a pass from column `start` of the sequence goes on from:
+        those that this one has reached, or, where the cache was cut back, earlier ones whose gates it does not need.
+
+        Raises ValueError where the cache is not that of this batch, or the pass goes on in a segment whose gates are
+        gone.
+        """
+        if start > self.length or (self.reached_B is not None and len(self.reached_B) != rows):
+            raise ValueError(
+                f"A cache of {start} tokens for {rows} sequences is not that of the batch which was last in the model"
+                f" ({self.length} tokens): its factors are selected at prefill and frozen. Finish one batch before the"
+                " next, or run the whole prompt without past_key_values."
+            )
+        behind_B = given.number_before(start, rows)
+        if start == self.length or self.reached_B is None or behind_B is None or number_BS is None:
+            return self.reached_B
+        if ((behind_B < self.reached_B) & (number_BS == behind_B[:, None]).any(dim=1)).any():
+            raise ValueError(
+                "The cache was cut back into an earlier question or answer, whose factors are not kept. Cut it back to"
+                " the end of an answer, or run the whole prompt without past_key_values."
+            )
+        return behind_B
+
+    def at_the_end(self) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+        """The mixing matrices of every sample's last segment (B x E x F): what layers have worked with, which a cached
+        continuation goes on with; and what was selected ahead, for layers that did not run, too.
+        """
+        selected = {key: mix.detach() for key, mix in self.cache.selected.items()}
+        return self._at_the_end(self.cache.mixing_matrices), self._at_the_end(selected)
+
+    def _at_the_end(self, matrices: dict[Key, Tensor]) -> dict[Key, Tensor]:
+        segments = self.segments
         if segments is None:
-            return matrices
+            return dict(matrices)
         own = {key: segments.at_the_end(mix) for key, mix in matrices.items() if len(mix) == len(segments.slot_N)}
         return {**matrices, **own}
 
@@ -126,6 +168,14 @@ class Given:
             mask_BS = mask_BS.to(tokens.device, non_blocking=True)
             mask_BS = columns(mask_BS, tokens.shape, start, torch.zeros_like(mask_BS[:, :1]))
         return number_BS, mask_BS
+
+    def number_before(self, start: int, rows: int) -> Tensor | None:
+        """The number of the segment that the column before `start` belongs to (B, on the host); None where `segments`
+        do not tell of it.
+        """
+        if self.segments is None or start > self.segments.shape[1]:
+            return None
+        return self.segments[:, start - 1].cpu().repeat_interleave(rows // len(self.segments))
 
 
 class RoutingContext:
@@ -180,7 +230,7 @@ def routed_as(
 
     Does nothing for a model without a MixLoRA adapter.
     """
-    context = getattr(model, "mixlora_routing", None)
+    context = next((own for module in model.modules() if (own := getattr(module, CONTEXT, None)) is not None), None)
     if context is None:
         yield
         return
@@ -232,6 +282,36 @@ def tokens_of(inputs: dict[str, Any]) -> Tensor:
     return next((value for value in named if isinstance(value, Tensor)), torch.empty(0))
 
 
+def attended(inputs: dict[str, Any]) -> Tensor | None:
+    """The tokens of a forward pass that are no padding (B x S), by its attention mask; None where there is none.
+
+    Generation with a static cache hands on masks of queries and keys (B x 1 x S x T), of which models with a sliding
+    window have two: in all of them a token that is no padding attends to itself.
+
+    Raises ValueError for a mask that cannot be read so.
+    """
+    given = inputs.get("attention_mask")
+    masks = [mask for mask in (given.values() if isinstance(given, dict) else [given]) if mask is not None]
+    if not masks:
+        return None
+    mask = max(masks, key=lambda one: int(one.shape[-1]))
+    start, width = cached_length(inputs), width_of(tokens_of(inputs))
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask[:, -width:].bool()  # it tells of what is in a cache, too
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-1] < start + width:
+        raise ValueError(
+            f"An attention mask ({type(mask).__name__} of {tuple(mask.shape)}) does not tell padding: give routing_mask"
+            " (qmixlora.routed_as)."
+        )
+    own_BS = mask[:, 0].diagonal(offset=start, dim1=1, dim2=2)
+    return own_BS if own_BS.dtype == torch.bool else own_BS == 0
+
+
+def width_of(tokens: Tensor) -> int:
+    """The columns of a forward pass, whose layout these tell."""
+    return tokens.shape[1] if tokens.dim() > 1 else len(tokens)
+
+
 def prompt_mask(labels_BS: Tensor, attention_BS: Tensor, number_BS: Tensor | None = None) -> Tensor:
     """The tokens before the first supervised one, of the whole sample or (`number_BS`) of their segment, without
     padding (B x S).
@@ -279,11 +359,11 @@ def routing_masks(
     """
     input_ids, prompt_BS = inputs.get("input_ids"), routing_mask_BS
     if prompt_BS is None:
-        attention, labels = inputs.get("attention_mask"), inputs.get("labels")
-        if isinstance(attention, Tensor) and attention.dim() == 2:
-            prompt_BS = attention[:, -tokens_of(inputs).shape[1] :].bool()  # it tells of what is in a cache, too
-        elif input_ids is not None:
+        labels, prompt_BS = inputs.get("labels"), attended(inputs)
+        if prompt_BS is None and input_ids is not None:
             prompt_BS = torch.ones_like(input_ids, dtype=torch.bool)
+        if segments is not None and (labels is None or not segments.all_but_last_hold(labels != IGNORED)):
+            raise ValueError("Several segments need routing_mask, or labels of all answers, to tell their questions.")
         if prompt_BS is not None and labels is not None:
             prompt_BS = prompt_mask(labels, prompt_BS, None if number_BS is None else number_BS.to(labels.device))
     if prompt_BS is None:

@@ -94,6 +94,11 @@ class Segments:
         has_BK = (self.of_BSK & mask_BS[..., None]).any(dim=1)
         return (self.of_BSK & has_BK[:, None]).any(dim=2)
 
+    def all_but_last_hold(self, mask_BS: Tensor) -> bool:
+        """Whether every segment but its sample's last has a token in the mask."""
+        has_N = (self.of_BSK & mask_BS[..., None]).any(dim=1).flatten().index_select(0, self.slot_N)
+        return bool(has_N.index_fill(0, self.last_B, True).all())
+
     def mixed(self, h_BSE: Tensor, weight_N: Tensor) -> Tensor:
         """Every token's `h mix` (B x S x F), with gates (N x E) or mixing matrices (N x E x F) of its own segment.
 
@@ -145,9 +150,10 @@ def columns(given_BX: Tensor, shape: Sequence[int], start: int, beyond_B1: Tenso
     return given_BX if rows == len(given_BX) else given_BX.repeat_interleave(rows // len(given_BX), dim=0)
 
 
-def instance_labels(tasks: Tasks, rows: int, segments: Segments | None) -> list[str]:
-    """The label of every instance of a batch, from those of its samples. Where whole samples are instances, a list of
-    labels stands for its last one. Beams repeat their sample.
+def instance_labels(tasks: Tasks, rows: int, numbers: Sequence[range] | None) -> list[str]:
+    """The label of every instance of a batch, from those of its samples; `numbers` are those of each sample's segments
+    in its conversation. Where whole samples are instances (None), a list of labels stands for its last one. Beams
+    repeat their sample.
 
     Raises ValueError if their number does not fit.
     """
@@ -156,13 +162,12 @@ def instance_labels(tasks: Tasks, rows: int, segments: Segments | None) -> list[
     labels: list[str] = []
     for row in range(rows):
         own = tasks[row // (rows // len(tasks))]
-        numbers = range(1) if segments is None else segments.numbers[row]
         if isinstance(own, str):
-            labels += [own] * len(numbers)
-        elif segments is None:
+            labels += [own] * (1 if numbers is None else len(numbers[row]))
+        elif numbers is None:
             labels.append(own[-1])
-        elif len(own) > numbers[-1]:
-            labels += [own[number] for number in numbers]
+        elif len(own) > numbers[row][-1]:
+            labels += [own[number] for number in numbers[row]]
         else:
-            raise ValueError(f"{len(own)} task labels for a sample of {numbers[-1] + 1} segments: give one each.")
+            raise ValueError(f"{len(own)} task labels for a sample of {numbers[row][-1] + 1} segments: give one each.")
     return labels

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from qmixlora.data.formats import IMAGE
 
-from .template import ChatTemplate, answers_of
+from .template import ChatTemplate
 
 
 def one_answer_each(rows: Dataset, template: ChatTemplate) -> Dataset:
@@ -31,13 +31,16 @@ def one_answer_each(rows: Dataset, template: ChatTemplate) -> Dataset:
 
 def _parts(row: dict[str, Any], template: ChatTemplate) -> Iterator[dict[str, Any]]:
     turns = row["turns"]
-    if template.teaches_all(turns) or len(answers_of(turns)) == 1:
-        yield row
-        return
-    for index, turn in enumerate(turns, start=1):
-        if turn["role"] == "assistant":
-            asked = [earlier["text"] for earlier in turns[:index] if earlier["role"] != "assistant"]
-            images = sum(text.count(IMAGE) for text in asked)
-            tasks = (row.get("tasks") or [])[: index - len(asked)]  # of the answers up to this one, the only one taught
-            own = {"task": tasks[-1], "tasks": []} if tasks else {}
-            yield {**row, **own, "turns": turns[:index], "images": row["images"][:images]}
+    ends = [index for index, turn in enumerate(turns, start=1) if turn["role"] == "assistant"]
+    for index, following in zip(ends, [*ends[1:], None], strict=True):
+        if following is not None and template.teaches_all(turns[:following]):
+            continue  # the next part teaches all of this one
+        if index == len(turns) and (len(ends) == 1 or template.teaches_all(turns)):
+            yield row
+            return
+        asked = [earlier["text"] for earlier in turns[:index] if earlier["role"] != "assistant"]
+        images = sum(text.count(IMAGE) for text in asked)
+        tasks = (row.get("tasks") or [])[: index - len(asked)]  # of the answers up to this one
+        taught = tasks if template.teaches_all(turns[:index]) and len(tasks) > 1 else []
+        own = {"task": tasks[-1], "tasks": taught} if tasks else {}
+        yield {**row, **own, "turns": turns[:index], "images": row["images"][:images]}

@@ -51,7 +51,7 @@ class Rendering:
         elif not self.keeps_thoughts:
             told.append(
                 "The chat template leaves the thoughts (</think>) out of earlier answers: every answer of a "
-                "conversation with thoughts becomes a sample of its own."
+                "conversation behind one with thoughts becomes a sample of its own."
             )
         return told
 
@@ -70,21 +70,14 @@ def rendering_of(template: ChatTemplate) -> Rendering:
 
 
 def rendering_problem(collator: Collator, row: Conversation) -> str | None:
-    """What is wrong with a row's text in one sentence, if anything: it cannot be rendered; the template changes its
-    last answer; or generation would begin otherwise than training did (where that is so for this row alone).
+    """What is wrong with a row's text in one sentence, if anything: it cannot be rendered, or the template changes its
+    last answer.
     """
     template, turns = collator.template, row["turns"]
     try:
-        text, prompt = template.conversation(turns), template.prompt(turns)
+        text = template.conversation(turns)
     except UserError as error:
         return error.what
-    before, _, answer = text.rpartition(START)
-    if template.letters.quote(turns[-1]["text"]) not in answer.partition(END)[0]:
+    if template.letters.quote(turns[-1]["text"]) not in text.rpartition(START)[2].partition(END)[0]:
         return "The chat template does not write the last answer as it stands in the data."
-    if rendering_of(template).is_true_beginning and _without_spans(before) != _without_spans(prompt):
-        return "Generation would begin the last answer otherwise than this sample does in training."
     return None
-
-
-def _without_spans(text: str) -> str:
-    return text.replace(START, "").replace(END, "")

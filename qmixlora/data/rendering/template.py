@@ -7,8 +7,8 @@ begins where the generation prompt would end, and ends with the token that gener
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -44,18 +44,27 @@ class ChatTemplate:
     def conversation(self, turns: Sequence[Turn]) -> str:
         """A conversation, every answer in START and END; the last one alone if not `teaches_all`.
 
+        What stands before the last answer is what generation begins with, wherever the template lets an answer be asked
+        for as it was trained: some write the system's words where a question is the last turn, and only there.
+
         Raises UserError if the template cannot render it, or leaves out a part of an earlier answer.
         """
+        text = self._conversation(turns)
+        asked, trained = self.asked_with
+        return self.prompt(turns) + START + text.rpartition(START)[2] if trained.startswith(asked) else text
+
+    def _conversation(self, turns: Sequence[Turn]) -> str:
+        """A conversation as the template writes it, with marks as in `conversation`."""
         if self.teaches_all(turns):
-            text = self._marked(turns, prompt=False)
-            if text is not None:
+            if (text := self._marked(turns, prompt=False)) is not None:
                 return text
-            if len(answers_of(turns)) > 1:
-                raise UserError(
-                    "The chat template does not write every answer as it stands in the data.",
-                    fix="Make one sample of each answer.",
-                )
-        return self._last_alone(turns)
+            if (earlier := self._marked(turns[:-1], prompt=True)) is not None:  # the last answer alone is rewritten
+                return self._last_alone(turns, earlier)
+            raise UserError(
+                "The chat template does not write every answer as it stands in the data.",
+                fix="Make one sample of each answer.",
+            )
+        return self._last_alone(turns, self._rendered(self._messages(turns[:-1]), prompt=True))
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """What generation begins with for the last answer: a conversation up to it, and what the template writes to ask
@@ -66,10 +75,13 @@ class ChatTemplate:
         return self._rendered(self._messages(before), prompt=True) if text is None else text
 
     def teaches_all(self, turns: Sequence[Turn]) -> bool:
-        """Whether all answers of a conversation stand in it as they were generated; else only its last one does."""
-        if not self.is_append_only:
+        """Whether all answers of a conversation stand in it as they were generated; else only its last one does.
+
+        (The last one has no say in it: what it will be is not known when it is asked for.)
+        """
+        if not self._appends(turns[0]["role"] == "system"):
             return False
-        return self.keeps_thoughts or not any(_THOUGHT in answer for answer in answers_of(turns))
+        return self.keeps_thoughts or not any(_THOUGHT in answer for answer in answers_of(turns)[:-1])
 
     @cached_property
     def letters(self) -> Letters:
@@ -116,10 +128,26 @@ class ChatTemplate:
 
     @cached_property
     def is_append_only(self) -> bool:
-        """Whether an earlier answer stands in a conversation as it stood when it was the last."""
-        alone = self._with_marks(_TURNS[:2], prompt=False)
-        followed = self._unless_refused(self._messages(_TURNS, START, END))
-        return START in alone and END in alone and followed.startswith(alone.partition(END)[0] + END)
+        """Whether an earlier answer stands in a conversation as it stood when it was the last, and as it was asked for,
+        in conversations with a system's words, too.
+        """
+        return self._appends(False) and self._appends(True)
+
+    @cached_property
+    def _appends(self) -> Callable[[bool], bool]:
+        """`is_append_only` of conversations without or with a system's words (true where the template takes none)."""
+
+        def appends(is_instructed: bool) -> bool:
+            turns: list[Turn] = [{"role": "system", "text": "system"}, *_TURNS] if is_instructed else _TURNS
+            alone = self._unless_refused(self._messages(turns[:-2], START, END))
+            if is_instructed and not alone:
+                return True
+            followed = self._unless_refused(self._messages(turns, START, END))
+            asked = self._rendered(self._messages(turns[:-3]), prompt=True).removesuffix(self.asked_with[0])
+            is_kept = START in alone and END in alone and followed.startswith(alone.partition(END)[0] + END)
+            return is_kept and followed.startswith(asked)
+
+        return cache(appends)
 
     @cached_property
     def keeps_thoughts(self) -> bool:
@@ -169,17 +197,20 @@ class ChatTemplate:
             done = stop + (len(end) if text.startswith(end, stop) else 0)
         return "".join([*pieces, text[done:]])
 
-    def _last_alone(self, turns: Sequence[Turn]) -> str:
-        """A conversation with START and END around its last answer, which is found by what is generated for it."""
+    def _last_alone(self, turns: Sequence[Turn], asked: str) -> str:
+        """A conversation with START and END around its last answer, which is found by what is generated for it. `asked`
+        is what stands before it: a prompt, in which earlier answers may be marked.
+        """
         prompt = self._rendered(self._messages(turns[:-1]), prompt=True)
         whole = self._rendered(self._messages(turns), prompt=False)
         start = _shared(prompt, whole)
+        before = asked.removesuffix(prompt[start:])  # of a generation prompt, what training does not begin with
         stop = whole.rfind(self.written_end, start) if self.written_end else -1
         if stop < 0:
             stop = len(whole.rstrip())
-            return f"{whole[:start]}{START}{whole[start:stop]}{self.end_token}{END}{whole[stop:]}"
+            return f"{before}{START}{whole[start:stop]}{self.end_token}{END}{whole[stop:]}"
         stop += len(self.written_end)
-        return f"{whole[:start]}{START}{whole[start:stop]}{END}{whole[stop:]}"
+        return f"{before}{START}{whole[start:stop]}{END}{whole[stop:]}"
 
     def _with_marks(self, turns: Sequence[Turn], prompt: bool) -> str:
         return self._rendered(self._messages(turns, START, END), prompt)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from qmixlora.chat import Dialogue
-from qmixlora.data import IMAGE, load_split, only_tasks
+from qmixlora.data import IMAGE, Conversation, load_split, only_tasks
 from qmixlora.errors import UserError
 from qmixlora.evaluation import generate_answers
 from qmixlora.recipe import Recipe
@@ -49,6 +50,23 @@ def test_a_dialogue_goes_on_behind_what_was_said(session: Session, rows: Dataset
     assert dialogue.turns[:2] == before and [turn["text"].count(IMAGE) for turn in dialogue.turns] == [1, 0, 0, 0]
     asked = {"turns": dialogue.turns, "images": rows[0]["images"], "task": "color"}
     assert generate_answers(session, [asked])[0].strip() == answer
+
+
+def test_another_task_is_that_of_what_is_asked_from_now_on(
+    session: Session, dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def remembered(session: Session, rows: list[Conversation], **how: Any) -> list[str]:
+        told.append(session.collator.routed_prompts(rows)[1]["tasks"])
+        return generate_answers(session, rows, **how)
+
+    monkeypatch.setattr("qmixlora.chat.dialogue.generate_answers", remembered)
+    dialogue.ask(session, "what is it ?")
+    dialogue.task = "count"
+    dialogue.ask(session, "how many ?")
+    dialogue.ask(session, "how many more ?")
+    assert told == [["color"], [["color", "count"]], [["color", "count", "count"]]]
 
 
 def test_the_streamed_parts_are_the_answer(session: Session, dialogue: Dialogue) -> None:

@@ -23,7 +23,7 @@ from qmixlora.export.static import StaticAdapter, read
 from qmixlora.recipe import Edit
 from qmixlora.session import Session, open_tuned_run
 
-from .helpers import Q_PROJ, exported, name_on_the_hub, recipe_of
+from .helpers import Q_PROJ, edit_recipe, exported, name_on_the_hub, recipe_of
 
 
 @pytest.fixture
@@ -127,3 +127,10 @@ def test_a_card_that_is_full_of_a_merged_checkpoint_answers_one_row_at_a_time(
     fidelity = exported(run, forms=("merged",), base="nf4")
     assert len(sizes) == 2 and sizes[0] > 1 == sizes[1]
     assert fidelity.measurements["merged"].exact_match >= 0
+
+
+def test_a_run_without_nf4_is_merged_into_the_weights_that_it_was_trained_on(run: Path) -> None:
+    """What it never had in NF4 is not rounded to it, and the merged checkpoint computes what its adapter computes."""
+    edit_recipe(run, model__quantization="none")
+    fidelity = exported(run, forms=("merged",))
+    assert fidelity.merging is not None and fidelity.merging.base == "original"

@@ -222,3 +222,12 @@ def test_questions_are_found_by_labels_and_segments_alone(session: TunedSession)
     with torch.no_grad():
         made = session.model(**{name: value for name, value in batch.items() if name != "routing_mask"}).logits
     assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("left_out", [("routing_mask", "labels"), ("routing_mask",)])
+def test_segments_whose_questions_nobody_tells_are_refused(session: TunedSession, left_out: tuple[str, ...]) -> None:
+    """With labels on the last answer alone, earlier answers would count as questions."""
+    batch = session.collator([conversation(session.recipe, 0, 1)])
+    batch["labels"] = batch["labels"].masked_fill(batch["segments"] == 0, IGNORED)
+    with torch.no_grad(), pytest.raises(ValueError, match="to tell their questions"):
+        session.model(**{name: value for name, value in batch.items() if name not in left_out})

@@ -153,3 +153,111 @@ def test_our_own_evaluation_answers_with_the_segments_of_the_history(session: Tu
             with torch.no_grad(), routed_as(session.model, **routing):
                 tokens.append(int(session.model(**whole, use_cache=False).logits[0, -1].argmax()))
         assert session.collator.decode(torch.tensor([tokens])) == [answer]
+
+
+def test_a_question_alone_is_of_its_own_task_not_of_the_conversations_last(make_recipe: Make) -> None:
+    session = opened(make_recipe, route_on="task")
+    batch = session.collator([conversation(session.recipe, 0, 1, tasks=["color", "digit"])])
+    taught = logits_of(session.model, batch)
+    end = int((batch["segments"][0] == 0).sum()) - 2
+    told = {name: batch[name] for name in ("segments", "routing_mask")}
+    with torch.no_grad(), routed_as(session.model, batch["tasks"], **told):
+        first = session.model(input_ids=batch["input_ids"][:, :end], pixel_values=batch["pixel_values"], use_cache=True)
+        rest = session.model(input_ids=batch["input_ids"][:, end:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(torch.cat([first.logits, rest.logits], dim=1), taught, **CLOSE)
+
+
+def passed(session: TunedSession, batch: dict[str, Any], start: int, end: int, cache: Any = None) -> Any:
+    """A pass over these columns of a batch of one, behind what is in the cache."""
+    told = {name: batch[name] for name in ("segments", "routing_mask")}
+    pixels = {} if start else {"pixel_values": batch["pixel_values"]}
+    with torch.no_grad(), routed_as(session.model, batch["tasks"], **told):
+        return session.model(
+            input_ids=batch["input_ids"][:, start:end],
+            attention_mask=batch["attention_mask"][:, :end],
+            past_key_values=cache,
+            use_cache=True,
+            **pixels,
+        )
+
+
+@every_route
+def test_another_question_can_be_asked_behind_a_cache_that_is_cut_back_to_an_answer(
+    make_recipe: Make, route_on: str
+) -> None:
+    session = opened(make_recipe, route_on=route_on)
+    batch, other = (session.collator([conversation(session.recipe, 0, *turns)]) for turns in ((1, 2), (3,)))
+    kept = int((batch["segments"][0] == 0).sum())
+    cache = passed(session, batch, 0, batch["input_ids"].shape[1]).past_key_values
+    cache.crop(kept - cache.get_seq_length())
+    made = passed(session, other, kept, other["input_ids"].shape[1], cache).logits
+    torch.testing.assert_close(made, logits_of(session.model, other)[:, kept:], **CLOSE)
+
+
+def test_a_cache_that_is_cut_back_into_an_earlier_answer_is_refused(session: TunedSession) -> None:
+    batch = session.collator([conversation(session.recipe, 0, 1, 2)])
+    kept = int((batch["segments"][0] == 0).sum()) - 2
+    cache = passed(session, batch, 0, batch["input_ids"].shape[1]).past_key_values
+    cache.crop(kept - cache.get_seq_length())
+    with pytest.raises(ValueError, match="cut back into an earlier question or answer"):
+        passed(session, batch, kept, kept + 4, cache)
+
+
+def test_a_cache_of_another_batch_than_the_last_is_refused(session: TunedSession) -> None:
+    long, short = (session.collator([conversation(session.recipe, *turns)]) for turns in ((0, 1, 2), (3,)))
+    width = long["input_ids"].shape[1]
+    cache = passed(session, long, 0, width - 1).past_key_values
+    passed(session, short, 0, short["input_ids"].shape[1])
+    with pytest.raises(ValueError, match="Finish one batch before the next"):
+        passed(session, long, width - 1, width, cache)
+
+
+def test_a_cache_repeated_for_several_answers_is_refused(session: TunedSession) -> None:
+    batch = session.collator([conversation(session.recipe, 0, 1)])
+    cache = passed(session, batch, 0, batch["input_ids"].shape[1]).past_key_values
+    cache.batch_repeat_interleave(2)
+    with torch.no_grad(), pytest.raises(ValueError, match="for 2 sequences is not that of the batch"):
+        session.model(input_ids=batch["input_ids"][:, -1:].repeat(2, 1), past_key_values=cache)
+
+
+@pytest.mark.parametrize("turns", [(3,), (0, 1)])
+def test_padding_is_told_by_the_masks_of_a_static_cache(session: TunedSession, turns: tuple[int, ...]) -> None:
+    """Stock generate, without `routed_as`: masks of queries and keys are what the model gets."""
+    rows = [conversation(session.recipe, *turns), conversation(session.recipe, 0, 1, 2)]
+    how: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "cache_implementation": "static"}
+
+    def first_logits(rows: list[Any]) -> Tensor:
+        inputs, _ = session.collator.routed_prompts(rows)
+        out = session.model.generate(**inputs, **how, output_logits=True, return_dict_in_generate=True)
+        return out.logits[0][0]
+
+    torch.testing.assert_close(first_logits(rows), first_logits(rows[:1]), **CLOSE)
+
+
+def test_a_mask_that_tells_no_padding_is_refused(session: TunedSession) -> None:
+    batch = session.collator([conversation(session.recipe, 0)])
+    inputs = {name: batch[name] for name in ("input_ids", "pixel_values")}
+    with pytest.raises(ValueError, match="does not tell padding"):
+        session.model(**inputs, attention_mask=torch.ones(1, 2, 2, 2))
+
+
+def test_layers_that_do_not_run_keep_their_selection_in_decoding(session: TunedSession) -> None:
+    """As cross-attention without an image."""
+    expected = session.model.base_model.mixlora_layers
+    block = session.model.get_decoder().layers[1]
+    block.forward = lambda states, *args, **kwargs: states
+    inputs, routing = session.collator.routed_prompts([conversation(session.recipe, 0, 1)])
+    with routed_as(session.model, **routing):
+        session.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert len(session.model.base_model.last_selection()) == len(expected)
+
+
+def test_the_model_inside_is_told_as_the_peft_model_is(session: TunedSession) -> None:
+    inputs, routing = session.collator.routed_prompts([conversation(session.recipe, 0, 1)])
+    with torch.no_grad():
+        with routed_as(session.model, **routing):
+            expected = session.model(**inputs).logits
+        for model in (session.model.get_base_model(), torch.nn.ModuleList([session.model])):
+            with routed_as(model, **routing):
+                torch.testing.assert_close(session.model(**inputs).logits, expected)
+        assert not torch.allclose(session.model(**inputs).logits, expected)

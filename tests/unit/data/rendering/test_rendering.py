@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 
 from qmixlora.data import IMAGE, Collator, one_answer_each, rendering_of, rendering_problem
 from qmixlora.data.reading.store import FEATURES
+from qmixlora.data.rendering.letters import START
 from qmixlora.errors import UserError
 
 from ..chats import CHATML, CHATS, LLAVA, THINKS, Chat, processor_of
@@ -110,7 +112,56 @@ def test_a_template_that_only_leaves_thoughts_out_parts_only_conversations_with_
     plain, thinking = row_of("a", "b", "c", "d"), row_of("a", "<think>x</think>b", "c", "d")
     rows = one_answer_each(Dataset.from_list([plain, thinking], features=FEATURES), collator.template)
     assert [len(row["turns"]) for row in rows] == [4, 2, 4]
-    assert "conversation with thoughts" in notes(leaves_out)
+    assert "behind one with thoughts" in notes(leaves_out)
+
+
+LEAVES_OUT = PLAIN.replace(
+    "{{ part.text }}", "{{ part.text if loop_last else part.text.split('</think>')[-1] }}"
+).replace("{% for part", "{% set loop_last = loop.last %}{% for part")
+
+
+def test_the_answer_to_come_does_not_decide_how_its_question_is_routed() -> None:
+    """An earlier answer without thoughts stands as it was: a segment of its own, whatever the last one is."""
+    collator = collator_of(LEAVES_OUT)
+    rows = [row_of("a", "b", "c", last) for last in ("<think>x</think>d", "d", "")]
+    assert not collator.template.keeps_thoughts and collator.template.is_append_only
+    taught = collator(rows[:1])
+    assert taught["segments"].max() == 1 and len(collator.template.conversation(rows[0]["turns"]).split(START)) == 3
+    for row in rows:
+        inputs, routing = collator.routed_prompts([row])
+        width = inputs["input_ids"].shape[1]
+        assert torch.equal(inputs["input_ids"][0], taught["input_ids"][0, :width])
+        assert torch.equal(routing["segments"][0], taught["segments"][0, :width])
+
+
+def test_answers_up_to_the_first_with_thoughts_are_one_sample_and_each_behind_it_one_more() -> None:
+    turns = ("a", "b", "c", "<think>x</think>d", "e", "f")
+    asked = {**row_of(*turns), "task": "z", "tasks": ["x", "y", "z"]}
+    rows = one_answer_each(Dataset.from_list([asked], features=FEATURES), collator_of(LEAVES_OUT).template)
+    assert [len(row["turns"]) for row in rows] == [4, 6]
+    assert rows["task"][:] == ["y", "z"] and rows["tasks"][:] == [["x", "y"], []]
+
+
+# the system's words: in the last question alone, and only where nothing comes behind it (as Pixtral's template)
+LATE = (
+    "{% for message in messages if message.role != 'system' %}<|im_start|>{{ message.role }}\n"
+    "{% if loop.last and message.role == 'user' and messages[0].role == 'system' %}{{ messages[0].content[0].text }}"
+    "\n{% endif %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_what_is_trained_begins_as_it_is_asked_for_where_the_template_writes_more_into_a_last_question() -> None:
+    collator = collator_of(LATE)
+    row = {**row_of("a", "b", "c", "d")}
+    row["turns"] = [{"role": "system", "text": "s"}, *row["turns"]]
+    rows = list(one_answer_each(Dataset.from_list([row], features=FEATURES), collator.template))
+    assert [len(own["turns"]) for own in rows] == [3, 5]
+    for own in rows:
+        text, prompt = collator.template.conversation(own["turns"]), collator.template.prompt(own["turns"])
+        assert text.startswith(prompt + START) and "s\n" in prompt
+    plain = Dataset.from_list([row_of("a", "b", "c", "d")], features=FEATURES)
+    assert len(one_answer_each(plain, collator.template)) == 1
 
 
 def test_rows_are_left_alone_where_all_answers_are_taught() -> None:
@@ -126,7 +177,6 @@ def test_rows_are_left_alone_where_all_answers_are_taught() -> None:
         (CUTS, row_of("a", "b|", "c", "d"), "every answer"),
         (ONCE, row_of("a", "b"), None),
         (ONCE, row_of("a", "b", "c", "d"), "one question only"),
-        ("{{ messages | length if messages[0].content[0].text == 'x' }}" + PLAIN, row_of("x", "b"), "otherwise"),
     ],
 )
 def test_a_row_that_the_template_changes_has_a_problem(template: str, row: Any, problem: str | None) -> None:
