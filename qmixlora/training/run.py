@@ -89,7 +89,7 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
             splits = [rows, *([validation] if validation else [])]
             with_vision = session
             session = processes.main_first(lambda: _without_vision(with_vision, splits, start.checkpoint, console))
-        unless_out_of_memory(lambda: check_look_ahead(session, rows[0]))  # if it runs out, so will the first step
+        unless_out_of_memory(lambda: check_look_ahead(session, rows))  # if it runs out, so will the first step
         with start.stop.deferred():
             state = _fit(session, rows, validation, tasks, start, console)
             if processes.is_main():

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from qmixlora.bases import own_base
+from qmixlora.data import IGNORED, IMAGE
 from qmixlora.export.static import read
+from qmixlora.mixlora import routed_as
 
-from .case import Case
+from .case import Case, logits_of
 from .outcomes import WORKS, outcomes
 from .stages import STAGES, routing
 from .table import DOCUMENT
@@ -43,6 +46,36 @@ def test_routed_on_are_the_words_of_the_instruction(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("stage", ["load", "labels", "look-ahead", "loss", "gradients"])
 def test_a_stage_works_in_a_family(stage: str, tmp_path: Path) -> None:
     STAGES[stage](Case(VARIANTS["qwen3_vl"], tmp_path))
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "kimi_k25", "mllama"])
+def test_a_second_answer_is_learned_with_the_logits_that_it_is_generated_with(name: str, tmp_path: Path) -> None:
+    """Also where layers read latents of the whole cache, or an image's states: a mixture has no instances there."""
+    case = Case(VARIANTS[name], tmp_path)
+    session, row = case.session, case.rows[0]
+    again = [{**turn, "text": f"{turn['text'].replace(IMAGE, '')} again"} for turn in row["turns"]]
+    talk = {**row, "turns": [*row["turns"], *again], "tasks": ["a", "b"]}
+    batch, (inputs, told) = session.collator([talk]), session.collator.routed_prompts([talk])
+    start, end = inputs["input_ids"].shape[1], int((batch["labels"][0] != IGNORED).nonzero().max())
+    taught_SV = logits_of(session, {key: value for key, value in batch.items() if key != "labels"})[0]
+    ids_S, how = batch["input_ids"][0], {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
+    with routed_as(session.model, **told):
+        out = session.model.generate(
+            **inputs,
+            **how,
+            max_new_tokens=end - start + 1,
+            prefix_allowed_tokens_fn=lambda _, done_S: [int(ids_S[len(done_S)])],  # the answer that was taught
+        )
+    assert batch["segments"].max() == 1 and len(out.logits) > 2
+    torch.testing.assert_close(torch.cat(out.logits), taught_SV[start - 1 : end], atol=1e-3, rtol=1e-3)
+
+
+def test_layers_that_read_no_tokens_of_the_pass_take_no_mixture(tmp_path: Path) -> None:
+    for name, left_out in (("kimi_k25", {"kv_b_proj"}), ("mllama", {"cross_attn.k_proj", "cross_attn.v_proj"})):
+        (tmp_path / name).mkdir()
+        anatomy = Case(VARIANTS[name], tmp_path / name).session.anatomy
+        rest = set(anatomy.adaptable) - set(anatomy.routable)
+        assert rest and {next(end for end in left_out if path.endswith(end)) for path in rest} == left_out
 
 
 def test_a_projector_inside_the_vision_tower_learns_factors_that_the_base_of_its_exports_has(tmp_path: Path) -> None:
