@@ -18,7 +18,7 @@ from torch import Tensor
 from qmixlora.backbone.hidden_states import run_body
 from qmixlora.data import IMAGE, Collator, Conversation, question_about
 from qmixlora.mixlora import MixLoraConfig, MixLoraModel, routed_as
-from qmixlora.mixlora.routing import image_token_ids
+from qmixlora.mixlora.inputs import image_token_ids
 from qmixlora.serving.route import scales
 from qmixlora.session import TunedSession
 

@@ -6,9 +6,10 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.utils import PeftType
 
 from .config import FORMAT, PEFT_PREFIX, PEFT_TYPE, MixLoraConfig
+from .inputs import IGNORED, prompt_mask
 from .layer import MixLoraLayer
 from .model import MixLoraModel
-from .routing import IGNORED, device_of, is_adapter_parameter, prompt_mask, routed_as
+from .routing import device_of, is_adapter_parameter, routed_as
 from .running_means import sums_of_step
 from .static import StaticLinear
 

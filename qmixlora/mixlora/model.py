@@ -20,20 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .config import MixLoraConfig, router_of
+from .inputs import cached_length, image_token_ids, routing_masks, to_device, tokens_of, width_of
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
-from .routing import (
-    OptimizerSteps,
-    Routing,
-    RoutingCache,
-    RoutingContext,
-    cached_length,
-    device_of,
-    image_token_ids,
-    routing_masks,
-    to_device,
-    tokens_of,
-    width_of,
-)
+from .routing import OptimizerSteps, Routing, RoutingCache, RoutingContext, device_of
 from .running_means import Center
 from .segments import Segments, Tasks, instance_labels
 from .selection import no_autocast, select, weights_of

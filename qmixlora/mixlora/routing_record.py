@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .config import PEFT_PREFIX, MixLoraConfig
+from .inputs import to_device
 from .layer import MixLoraLayer
 from .model import MixLoraModel
-from .routing import device_of, to_device
+from .routing import device_of
 from .segments import Tasks
 
 FILE = "routing.safetensors"

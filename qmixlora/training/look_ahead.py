@@ -98,7 +98,7 @@ def _inverted(image: ImageFile) -> ImageFile:
 
     (opened,) = open_images([image])
     file = io.BytesIO()
-    ImageOps.invert(opened.convert("RGB")).save(file, "PNG")
+    ImageOps.invert(opened).save(file, "PNG")
     return {"path": "inverted.png", "bytes": file.getvalue()}
 
 

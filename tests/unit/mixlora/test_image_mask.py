@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qmixlora.mixlora.routing import image_mask, routing_masks
+from qmixlora.mixlora.inputs import image_mask, routing_masks
 
 IMAGE, MARK, BREAK, WORD = 9, 8, 1, 2
 
