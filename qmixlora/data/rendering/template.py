@@ -49,9 +49,14 @@ class ChatTemplate:
 
         Raises UserError if the template cannot render it, or leaves out a part of an earlier answer.
         """
-        text = self._conversation(turns)
+        before, _, answer = self._conversation(turns).rpartition(START)
         asked, trained = self.asked_with
-        return self.prompt(turns) + START + text.rpartition(START)[2] if trained.startswith(asked) else text
+        if trained.startswith(asked):
+            prompt = self.prompt(turns)
+            if before != prompt and prompt.startswith(before):
+                raise UserError("The chat template rewrites both the last question and its answer once it is answered.")
+            before = prompt
+        return before + START + answer
 
     def _conversation(self, turns: Sequence[Turn]) -> str:
         """A conversation as the template writes it, with marks as in `conversation`."""
@@ -64,7 +69,8 @@ class ChatTemplate:
                 "The chat template does not write every answer as it stands in the data.",
                 fix="Make one sample of each answer.",
             )
-        return self._last_alone(turns, self._rendered(self._messages(turns[:-1]), prompt=True))
+        marked = self._marked(turns, prompt=False, last_alone=True)
+        return marked or self._last_alone(turns, self._rendered(self._messages(turns[:-1]), prompt=True))
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """What generation begins with for the last answer: a conversation up to it, and what the template writes to ask
@@ -181,10 +187,11 @@ class ChatTemplate:
             text for name, text in vars(self.processor).items() if name.endswith("_token") and isinstance(text, str)
         }
 
-    def _marked(self, turns: Sequence[Turn], prompt: bool) -> str | None:
+    def _marked(self, turns: Sequence[Turn], prompt: bool, last_alone: bool = False) -> str | None:
         """A conversation with START and END around what is supervised; None if an answer is not as it was."""
-        text = self._with_marks(turns, prompt)
-        expected = [self.letters.quote(answer) for answer in answers_of(turns)]
+        before_last = self._messages(turns[:-1]) if last_alone else []
+        text = self._rendered([*before_last, *self._messages(turns[len(before_last) :], START, END)], prompt)
+        expected = [self.letters.quote(answer) for answer in answers_of(turns[len(before_last) :])]
         if _SPAN.findall(text) != expected or text.count(START) + text.count(END) != 2 * len(expected):
             return None
         before, end, pieces, done = self._said_before, self.written_end, [], 0
@@ -211,9 +218,6 @@ class ChatTemplate:
             return f"{before}{START}{whole[start:stop]}{self.end_token}{END}{whole[stop:]}"
         stop += len(self.written_end)
         return f"{before}{START}{whole[start:stop]}{END}{whole[stop:]}"
-
-    def _with_marks(self, turns: Sequence[Turn], prompt: bool) -> str:
-        return self._rendered(self._messages(turns, START, END), prompt)
 
     def _messages(self, turns: Sequence[Turn], start: str = "", end: str = "") -> list[dict[str, Any]]:
         """Messages whose texts can be tokenised; answers as they stand, white space and all, between two marks."""

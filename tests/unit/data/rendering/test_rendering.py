@@ -160,6 +160,7 @@ def test_what_is_trained_begins_as_it_is_asked_for_where_the_template_writes_mor
     for own in rows:
         text, prompt = collator.template.conversation(own["turns"]), collator.template.prompt(own["turns"])
         assert text.startswith(prompt + START) and "s\n" in prompt
+        assert text.count("<|im_start|>") == len(own["turns"]) - 1 and text.count(f"\n{own['turns'][-2]['text']}") == 1
     plain = Dataset.from_list([row_of("a", "b", "c", "d")], features=FEATURES)
     assert len(one_answer_each(plain, collator.template)) == 1
 
@@ -189,3 +190,12 @@ def test_a_template_for_strings_is_refused() -> None:
     strings = CHATML.partition("{% for part")[0] + "{{ message.content }}<|im_end|>\n{% endfor %}"
     with pytest.raises(UserError, match="content is a list"):
         collator_of(strings)([row_of("a", "b")])
+
+
+def test_a_last_question_and_answer_that_are_both_rewritten_are_refused() -> None:
+    """Where the answer begins cannot be told."""
+    rewrites = LATE.replace("{{ part.text }}", "{{ part.text.split('</think>')[-1] }}")
+    row = row_of("a", "<think>x</think>b")
+    row["turns"] = [{"role": "system", "text": "s"}, *row["turns"]]
+    with pytest.raises(UserError, match="rewrites both"):
+        collator_of(rewrites)([row])
