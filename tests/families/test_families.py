@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qmixlora.bases import own_base
-from qmixlora.data import IGNORED, IMAGE
+from qmixlora.data import IGNORED, IMAGE, question_about
+from qmixlora.errors import UserError
 from qmixlora.export.static import read
 from qmixlora.mixlora import routed_as
 
@@ -48,7 +49,17 @@ def test_a_stage_works_in_a_family(stage: str, tmp_path: Path) -> None:
     STAGES[stage](Case(VARIANTS["qwen3_vl"], tmp_path))
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "kimi_k25", "mllama"])
+@pytest.mark.parametrize("name", ["got_ocr2", "pp_chart2table"])
+def test_a_question_without_an_image_that_a_processor_cannot_read_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="takes no sample without an image"):
+        Case(VARIANTS[name], tmp_path).session.collator.prompts([question_about([], "what ?")])
+
+
+TALKING = ("qwen3_vl", "kimi_k25", "mllama")
+ALSO = set(LONG) - {*TALKING, "paligemma"}  # which has no chat template
+
+
+@pytest.mark.parametrize("name", [*TALKING, *(pytest.param(name, marks=pytest.mark.long) for name in sorted(ALSO))])
 def test_a_second_answer_is_learned_with_the_logits_that_it_is_generated_with(name: str, tmp_path: Path) -> None:
     """Also where layers read latents of the whole cache, or an image's states: a mixture has no instances there."""
     case = Case(VARIANTS[name], tmp_path)

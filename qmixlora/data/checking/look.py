@@ -141,8 +141,8 @@ class _Judge:
         """Why the processor takes no sample without an image, if it takes none."""
         try:
             self.collator.prompts([question_about([], "a")])
-        except (ValueError, TypeError, AttributeError) as error:  # as processors refuse it, each in its own words
-            return f"The model's processor takes no sample without an image: {error}"
+        except UserError as error:
+            return error.what
         return None
 
     def _frame(self, roles: tuple[str, ...]) -> int:

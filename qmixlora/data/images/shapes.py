@@ -49,13 +49,20 @@ def shape_problem(processor: ProcessorMixin, size: tuple[int, int], max_pixels: 
 
 @contextmanager
 def naming_refused_images(processor: ProcessorMixin, rows: Sequence[Conversation]) -> Iterator[None]:
-    """What a processor raises for an image of these rows, as a UserError that names it. Other errors stay as they are.
+    """What a processor raises for an image of these rows, or for having none, as a UserError that says so. Other errors
+    stay as they are.
 
     The images are looked at one by one, and only once something has been raised.
     """
     try:
         yield
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        if not any(row["images"] for row in rows):
+            raise UserError(
+                f"The model's processor takes no sample without an image: {error}",
+                where="",
+                fix="Show it an image with every question.",
+            ) from error
         for row in rows:
             for file in row["images"]:
                 if (problem := _refusal(processor, file)) is not None:
