@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,14 +10,18 @@ from functools import cached_property
 from datasets import Dataset
 
 from qmixlora.data.reading.loading import Loaded
+from qmixlora.data.reading.store import records
 from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.answers import one_answer_each
 from qmixlora.data.rendering.collate import Collator
+from qmixlora.data.rendering.rendering import rendering_problem
 from qmixlora.data.splits.loading import read_splits, source_of
 from qmixlora.recipe import Data, Train
 
 from .facts import DataFacts, answers_by_task, facts_of, warnings_of
 from .verdicts import Verdict, verdict_on
+
+RENDERED = 100  # rows of each split whose answers are looked for in what the chat template makes of them
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Checked:
     data: Data
     loaded: Mapping[str, Loaded]
     verdicts: Mapping[str, Verdict]  # on what was loaded, and what was refused before
+    rewritten: Sequence[str] = ()  # what the chat template makes otherwise of answers, a sentence for each split
 
     @cached_property
     def rows(self) -> dict[str, Dataset]:
@@ -48,7 +54,7 @@ class Checked:
         splits = [
             facts_of(split, self.loaded[split], self.verdicts[split], answers[split], spec) for split in self.loaded
         ]
-        return DataFacts(splits, warnings_of(self.data, self.rows, answers))
+        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers)])
 
 
 def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
@@ -57,13 +63,16 @@ def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
     That is one answer each where its chat template asks for that (`one_answer_each`). Raises UserError as
     `read_splits`.
     """
-    loaded, verdicts = dict[str, Loaded](), dict[str, Verdict]()
+    loaded, verdicts, rewritten = dict[str, Loaded](), dict[str, Verdict](), list[str]()
     for split, one in read_splits(data, splits).items():
         rows = one_answer_each(one.rows, collator.template)
         verdict = verdict_on(rows, collator, data, source_of(data, split))
         refused = Refusals.of_all([one.refused, verdict.refusals])
         loaded[split], verdicts[split] = Loaded(rows, one.refused), replace(verdict, refusals=refused)
-    return Checked(data, loaded, verdicts)
+        first = rows.select(verdict.kept[:RENDERED])
+        problems = Counter(filter(None, (rendering_problem(collator, row) for row in records(first))))
+        rewritten += [f"data.{split}: {n} of the first {len(first)} samples: {why}" for why, n in problems.items()]
+    return Checked(data, loaded, verdicts, rewritten)
 
 
 def taught(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:

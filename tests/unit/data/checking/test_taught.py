@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,19 @@ def test_all_splits_are_one_list(recipe: Recipe, processor: Any, tmp_path: Path)
     both = edited(recipe, [f"data.validation={tmp_path / 'data.json'}"])
     with pytest.raises(UserError, match="6 samples cannot be used"):
         taught(both.data, Collator(processor, 128), ["train", "validation"])
+
+
+def test_answers_that_the_template_rewrites_are_a_warning(recipe: Recipe, processor: Any) -> None:
+    """It shortens them, and that would be learned in silence."""
+    shortened = copy(processor)
+    shortened.chat_template = processor.chat_template.replace("part.text", "part.text.split(' red')[0]")
+    assert shortened.chat_template != processor.chat_template
+    skipped = edited(recipe, ["data.on_bad_sample=skip"])
+    told = [
+        taught(skipped.data, Collator(own, 128), ["train"]).facts(skipped.train).warnings
+        for own in (shortened, processor)
+    ]
+    assert "data.train: 19 of the first 19 samples: The chat template does not write" in told[0][0] and told[1] == []
 
 
 def test_rows_are_looked_at_alike_in_one_process_and_in_several(
