@@ -42,7 +42,7 @@ def test_a_run_leaves_its_scores_and_is_not_run_again(comparison: Any, fresh: Fr
     written = file.stat().st_mtime_ns
     run_all(comparison, [run])
     assert file.stat().st_mtime_ns == written
-    assert f"| {name} | 0.001 (0.001) | one |" in tables.summary(tables.read(comparison.results), [name])
+    assert f"| {name} | 0.001 (0.001) | 0 |" in tables.summary(tables.read(comparison.results), [name])
 
 
 def test_rows_made_once_are_batched_as_they_are_made_anew(comparison: Any, real_standin: RealStandIn) -> None:
