@@ -148,7 +148,7 @@ def trained(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
     backbone = digest_of(recipe.model.id)
     if facts.is_file() and (folder / "recipe.yaml").read_text(encoding="utf-8") == recipe.to_yaml():
         kept = json.loads(facts.read_text(encoding="utf-8"))
-        if kept["backbone"] == backbone:
+        if kept.get("backbone") == backbone:
             return Trained(open_tuned_run(folder), **kept)
     start, method = time.monotonic(), run.method
     session, rows = fresh_session(comparison, run)

@@ -28,11 +28,6 @@ MERGE_REFUSED = (
     "Use the exporter instead (`qmixlora export RUN --task T --as merged`): it turns each task's mean update into an "
     "ordinary adapter or checkpoint and reports what that loses."
 )
-NO_TOKENS = (
-    "layer inputs laid out (batch, sequence) = {expected}, but a target layer got {got}: it reads something else than"
-    " the tokens of the pass (an image's states, or latents of the whole cache). Leave such layers out of"
-    " target_modules."
-)
 
 
 class MixLoraLayer(BaseTunerLayer):
@@ -145,10 +140,7 @@ class MixLoraLayer(BaseTunerLayer):
                 )
             if segments is None:
                 if routing.reached_B is not None and x_BSI.shape[1] != routing.width and routing.reached_B.any():
-                    raise ValueError(
-                        "segments need "
-                        + NO_TOKENS.format(expected=(len(x_BSI), routing.width), got=tuple(x_BSI.shape[:2]))
-                    )
+                    _check_layout(x_BSI, torch.Size((len(x_BSI), routing.width)), "segments need", "'all'")
                 cache.mixing_matrices[key] = carried_BEF
                 return carried_BEF
         mix_NEF = cache.selected.get(key)
@@ -258,8 +250,12 @@ class MixLoraLayer(BaseTunerLayer):
 def _check_layout(x_BSI: Tensor, expected: torch.Size, needs: str, instead: str) -> None:
     """Raises ValueError for a layer whose input is not laid out as the model's own."""
     if x_BSI.shape[:2] != expected:
-        told = NO_TOKENS.format(expected=tuple(expected), got=tuple(x_BSI.shape[:2]))
-        raise ValueError(f"{needs} {told} Or route on {instead}.")
+        raise ValueError(
+            f"{needs} layer inputs laid out (batch, sequence) = {tuple(expected)}, but a target layer got "
+            f"{tuple(x_BSI.shape[:2])}: it reads something else than the tokens of the pass (an image's states, or "
+            "latents of the whole cache). Leave such layers out of target_modules. "
+            f"Or route on {instead}."
+        )
 
 
 class Linear(nn.Module, MixLoraLayer):

@@ -130,13 +130,12 @@ class Routing:
         """The mixing matrices of every sample's last segment (B x E x F): what layers have worked with, which a cached
         continuation goes on with; and what was selected ahead, for layers that did not run, too.
         """
-        selected = {key: mix.detach() for key, mix in self.cache.selected.items()}
-        return self._at_the_end(self.cache.mixing_matrices), self._at_the_end(selected)
+        return self._at_the_end(self.cache.mixing_matrices), self._at_the_end(self.cache.selected)
 
     def _at_the_end(self, matrices: dict[Key, Tensor]) -> dict[Key, Tensor]:
         segments = self.segments
         if segments is None:
-            return dict(matrices)
+            return matrices
         own = {key: segments.at_the_end(mix) for key, mix in matrices.items() if len(mix) == len(segments.slot_N)}
         return {**matrices, **own}
 

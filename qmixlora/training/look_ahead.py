@@ -55,10 +55,7 @@ def _check_pictures(session: TunedSession, row: Conversation) -> None:
     """
     collator, end = _collator(session), _later_picture(row)
     assert end is not None, "a row with such a picture"
-    shown = sum(turn["text"].count(IMAGE) for turn in row["turns"][:end])
-    before: Conversation = {**row, "turns": row["turns"][: end - 2], "images": row["images"], "tasks": []}
-    before["images"] = row["images"][: sum(turn["text"].count(IMAGE) for turn in before["turns"])]
-    whole: Conversation = {**row, "turns": row["turns"][:end], "images": row["images"][:shown], "tasks": []}
+    before, whole = _up_to(row, end - 2), _up_to(row, end)
     other: Conversation = {**whole, "images": [*whole["images"][:-1], _inverted(whole["images"][-1])]}
     batch, changed = (collator([one]) for one in (whole, other))
     if not batch["segments"].any():
@@ -90,6 +87,13 @@ def _later_picture(row: Mapping[str, Any]) -> int | None:
             return index + 2
         answers += turn["role"] == "assistant"
     return None
+
+
+def _up_to(row: Conversation, end: int) -> Conversation:
+    """The first `end` turns of a row, with their pictures."""
+    turns = row["turns"][:end]
+    shown = sum(turn["text"].count(IMAGE) for turn in turns)
+    return {**row, "turns": turns, "images": row["images"][:shown], "tasks": []}
 
 
 def _inverted(image: ImageFile) -> ImageFile:
