@@ -116,6 +116,10 @@ METHODS = {
         for share in (0.25, 0.5)
         for below in ("embedding", "uniform")
     },
+    **{
+        f"question-ahead-4{size}": mixture(*changes, prepare=rivals.question_read_ahead(4))
+        for size, changes in {"": (), ",E=64,R=16": ("num_factors=64", "r=16")}.items()
+    },
     "lora-per-task": replace(lora(16), by_task=True),
     "arrow": Method((*lora(16).overrides, *ARROW), by_task=True, join=rivals.arrow),
 }

@@ -29,6 +29,7 @@ NAMES = (
     "router=block", "router=model", "router=block,E=64,R=16", "paper", "frozen-routers", "random-routing",
     "pairing=shared_a", "pairing=shared_a,E=64,R=16", "shared=4", "shared=8", "shared=16,E=80,R=16",
     "states-0.25-embedding", "states-0.25-uniform", "states-0.5-embedding", "states-0.5-uniform",
+    "question-ahead-4", "question-ahead-4,E=64,R=16",
     "word-dropout", "condition-dropout-0.2", "condition-noise-0.5", "arrow", "lora-per-task",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "real"

@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import experiments
 import torch
 from experiments import ADAPTER
 from peft import ArrowConfig, LoraConfig
@@ -25,11 +27,14 @@ from progress import Phase, Steps
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
+from torch.nn.utils.rnn import pad_sequence
 
 from qmixlora.backbone.full_precision import train_in_fp32
 from qmixlora.mixlora import MixLoraConfig, MixLoraLayer, selection
 from qmixlora.mixlora import model as tuner_module
+from qmixlora.mixlora.inputs import image_token_ids
 from qmixlora.mixlora.running_means import Center
+from qmixlora.mixlora.selection import mean_over
 from qmixlora.recipe import edited
 from qmixlora.session import TunedSession
 from qmixlora.training import make_trainer
@@ -129,6 +134,74 @@ def contextual(share: float, below: Literal["embedding", "uniform"]) -> Callable
         trainer.model.base_model.model.get_submodule(names[-1]).register_forward_hook(select_again)
 
     return prepare
+
+
+def question_read_ahead(blocks: int, sample: int = 512) -> Callable[[Any], None]:
+    """Route on the question alone, as the first few frozen blocks read it, without the image and without an adapter:
+    the mean of its tokens' layer-normalised states, whitened by those of a sample of the training questions (directions
+    that vary less than a tenth of the widest one are not blown up), at the scale of the conditions that it replaces.
+
+    Expects `route_on: embedding`.
+    """
+
+    def prepare(trainer: Any) -> None:
+        tuner, model = trainer.model.base_model, trainer.model.base_model.model
+        lower = [layer for layers in list(_blocks(trainer).values())[:blocks] for layer in layers]
+        decoder = model.get_decoder()
+
+        def read(questions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            """The mean state of every question behind the blocks, and in the embedding (N x D each)."""
+            ids_NS = pad_sequence(list(questions), batch_first=True)
+            mask_NS = pad_sequence([torch.ones_like(ids_S) for ids_S in questions], batch_first=True)
+            with _first_blocks(decoder, blocks, lower), torch.no_grad():
+                embedding_NSD = model.get_input_embeddings()(ids_NS)
+                state_NSD = decoder(inputs_embeds=embedding_NSD, attention_mask=mask_NS, use_cache=False)[0].float()
+            state_NSD = layer_norm(state_NSD, state_NSD.shape[-1:])
+            return mean_over(state_NSD, mask_NS.bool()), mean_over(embedding_NSD.float(), mask_NS.bool())
+
+        rows = trainer.train_dataset
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:sample].tolist()
+        images = torch.tensor(image_token_ids(model.config))
+        questions = [question for index in drawn for question in _questions(rows[index], images)]
+        read_in_parts = [read(questions[start : start + 64]) for start in range(0, len(questions), 64)]
+        states_ND, embeddings_ND = (torch.cat(parts) for parts in zip(*read_in_parts, strict=True))
+        mean_1D = states_ND.mean(dim=0, keepdim=True)
+        _, size_D, axes_DD = torch.linalg.svd(states_ND - mean_1D, full_matrices=False)
+        white_DD = axes_DD.T / (size_D + 0.1 * size_D[0]) @ axes_DD
+        before_ND = layer_norm(embeddings_ND, embeddings_ND.shape[-1:])
+        before = (before_ND - before_ND.mean(dim=0)).norm(dim=1).mean()
+        white_DD *= before / ((states_ND - mean_1D) @ white_DD).norm(dim=1).mean()
+
+        def condition(name: str, inputs: dict[str, Tensor]) -> Tensor:
+            states_ND, _ = read(experiments.instructions(tuner.mixlora_routing.current, inputs["input_ids"]))
+            return (states_ND - mean_1D) @ white_DD
+
+        tuner._condition = condition
+
+    return prepare
+
+
+@contextmanager
+def _first_blocks(decoder: Any, count: int, adapted: Sequence[MixLoraLayer]) -> Iterator[None]:
+    """The decoder's first blocks alone in this block, without its last norm and without what adapts them."""
+    whole, norm = decoder.config.num_hidden_layers, decoder.norm
+    decoder.config.num_hidden_layers, decoder.norm = count, nn.Identity()
+    for layer in adapted:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        decoder.config.num_hidden_layers, decoder.norm = whole, norm
+        for layer in adapted:
+            layer._disable_adapters = False
+
+
+def _questions(row: Row, image_ids_X: Tensor) -> list[Tensor]:
+    """The text tokens of every question of a prepared row."""
+    ids_S = row["input_ids"]
+    text_S = row["routing_mask"] & ~torch.isin(ids_S, image_ids_X)
+    segments_S = row.get("segments", torch.zeros_like(ids_S))
+    return [ids_S[text_S & (segments_S == number)] for number in segments_S.unique().tolist() if number >= 0]
 
 
 def train_by_task(session: TunedSession, rows: Sequence[Row], folder: Path, phase: Phase) -> float:

@@ -55,6 +55,7 @@ def test_conditions_are_disturbed_in_training_alone(fresh: Fresh, name: str) -> 
 
 MIXTURES = (
     "pairing=shared_a", "shared=4", "states-0.5-embedding", "states-0.5-uniform", "router=model", "random-routing",
+    "question-ahead-4",
 )  # fmt: skip
 
 
@@ -132,6 +133,50 @@ def test_the_size_of_a_tokens_state_does_not_move_the_routing_on_states(fresh: F
     with torch.no_grad():
         trainer.model(**batch)
     torch.testing.assert_close(trainer.model.base_model.last_selection(), before_LNEF, atol=1e-3, rtol=1e-3)
+
+
+def test_questions_that_are_read_ahead_are_read_alone_by_the_first_frozen_blocks(fresh: Fresh) -> None:
+    import rivals
+
+    trainer, batch = fresh("mixlora")
+    rivals.question_read_ahead(1)(trainer)
+    model, (first, second) = trainer.model, trainer.model.base_model.model.get_decoder().layers
+
+    def conditions(**changed: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            model(**batch | changed)
+        condition_ND: torch.Tensor = model.base_model.mixlora_routing.current.cache.conditions["default"]
+        return condition_ND
+
+    condition_ND = conditions()
+    words_BS = batch["input_ids"].roll(1, dims=0).where(batch["routing_mask"], batch["input_ids"])
+    assert not torch.allclose(conditions(input_ids=words_BS), condition_ND)
+    assert torch.equal(conditions(pixel_values=batch["pixel_values"].flip(0)), condition_ND)
+    alone_ND = conditions(**{name: values[-1:] for name, values in batch.items()})
+    torch.testing.assert_close(alone_ND, condition_ND[-1:], atol=1e-4, rtol=1e-4)
+    selections(trainer, batch)  # the model is whole: all that is trained learns
+    with torch.no_grad():
+        for layer in model.base_model.mixlora_layers:
+            layer.mixlora_B["default"].mul_(2)
+        second.input_layernorm.weight.mul_(2)
+    assert torch.equal(conditions(), condition_ND)
+    with torch.no_grad():
+        first.post_attention_layernorm.weight.mul_(2)
+    assert not torch.allclose(conditions(), condition_ND)
+
+
+def test_questions_that_are_read_ahead_are_white(fresh: Fresh) -> None:
+    trainer, _ = fresh("question-ahead-4")
+    rows, context = trainer.train_dataset, trainer.model.base_model.mixlora_routing
+    pictured = [row for row in rows if "pixels" in row]
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(pictured), 16):
+            trainer.model(**trainer.data_collator(pictured[start : start + 16]))
+            parts.append(context.current.cache.conditions["default"])
+    condition_ND = torch.cat(parts)
+    size_D = torch.linalg.svdvals(condition_ND - condition_ND.mean(dim=0))
+    assert size_D[0] < 1.5 * size_D[4]
 
 
 def test_every_answer_is_learned_by_the_lora_of_its_task_and_by_no_other(comparison: Any) -> None:
