@@ -16,7 +16,8 @@ from qmixlora.garbage import without_garbage_collection
 from qmixlora.recipe import MAX_PIXELS, Columns
 
 from . import store
-from .json_files import Row
+from .columns import optional
+from .json_files import Row, Rows
 from .looks import ImageLooks, size_of
 from .rows import Reading, Sample, to_sample
 from .sources import Source
@@ -76,13 +77,15 @@ def load(
     folder, unless the data is trusted to name any file (`allow_outside`).
 
     Raises:
-        UserError: the source is missing, broken (with its line) or empty, or not one of its samples can be read.
+        UserError: the source is missing, broken (with its line) or empty, not one of its samples can be read, or no row
+            has a column that the recipe names.
     """
     opened = Source.find(source, split, reading.subset)
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
     inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
-    results = read_conversations(opened.rows(), root, reading, max_pixels, inside)
+    rows = opened.rows() if reading.columns is None else _with_columns(opened.rows(), optional(reading.columns), source)
+    results = read_conversations(rows, root, reading, max_pixels, inside)
     accepted = _accepted(results, refusals)
     with without_garbage_collection():
         if opened.size < store.SMALL:
@@ -151,6 +154,19 @@ def _batches(samples: Iterable[tuple[str, Sample | UserError]]) -> Iterator[list
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _with_columns(rows: Rows, columns: set[str], source: str) -> Rows:
+    """The rows, each of which may lack some of these columns. Raises UserError after them for one that all lack."""
+    missing, have = set(columns), dict[str, None]()
+    for row in rows:
+        if missing and isinstance(row, Row) and isinstance(row.value, Mapping):
+            missing -= row.value.keys()
+            have |= dict.fromkeys(map(str, row.value))
+        yield row
+    if missing and have:
+        what = f"No row has the column {min(missing)!r}, which data.columns names."
+        raise UserError(what, where=source, fix=f"The columns are {', '.join(map(repr, have))}.")
 
 
 def _accepted(results: Iterable[Conversation | UserError], refusals: Refusals) -> Iterator[Conversation]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from qmixlora.data.formats import FormatError, Turn
 from qmixlora.recipe import Columns
 
-from .columns import spoken_in_columns, value_of
+from .columns import spoken_in_columns
 from .dialogues import refuse_other_media, spoken_in
 from .spoken import Spoken, check_order, with_pictures
 from .texts import as_text, kind, written
@@ -78,7 +78,7 @@ def _own_images(row: Mapping[str, Any], columns: Columns | None) -> list[Any]:
     """The images that a row names beside its text."""
     if columns is not None:
         names = [columns.image] if isinstance(columns.image, str) else columns.image or []
-        own = [value_of(row, name) for name in names]
+        own = [row.get(name) for name in names]
     else:
         own = [row.get(name) for name in IMAGE_FIELDS]
         if all(_is_image(value) for value in own):

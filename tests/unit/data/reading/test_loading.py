@@ -173,3 +173,14 @@ def test_a_table_with_columns_is_read_with_all_its_answers(tmp_path: Path, image
     [row] = load_conversations(str(tmp_path / "t.parquet"), columns=columns, template="{question} !")
     assert row["references"] == ["x", "y", "y"]
     assert [turn["text"] for turn in row["turns"]] == [f"{IMAGE}\nwhat ? !", "y"]
+
+
+def test_a_column_that_no_row_has_is_named_with_those_that_are_there(write_json: Write, image: str) -> None:
+    rows = [{"q": "?", "a": "!"}, {"q": "?", "a": "!", "picture": image}]
+    source = str(write_json("a.json", rows))
+    found = load_conversations(
+        source, columns=Columns(question="q", answer="a", image="picture"), template="{question}"
+    )
+    assert [len(row["images"]) for row in found] == [0, 1]
+    with pytest.raises(UserError, match=r"(?s)No row has the column 'pictur'.*'q', 'a', 'picture'"):
+        load_conversations(source, columns=Columns(question="q", answer="a", image="pictur"), template="{question}")
