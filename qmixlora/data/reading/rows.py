@@ -13,12 +13,11 @@ from qmixlora.data.formats import FormatError, Turn
 from qmixlora.recipe import Columns
 
 from .columns import spoken_in_columns
-from .dialogues import refuse_other_media, spoken_in
-from .spoken import Spoken, check_order, with_pictures
+from .dialogues import own_images, refuse_other_media, spoken_in
+from .spoken import Spoken, check_order, pictures_in, with_pictures
 from .texts import as_text, kind, written
 
 DIALOGUES = ("conversations", "messages")
-IMAGE_FIELDS = ("image", "images")
 TASK_FIELDS = ("task", "task_name")
 NO_TASK = "all"  # the task of data that names none
 
@@ -48,11 +47,12 @@ class Sample(NamedTuple):
 def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
     """Bring one row into the one form. Raises FormatError for one that has not one meaning."""
     refuse_other_media(row)
-    own = _own_images(row, reading.columns)
     if reading.columns is not None:
+        names = [reading.columns.image] if isinstance(reading.columns.image, str) else reading.columns.image or []
+        own = pictures_in(row.get(name) for name in names)
         spoken, references = spoken_in_columns(row, reading.columns, reading.template, len(own))
     else:
-        spoken, references = _dialogue(row), []
+        own, spoken, references = own_images(row), _dialogue(row), []
     check_order(spoken)
     turns, images = with_pictures(spoken, own)
     tasks = _tasks(row, reading, [turn.task for turn in spoken if turn.role == "assistant"])
@@ -72,25 +72,6 @@ def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:
         hint = f"data.columns: {{question: question, answer: {answer}{', image: image' * ('image' in row)}}}"
         raise FormatError(f"has plain columns, {keys}; set {hint}")
     raise FormatError(f"has neither 'conversations' nor 'messages', and data.columns is not set; its keys are {keys}")
-
-
-def _own_images(row: Mapping[str, Any], columns: Columns | None) -> list[Any]:
-    """The images that a row names beside its text."""
-    if columns is not None:
-        names = [columns.image] if isinstance(columns.image, str) else columns.image or []
-        own = [row.get(name) for name in names]
-    else:
-        own = [row.get(name) for name in IMAGE_FIELDS]
-        if all(_is_image(value) for value in own):
-            raise FormatError("has both 'image' and 'images'")
-    return [image for value in own if _is_image(value) for image in (value if isinstance(value, list) else [value])]
-
-
-def _is_image(value: Any) -> bool:
-    """Whether a field names an image at all: texts without one have null, nothing, or a picture without content."""
-    if isinstance(value, Mapping):
-        return any(value.get(key) is not None for key in value)
-    return value is not None and value != "" and value != []
 
 
 def _image(image: Any) -> Any:
