@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from qmixlora.data.formats import FormatError
 
 from .spoken import Picture, Spoken, pictures_in, placed
-from .texts import as_text, kind, written
+from .texts import as_text, is_blank, kind, written
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -20,6 +21,8 @@ KEYS = ("from", "value"), ("role", "content")
 SOURCES = ("image", "path", "url", "image_url")
 IMAGE_FIELDS = ("image", "images")
 MEDIA = ("video", "audio")
+LEARNED = ("weight", "loss", "loss_scale", "train", "train_detail")  # how much of an answer peers learn: 1 is all
+THOUGHTS = ("reasoning_content", "thinking")  # what some generate before an answer
 MEDIUM_OF = {key: medium for medium in MEDIA for key in (medium, f"{medium}s")}
 
 
@@ -68,10 +71,27 @@ def _spoken(turn: Any, name: str) -> Spoken:
     role = _role(speaker)
     what = {"assistant": "an answer", "user": "a question", "system": "a system turn"}[role]
     task = _task_of(turn, role)
+    if role == "assistant":
+        _refuse_other_than_learned(turn)
     parts: list[str | Picture]
     parts = [_part(part, what) for part in content] if isinstance(content, list) else [as_text(content, what)]
     spoken, own = Spoken(role, parts, task), own_images(turn)
     return placed([spoken], own)[0] if own else spoken
+
+
+def _refuse_other_than_learned(answer: Mapping[str, Any]) -> None:
+    """Refuse (FormatError) an answer that is not to be learned as it stands."""
+    for key in LEARNED:
+        value = answer.get(key)
+        if not is_blank(value) and value != 1:
+            told = json.dumps(value) if isinstance(value, bool | int | float) else kind(value)
+            raise FormatError(
+                f"has an answer with {key!r}: {told}, but all answers are learned alike; end the dialogue before it, "
+                "or remove the key"
+            )
+    for key in THOUGHTS:
+        if not is_blank(answer.get(key)):
+            raise FormatError(f"has an answer with {key!r}; write into the answer what is to be learned, or remove it")
 
 
 def _task_of(turn: Mapping[str, Any], role: str) -> str | None:

@@ -15,10 +15,13 @@ from qmixlora.recipe import Columns
 from .columns import spoken_in_columns
 from .dialogues import own_images, refuse_other_media, spoken_in
 from .spoken import Spoken, check_order, pictures_in, with_pictures
-from .texts import as_text, kind, written
+from .texts import as_text, is_blank, kind, written
 
 DIALOGUES = ("conversations", "messages")
 TASK_FIELDS = ("task", "task_name")
+SYSTEM_FIELDS = ("system", "system_prompt")
+TOOL_FIELDS = ("tools", "functions")
+VERDICTS = ("label", "kto_tag")  # on a dialogue: false for one that shows what not to answer
 NO_TASK = "all"  # the task of data that names none
 
 
@@ -65,13 +68,35 @@ def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:
     if len(names) > 1:
         raise FormatError("has both 'conversations' and 'messages'")
     if names:
-        return spoken_in(row[names[0]], names[0])
+        _refuse_other_lessons(row)
+        return _instructed(spoken_in(row[names[0]], names[0]), row)
     keys = sorted(map(str, row))
     if "question" in row and ("answer" in row or "answers" in row):
         answer = "answer" if "answer" in row else "answers"
         hint = f"data.columns: {{question: question, answer: {answer}{', image: image' * ('image' in row)}}}"
         raise FormatError(f"has plain columns, {keys}; set {hint}")
     raise FormatError(f"has neither 'conversations' nor 'messages', and data.columns is not set; its keys are {keys}")
+
+
+def _instructed(spoken: list[Spoken], row: Mapping[str, Any]) -> list[Spoken]:
+    """A dialogue, begun with the system's words that the row has beside it."""
+    named = [name for name in SYSTEM_FIELDS if not is_blank(row.get(name))]
+    if not named:
+        return spoken
+    words = as_text(row[named[0]], repr(named[0]))
+    if len(named) > 1 or any(turn.role == "system" and turn.text != words for turn in spoken):
+        raise FormatError(f"has {' and '.join(map(repr, named))}" + " and a system turn" * (len(named) == 1))
+    return spoken if spoken[0].role == "system" else [Spoken("system", [words]), *spoken]
+
+
+def _refuse_other_lessons(row: Mapping[str, Any]) -> None:
+    """Refuse (FormatError) a dialogue that teaches something else than its answers."""
+    for key in TOOL_FIELDS:
+        if not is_blank(row.get(key)) and row[key] != "[]":
+            raise FormatError(f"has {key!r}; calls of tools are not learned")
+    for key in VERDICTS:
+        if row.get(key) is False:
+            raise FormatError(f"has {key!r}: false, so that its answers are not to be learned; leave the row out")
 
 
 def _image(image: Any) -> Any:

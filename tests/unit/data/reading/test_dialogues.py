@@ -38,6 +38,13 @@ def test_keys_that_a_table_fills_with_null_are_not_meant() -> None:
     assert [turn["text"] for turn in to_sample({"conversations": turns}, Reading()).turns] == ["hi", "seven"]
 
 
+def test_an_answer_may_say_that_it_is_learned() -> None:
+    said = {"weight": 1, "loss": True, "train": True, "train_detail": [], "loss_scale": 1.0, "reasoning_content": ""}
+    turns = [{**ASKED, "weight": 0, "train": False}, {**ANSWER, **said}, ASKED, {**ANSWER, **dict.fromkeys(said)}]
+    plain = [ASKED, ANSWER, ASKED, ANSWER]
+    assert to_sample({"messages": turns}, Reading()) == to_sample({"messages": plain}, Reading())
+
+
 def test_blank_system_turns_are_left_out() -> None:
     turns = [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}, ANSWER]
     assert len(to_sample({"messages": turns}, Reading()).turns) == 2
@@ -106,6 +113,18 @@ def test_beside_picture_parts_marks_are_text() -> None:
         ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool'; calls of tools"),
         ({"conversations": [{"from": "observation", "value": "a"}]}, "role 'observation'; calls of tools"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "has 'tool_calls'"),
+        *(
+            ({"messages": [ASKED, {**ANSWER, key: value}]}, f"has an answer with '{key}': {told}, but all")
+            for key, value, told in (
+                ("weight", 0, "0"),
+                ("weight", 0.5, "0.5"),
+                ("loss", False, "false"),
+                ("loss_scale", 0.0, "0.0"),
+                ("train", False, "false"),
+                ("train_detail", [{"begin_offset": 0}], "a list"),
+            )
+        ),
+        ({"messages": [ASKED, {**ANSWER, "reasoning_content": "so"}]}, "has an answer with 'reasoning_content'"),
         (asking({"type": "audio"}), "type 'audio'; audio is not read"),
         (asking({"type": "input_audio", "input_audio": {}}), "audio is not read"),
         (asking({"type": "video", "video": "x.mp4"}), "type 'video'; video is not read"),
