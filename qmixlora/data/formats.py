@@ -27,7 +27,8 @@ class Conversation(TypedDict):
     """One sample. There are as many images as `IMAGE` marks in all turns, in their order.
 
     `task` is that of the last answer. `tasks` are those of all answers where they differ, and `references` all right
-    answers to the last question where the data has several; else there are none, or no key.
+    answers to the last question where the data has several; else there are none, or no key. `origin` is its place in
+    the data, for messages.
     """
 
     turns: list[Turn]
@@ -35,6 +36,7 @@ class Conversation(TypedDict):
     task: str
     tasks: NotRequired[list[str]]
     references: NotRequired[list[str]]
+    origin: NotRequired[str]
 
 
 class FormatError(ValueError):

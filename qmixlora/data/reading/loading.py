@@ -27,16 +27,17 @@ ROWS, BYTES = 10_000, 16 << 20  # whose images are looked at together, whichever
 
 @dataclass(frozen=True)
 class Loaded:
-    """The conversations of one source or several, and the samples that were left out."""
+    """The conversations of one source or several, and the samples that were left out of so many that were read."""
 
     rows: datasets.Dataset
     refused: Refusals
+    read: int
 
     def usable(self, source: str, on_bad_sample: Literal["stop", "skip"]) -> datasets.Dataset:
         """The rows; with `skip` it is said on stderr what was left out. Raises UserError if any was, with `stop`."""
         if self.refused.count and on_bad_sample == "stop":
             raise self.refused.error(source)
-        self.refused.say(source, len(self.rows) + self.refused.count)
+        self.refused.say(source, self.read)
         return self.rows
 
 
@@ -55,8 +56,8 @@ def load_conversations(
     """All conversations of a source (docs/data.md); what was left out is said on stderr.
 
     Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` (of the last answer), `tasks`
-    (of all answers, where they differ) and `references` (all right answers where the data has several). Other
-    arguments as `load`. Raises UserError as `load` and `Loaded.usable`.
+    (of all answers, where they differ), `references` (all right answers where the data has several) and `origin` (its
+    place in the source). Other arguments as `load`. Raises UserError as `load` and `Loaded.usable`.
     """
     loaded = load(source, split, image_root, Reading(task_field, columns, template), max_pixels, allow_outside)
     return loaded.usable(source, on_bad_sample)
@@ -84,21 +85,21 @@ def load(
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
     inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
-    rows = opened.rows() if reading.columns is None else _with_columns(opened.rows(), optional(reading.columns), source)
-    results = read_conversations(rows, root, reading, max_pixels, inside)
+    asked_for = set() if reading.columns is None else optional(reading.columns)
+    results = read_conversations(_with_columns(opened.rows(), asked_for, source), root, reading, max_pixels, inside)
     accepted = _accepted(results, refusals)
     with without_garbage_collection():
         if opened.size < store.SMALL:
-            loaded = Loaded(store.in_memory(accepted), refusals)
+            rows = store.in_memory(accepted)
         else:
-            asked = (opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside)
-            place = store.place(asked, opened.state)
+            settings = (opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside)
+            place = store.place(settings, opened.state)
             kept = store.stored(place)
-            loaded = Loaded(*kept) if kept else Loaded(store.keep(place, accepted, refusals), refusals)
-    if len(loaded.rows):
-        return loaded
+            rows, refusals = kept or (store.keep(place, accepted, refusals), refusals)
+    if len(rows):
+        return Loaded(rows, refusals, len(rows) + refusals.count)
     empty = UserError("The data set is empty.", where=source)
-    raise loaded.refused.error(source, any_left=False) if loaded.refused.count else empty
+    raise refusals.error(source, any_left=False) if refusals.count else empty
 
 
 def read_conversations(
@@ -139,6 +140,7 @@ def _conversation(sample: Sample, where: str, images: ImageLooks) -> Conversatio
         "task": sample.task,
         "tasks": sample.tasks,
         "references": sample.references,
+        "origin": where,
     }
 
 

@@ -34,6 +34,7 @@ FEATURES = datasets.Features(
         "task": datasets.Value("string"),
         "tasks": datasets.List(datasets.Value("string")),
         "references": datasets.List(datasets.Value("string")),
+        "origin": datasets.Value("string"),
     }
 )
 SCHEMA = FEATURES.arrow_schema
