@@ -82,7 +82,8 @@ def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
         teller = "train" if "train" in cut_or_train else cut_or_train[0]
         for split in cut_or_train:
             part = parts[split]
-            own[split] = replace(whole, rows=part) if split == teller else Loaded(part, Refusals(), len(part))
+            tells = split == teller and whole.refused.count
+            own[split] = replace(whole, rows=part) if tells else Loaded(part, Refusals(), len(part))
     return {split: own[split] for split in splits}
 
 
