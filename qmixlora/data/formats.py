@@ -27,7 +27,8 @@ class Conversation(TypedDict):
     """One sample. There are as many images as `IMAGE` marks in all turns, in their order.
 
     `task` is that of the last answer. `tasks` are those of all answers where they differ, and `references` all right
-    answers to the last question where the data has several; else there are none, or no key.
+    answers to the last question where the data has several; else there are none, or no key. `origin` is its place in
+    the data, for messages.
     """
 
     turns: list[Turn]
@@ -35,6 +36,7 @@ class Conversation(TypedDict):
     task: str
     tasks: NotRequired[list[str]]
     references: NotRequired[list[str]]
+    origin: NotRequired[str]
 
 
 class FormatError(ValueError):
@@ -49,14 +51,21 @@ def question_about(images: Sequence[ImageFile], question: str, task: str = "") -
 
 
 def to_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Turns as chat-template messages, with content lists."""
+    """Turns as chat-template messages, with content lists. White space stays where it stands between words, an image
+    among them or not; at both ends of a turn it is taken off, as it is between its first or last word and the images
+    before or behind it.
+    """
     messages = []
     for turn in turns:
+        texts = turn["text"].split(IMAGE)
+        spoken = [index for index, text in enumerate(texts) if text.strip()]
         content: list[dict[str, str]] = []
-        for index, text in enumerate(turn["text"].split(IMAGE)):
+        for index, text in enumerate(texts):
             if index:
                 content.append({"type": "image"})
-            if text.strip():
-                content.append({"type": "text", "text": text.strip()})
+            if index in spoken:
+                text = text.lstrip() if index == spoken[0] else text
+                text = text.rstrip() if index == spoken[-1] else text
+                content.append({"type": "text", "text": text})
         messages.append({"role": turn["role"], "content": content})
     return messages

@@ -25,7 +25,15 @@ PEAK = {
     "rtx3090-24gb": 71, "rtx4060-8gb": 30, "rtx4060ti-16gb": 44, "rtx4070-12gb": 58, "rtx4080-16gb": 97,
     "rtx4090-24gb": 165, "rtx5060ti-16gb": 47, "rtx5070-12gb": 62, "rtx5080-16gb": 113, "rtx5090-32gb": 210,
 }  # fmt: skip
+STRING = "tag:yaml.org,2002:str"
 USED = 0.3  # of that peak: assumed, for NF4 weights that are unpacked at every use
+
+
+class _Lines(yaml.SafeDumper):
+    """One line for each value, behind which there is room for a comment."""
+
+
+_Lines.add_representer(str, lambda dumper, text: dumper.represent_scalar(STRING, text, '"' if "\n" in text else None))
 
 
 def text_of(proposal: Proposal, card: str) -> str:
@@ -35,6 +43,7 @@ def text_of(proposal: Proposal, card: str) -> str:
         f"# {recipe.model.id} on {proposal.data.samples} samples, made by `qmixlora new` for {card}.",
         f"# Predicted peak: {size}; {in_words(_left(proposal))} of the card are left. Measured peak: not measured.",
     ]
+    head += [f"# {_unused(proposal)}"] * bool(proposal.unused)
     values, default = recipe.model_dump(), _defaults(recipe)
     kept = {
         path: value
@@ -43,7 +52,8 @@ def text_of(proposal: Proposal, card: str) -> str:
     }
     if recipe.train.batch_tokens is not None:
         del kept["train.micro_batch_size"]
-    lines = yaml.safe_dump(Edit(kept).put_into({}), sort_keys=False, allow_unicode=True).splitlines()
+    told = yaml.dump(Edit(kept).put_into({}), Dumper=_Lines, sort_keys=False, allow_unicode=True, width=float("inf"))
+    lines = told.splitlines()
     return "\n".join([*head, *_commented(lines, proposal.reasons)]) + "\n"
 
 
@@ -55,6 +65,7 @@ def words_of(proposal: Proposal, config: PretrainedConfig, card: str | None) -> 
     lines = [f"Data: {size}{guess}; {data.tasks} task{'s' * (data.tasks > 1)}."]
     if data.tasks == 1:
         lines.append('Where samples are of several tasks, let each say its own: "task" in a row, or data.columns.task.')
+    lines += [_unused(proposal)] * bool(proposal.unused)
     values = dict(leaves(recipe.model_dump()))
     lines += [f"{Edit({path: values[path]})}  ({reason})" for path, reason in proposal.reasons.items()]
     plan = proposal.plan
@@ -67,6 +78,11 @@ def words_of(proposal: Proposal, config: PretrainedConfig, card: str | None) -> 
     epochs = f"{spec.epochs:g} epoch{'s' * (spec.epochs > 1)}"
     lines.append(f"{proposal.steps} optimiser steps in {epochs}. {_time(proposal, config, card)}")
     return [*lines, *([f"Next larger card: {proposal.larger_card}"] if proposal.larger_card else [])]
+
+
+def _unused(proposal: Proposal) -> str:
+    names = ", ".join(map(repr, proposal.unused))
+    return f"Columns that are not used: {names} (data.columns and data.template name those that are)."
 
 
 def _left(proposal: Proposal) -> int:

@@ -40,7 +40,9 @@ FEW = 60  # samples of which none are held out
 
 @dataclass(frozen=True)
 class Proposal:
-    """The recipe with its plan; why its values are what they are, by their paths; and what the next card allows."""
+    """The recipe with its plan; why its values are what they are, by their paths; what the next card allows; and the
+    columns of the data that are not used.
+    """
 
     recipe: Recipe
     plan: Plan
@@ -48,6 +50,7 @@ class Proposal:
     reasons: dict[str, str]
     samples_of_a_batch: float
     larger_card: str | None
+    unused: list[str]
 
     @property
     def steps(self) -> int:
@@ -64,7 +67,8 @@ def propose(
     """
     given = Edit.parse(overrides)
     named, reasons = {"model": {"id": model}, "data": {"train": data}, "train": {"output": output}}, dict[str, str]()
-    recipe = validate((_columns(data, given, reasons) | given).put_into(named), "command line")
+    columns, unused = _columns(data, given, reasons)
+    recipe = validate((columns | given).put_into(named), "command line")
     measured = measure(recipe)
     recipe = (_of_the_data(measured, reasons) | given).apply(recipe)
     tries = [(size | given).apply(recipe) for size in _sizes(prefer, measured)]
@@ -84,7 +88,7 @@ def propose(
         larger = _without_levers(plans, card)
     samples = _samples_of_a_batch(recipe, measured)
     recipe = (_schedule(recipe, measured, samples, reasons) | given).apply(recipe)
-    return Proposal(recipe, chosen, measured, reasons, samples, larger)
+    return Proposal(recipe, chosen, measured, reasons, samples, larger, unused)
 
 
 def _planned(recipe: Recipe, *, card: int, residual: int) -> Plan | None:
@@ -106,16 +110,26 @@ def _why(recipe: Recipe, prefer: Preference, reasons: dict[str, str]) -> None:
     )
 
 
-def _columns(data: str, given: Edit, reasons: dict[str, str]) -> Edit:
-    """The columns of a table whose names are the usual ones, but for those that are given."""
-    source = given.values.get("data.train", data)
+def _columns(data: str, given: Edit, reasons: dict[str, str]) -> tuple[Edit, list[str]]:
+    """The columns of a table whose names are the usual ones, but for those that are given, with the template that puts
+    them together; and the columns that are not used.
+    """
+    source, prefix = given.values.get("data.train", data), "data.columns."
     if "data.columns" in given.values or not isinstance(source, str):
-        return Edit({})
-    columns = usual_columns(source, given.values.get("data.subset"))
-    named = {} if columns is None else columns.model_dump(exclude_none=True)
-    values = {path: name for key, name in named.items() if (path := f"data.columns.{key}") not in given.values}
+        return Edit({}), []
+    named = {path.removeprefix(prefix): name for path, name in given.values.items() if path.startswith(prefix)}
+    template = given.values.get("data.template")
+    usual = usual_columns(source, given.values.get("data.subset"), named, template)
+    if usual is None:
+        return Edit({}), []
+    values: dict[str, Any] = {f"{prefix}{key}": name for key, name in usual.columns.items()}
     reasons |= dict.fromkeys(values, "by its name in the data")
-    return Edit(values)
+    if usual.template != template:
+        values["data.template"] = usual.template
+        reasons["data.template"] = (
+            "all texts that a question may need; lines with nothing in a row's columns are left out"
+        )
+    return Edit(values), usual.unused
 
 
 def _of_the_data(measured: Measured, reasons: dict[str, str]) -> Edit:

@@ -42,7 +42,7 @@ class NotFiniteError(UserError):
 
 @dataclass
 class NumberedRows:
-    """Rows as a data set whose samples know their number, which errors name them by."""
+    """Rows as a data set whose samples know where they come from, or their number, which errors name them by."""
 
     rows: Sequence[Conversation]
 
@@ -50,7 +50,7 @@ class NumberedRows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], "origin": f"sample {index}"}
+        return {"origin": f"sample {index}", **self.rows[index]}
 
 
 @dataclass

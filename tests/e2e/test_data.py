@@ -34,7 +34,7 @@ def recipe_file(make_recipe: Callable[..., Recipe], write_json: Callable[[str, A
 def test_what_a_run_could_not_use_is_listed_and_exits_1(qmixlora: CommandLine, recipe_file: Path) -> None:
     done = qmixlora("data", recipe_file)
     assert done.code == 1
-    for words in ("sample 3 ", "sample 30 ", "over data.max_length, 64", "'red' 100%", "Every answer ends in '<eos>'"):
+    for words in ("row 3 (", "row 30 (", "over data.max_length, 64", "'red' 100%", "Every answer ends in '<eos>'"):
         assert words in done.stdout
     assert done.stdout.endswith(f"qmixlora plan {recipe_file} data.on_bad_sample=skip (or mend the rows above)\n")
 
@@ -91,7 +91,7 @@ def test_html_in_the_data_is_text_on_the_page(
 
 def test_a_run_stops_before_its_first_step_with_all_of_them(qmixlora: CommandLine, recipe_file: Path) -> None:
     done = qmixlora("train", recipe_file)
-    assert done.code == 2 and "2 samples cannot be used" in done.stderr and "sample 30 " in done.stderr
+    assert done.code == 2 and "2 samples cannot be used" in done.stderr and "row 30 (" in done.stderr
 
 
 def test_a_run_tells_what_was_left_out_and_keeps_it(qmixlora: CommandLine, recipe_file: Path, tmp_path: Path) -> None:

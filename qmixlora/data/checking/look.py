@@ -58,15 +58,15 @@ class _Seen(NamedTuple):
     identity: int
 
 
-def look_at(rows: Dataset, collator: Collator, data: Data, source: str) -> Look:
-    """Look at all rows; `source` is what they are called in messages.
+def look_at(rows: Dataset, collator: Collator, data: Data) -> Look:
+    """Look at all rows.
 
     Refused are rows longer than `data.max_length`, rows that the template cannot render, images of a shape that the
     processor refuses, and with `data.check_images: full` images that cannot be decoded.
     """
     judge, refusals, kept = _Judge(collator, data), Refusals(), []
     with progress("looking at samples") as tell:
-        parts = in_chunks(partial(_seen, judge, rows, source), len(rows), CHUNK, tell)
+        parts = in_chunks(partial(_seen, judge, rows), len(rows), CHUNK, tell)
     seen = [one for part in parts for one in part]
     for index, one in enumerate(seen):
         if one.refused is None:
@@ -83,11 +83,11 @@ def look_at(rows: Dataset, collator: Collator, data: Data, source: str) -> Look:
     )
 
 
-def _seen(judge: _Judge, rows: Dataset, source: str, chunk: range) -> list[_Seen]:
+def _seen(judge: _Judge, rows: Dataset, chunk: range) -> list[_Seen]:
     with without_garbage_collection():
         return [
-            judge.seen(row, f"{source}, sample {index} (task {row['task']}: {_asked(row)!r})")
-            for index, row in zip(chunk, records(rows.select(chunk)), strict=True)
+            judge.seen(row, f"{row['origin']} (task {row['task']}: {_asked(row)!r})")
+            for row in records(rows.select(chunk))
         ]
 
 

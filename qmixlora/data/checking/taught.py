@@ -66,9 +66,10 @@ def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
     loaded, verdicts, rewritten = dict[str, Loaded](), dict[str, Verdict](), list[str]()
     for split, one in read_splits(data, splits).items():
         rows = one_answer_each(one.rows, collator.template)
-        verdict = verdict_on(rows, collator, data, source_of(data, split))
+        verdict = verdict_on(rows, collator, data)
         refused = Refusals.of_all([one.refused, verdict.refusals])
-        loaded[split], verdicts[split] = Loaded(rows, one.refused), replace(verdict, refusals=refused)
+        read = one.read + len(rows) - len(one.rows)
+        loaded[split], verdicts[split] = Loaded(rows, one.refused, read), replace(verdict, refusals=refused)
         first = rows.select(verdict.kept[:RENDERED])
         problems = Counter(filter(None, (rendering_problem(collator, row) for row in records(first))))
         rewritten += [f"data.{split}: {n} of the first {len(first)} samples: {why}" for why, n in problems.items()]
@@ -89,5 +90,5 @@ def taught(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
     if found.refused.count and data.on_bad_sample == "stop":
         raise found.refused.error("data")
     for split, one in found.loaded.items():
-        found.verdicts[split].refusals.say(source_of(data, split), len(one.rows) + one.refused.count)
+        found.verdicts[split].refusals.say(source_of(data, split), one.read)
     return found

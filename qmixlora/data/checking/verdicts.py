@@ -22,7 +22,7 @@ from .look import look_at
 from .survey import Survey, survey
 
 MANY = 2000  # rows that take long enough to be remembered
-VERSION = 2  # raise it with every change of what is refused, or kept
+VERSION = 3  # raise it with every change of what is refused, or kept
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Verdict:
     duplicates: int
 
 
-def verdict_on(rows: Dataset, collator: Collator, data: Data, source: str) -> Verdict:
+def verdict_on(rows: Dataset, collator: Collator, data: Data) -> Verdict:
     """What a look at all rows finds. Of many rows it is remembered."""
     if len(rows) < MANY:
-        return _found(rows, collator, data, source)
+        return _found(rows, collator, data)
     place = _place_of(rows, collator, data)
     known = _known(place, len(rows))
     if known is None:
-        known = _found(rows, collator, data, source)
+        known = _found(rows, collator, data)
         _keep(place, known, len(rows))
     return known
 
 
-def _found(rows: Dataset, collator: Collator, data: Data, source: str) -> Verdict:
-    look = look_at(rows, collator, data, source)
+def _found(rows: Dataset, collator: Collator, data: Data) -> Verdict:
+    look = look_at(rows, collator, data)
     fit, facts = rows, None
     if look.kept:
         fit = rows if not look.refusals.count else rows.select(look.kept)

@@ -13,7 +13,7 @@ from qmixlora.recipe import Columns
 from qmixlora.recipe.template import parts
 
 from .spoken import Picture, Spoken
-from .texts import kind, written
+from .texts import is_blank, kind, written
 
 
 def spoken_in_columns(
@@ -23,26 +23,49 @@ def spoken_in_columns(
 
     Options are lettered lines, `A. red`. Of several answers the one that is given most often is learned, the first one
     of equals. A whole number as an answer to a question with options counts them from 0 and means the option's letter;
-    where it could as well mean an option that reads so it is refused.
+    where it could as well mean an option that reads so it is refused. A row may lack options, and texts other than its
+    question: lines of the template that would hold nothing else are left out.
 
     Raises:
-        FormatError: a column that the row lacks, or a value that is not what its column is for.
+        FormatError: a question, an answer or a task that the row lacks, or a value that is not what its column is for.
     """
     options = _options(row, columns.options) if columns.options else []
-    question: list[str | Picture] = []
-    for text, name in parts(template):
-        question.append(text)
-        if name == "image":
-            question += [Picture()] * pictures
-        elif name == "options":
-            question.append("\n".join(f"{ascii_uppercase[at]}. {option}" for at, option in enumerate(options)))
-        elif name is not None:
-            column = columns.task if name == "task" else columns.texts()[name]
-            question.append(written(value_of(row, str(column)), f"{column!r}"))
+    question = _question(row, columns, template, options, pictures)
     answers = [_answer(answer, options) for answer in _answers(value_of(row, columns.answer), columns.answer)]
     learned = Counter(answers).most_common(1)[0][0]
     turns = [Spoken("user", question), Spoken("assistant", [learned])]
     return turns, answers if len(answers) > 1 else []
+
+
+def optional(columns: Columns) -> set[str]:
+    """The columns that a row may lack, or have nothing in: pictures, options, and texts other than the question."""
+    one_or_several = (columns.image or [], columns.options or [])
+    listed = [name for names in one_or_several for name in ([names] if isinstance(names, str) else names)]
+    return {*listed, *columns.texts().values()} - {columns.question}
+
+
+def _question(
+    row: Mapping[str, Any], columns: Columns, template: str, options: Sequence[str], pictures: int
+) -> list[str | Picture]:
+    """The template's lines, but for those that have names of columns, all of them with nothing in this row."""
+
+    def value(name: str) -> list[str | Picture]:
+        if name == "image":
+            return [Picture()] * pictures
+        if name == "options":
+            return ["\n".join(f"{ascii_uppercase[at]}. {option}" for at, option in enumerate(options))]
+        column = str(columns.task) if name == "task" else columns.texts()[name]
+        if name not in {"question", "task"} and is_blank(row.get(column)):
+            return [""]
+        return [written(value_of(row, column), f"{column!r}")]
+
+    lines: list[list[str | Picture]] = []
+    for line in template.split("\n"):
+        pieces = [(text, name, [] if name is None else value(name)) for text, name in parts(line)]
+        named = [values for _, name, values in pieces if name is not None]
+        if not named or any(values != [""] for values in named):
+            lines.append([part for text, _, values in pieces for part in (text, *values)])
+    return [part for number, line in enumerate(lines) for part in (["\n"] * (number > 0) + line)]
 
 
 def value_of(row: Mapping[str, Any], column: str) -> Any:
@@ -85,15 +108,19 @@ def _answer(value: Any, options: Sequence[str]) -> str:
 
 
 def _options(row: Mapping[str, Any], column: str | list[str]) -> list[str]:
-    values = _in_cells(row, column) if isinstance(column, list) else _in_one_cell(value_of(row, column), column)
-    if not 0 < len(values) <= len(ascii_uppercase):
-        raise FormatError(f"has {len(values)} options; 1 to {len(ascii_uppercase)} have a letter")
+    """The options of a row; none where it has nothing in their column or columns."""
+    if isinstance(column, list):
+        values = _in_cells(row, column)
+    else:
+        values = [] if is_blank(row.get(column)) else _in_one_cell(row[column], column)
+    if len(values) > len(ascii_uppercase):
+        raise FormatError(f"has {len(values)} options; {len(ascii_uppercase)} have a letter")
     return [written(value, "an option") for value in values]
 
 
 def _in_cells(row: Mapping[str, Any], columns: list[str]) -> list[Any]:
-    cells = [value_of(row, name) for name in columns]
-    while cells and cells[-1] in (None, ""):  # questions with fewer options than the table has columns
+    cells = [row.get(name) for name in columns]
+    while cells and is_blank(cells[-1]):  # questions with fewer options than the table has columns
         cells.pop()
     return cells
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from qmixlora.data.formats import FormatError
 
-from .spoken import Picture, Spoken
-from .texts import as_text, kind, written
+from .spoken import Picture, Spoken, pictures_in, placed
+from .texts import as_text, is_blank, kind, written
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -18,7 +19,10 @@ ROLES = {
 TOOLS = {"tool", "function", "function_call", "tool_call", "tool_calls", "observation", "ipython"}
 KEYS = ("from", "value"), ("role", "content")
 SOURCES = ("image", "path", "url", "image_url")
+IMAGE_FIELDS = ("image", "images")
 MEDIA = ("video", "audio")
+LEARNED = ("weight", "loss", "loss_scale", "train", "train_detail")  # how much of an answer peers learn: 1 is all
+THOUGHTS = ("reasoning_content", "thinking")  # what some generate before an answer
 MEDIUM_OF = {key: medium for medium in MEDIA for key in (medium, f"{medium}s")}
 
 
@@ -42,6 +46,14 @@ def refuse_other_media(holder: Mapping[str, Any]) -> None:
             raise FormatError(f"has {key!r}; {medium} is not read")
 
 
+def own_images(holder: Mapping[str, Any]) -> list[Any]:
+    """The pictures that a row or a turn names beside its text. Raises FormatError where two keys do."""
+    fields = [holder.get(name) for name in IMAGE_FIELDS]
+    if all(pictures_in([value]) for value in fields):
+        raise FormatError("has both 'image' and 'images'")
+    return pictures_in(fields)
+
+
 def _spoken(turn: Any, name: str) -> Spoken:
     if not isinstance(turn, Mapping):
         raise FormatError(f"has {kind(turn)} as a turn in {name!r}")
@@ -59,9 +71,27 @@ def _spoken(turn: Any, name: str) -> Spoken:
     role = _role(speaker)
     what = {"assistant": "an answer", "user": "a question", "system": "a system turn"}[role]
     task = _task_of(turn, role)
-    if isinstance(content, list):
-        return Spoken(role, [_part(part, what) for part in content], task)
-    return Spoken(role, [as_text(content, what)], task)
+    if role == "assistant":
+        _refuse_other_than_learned(turn)
+    parts: list[str | Picture]
+    parts = [_part(part, what) for part in content] if isinstance(content, list) else [as_text(content, what)]
+    spoken, own = Spoken(role, parts, task), own_images(turn)
+    return placed([spoken], own)[0] if own else spoken
+
+
+def _refuse_other_than_learned(answer: Mapping[str, Any]) -> None:
+    """Refuse (FormatError) an answer that is not to be learned as it stands."""
+    for key in LEARNED:
+        value = answer.get(key)
+        if not is_blank(value) and value != 1:
+            told = json.dumps(value) if isinstance(value, bool | int | float) else kind(value)
+            raise FormatError(
+                f"has an answer with {key!r}: {told}, but all answers are learned alike; end the dialogue before it, "
+                "or remove the key"
+            )
+    for key in THOUGHTS:
+        if not is_blank(answer.get(key)):
+            raise FormatError(f"has an answer with {key!r}; write into the answer what is to be learned, or remove it")
 
 
 def _task_of(turn: Mapping[str, Any], role: str) -> str | None:
@@ -84,6 +114,14 @@ def _role(word: Any) -> str:
     return ROLES[role]
 
 
+def _index_of(part: Mapping[str, Any]) -> int | None:
+    """Which of the row's pictures a part shows, if it says so."""
+    index = part.get("index")
+    if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
+        raise FormatError(f"has {kind(index)} as the index of a picture part")
+    return index
+
+
 def _part(part: Any, what: str) -> str | Picture:
     """A part of a message's content: its text, or a picture."""
     if not isinstance(part, Mapping):
@@ -100,7 +138,7 @@ def _part(part: Any, what: str) -> str | Picture:
             source = source.get("url")
         if form == "image_url" and source is None:
             raise FormatError("has a part of type 'image_url' without a url")
-        return Picture(source)
+        return Picture(source, _index_of(part))
     medium = next((medium for medium in MEDIA if isinstance(form, str) and medium in form), None)
     if medium:
         raise FormatError(f"has a content part of type {form!r}; {medium} is not read")

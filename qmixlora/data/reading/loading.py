@@ -16,7 +16,8 @@ from qmixlora.garbage import without_garbage_collection
 from qmixlora.recipe import MAX_PIXELS, Columns
 
 from . import store
-from .json_files import Row
+from .columns import optional
+from .json_files import Row, Rows
 from .looks import ImageLooks, size_of
 from .rows import Reading, Sample, to_sample
 from .sources import Source
@@ -26,16 +27,17 @@ ROWS, BYTES = 10_000, 16 << 20  # whose images are looked at together, whichever
 
 @dataclass(frozen=True)
 class Loaded:
-    """The conversations of one source or several, and the samples that were left out."""
+    """The conversations of one source or several, and the samples that were left out of so many that were read."""
 
     rows: datasets.Dataset
     refused: Refusals
+    read: int
 
     def usable(self, source: str, on_bad_sample: Literal["stop", "skip"]) -> datasets.Dataset:
         """The rows; with `skip` it is said on stderr what was left out. Raises UserError if any was, with `stop`."""
         if self.refused.count and on_bad_sample == "stop":
             raise self.refused.error(source)
-        self.refused.say(source, len(self.rows) + self.refused.count)
+        self.refused.say(source, self.read)
         return self.rows
 
 
@@ -54,8 +56,8 @@ def load_conversations(
     """All conversations of a source (docs/data.md); what was left out is said on stderr.
 
     Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` (of the last answer), `tasks`
-    (of all answers, where they differ) and `references` (all right answers where the data has several). Other
-    arguments as `load`. Raises UserError as `load` and `Loaded.usable`.
+    (of all answers, where they differ), `references` (all right answers where the data has several) and `origin` (its
+    place in the source). Other arguments as `load`. Raises UserError as `load` and `Loaded.usable`.
     """
     loaded = load(source, split, image_root, Reading(task_field, columns, template), max_pixels, allow_outside)
     return loaded.usable(source, on_bad_sample)
@@ -76,26 +78,28 @@ def load(
     folder, unless the data is trusted to name any file (`allow_outside`).
 
     Raises:
-        UserError: the source is missing, broken (with its line) or empty, or not one of its samples can be read.
+        UserError: the source is missing, broken (with its line) or empty, not one of its samples can be read, or no row
+            has a column that the recipe names.
     """
     opened = Source.find(source, split, reading.subset)
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
     inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
-    results = read_conversations(opened.rows(), root, reading, max_pixels, inside)
+    asked_for = set() if reading.columns is None else optional(reading.columns)
+    results = read_conversations(_with_columns(opened.rows(), asked_for, source), root, reading, max_pixels, inside)
     accepted = _accepted(results, refusals)
     with without_garbage_collection():
         if opened.size < store.SMALL:
-            loaded = Loaded(store.in_memory(accepted), refusals)
+            rows = store.in_memory(accepted)
         else:
-            asked = (opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside)
-            place = store.place(asked, opened.state)
+            settings = (opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside)
+            place = store.place(settings, opened.state)
             kept = store.stored(place)
-            loaded = Loaded(*kept) if kept else Loaded(store.keep(place, accepted, refusals), refusals)
-    if len(loaded.rows):
-        return loaded
+            rows, refusals = kept or (store.keep(place, accepted, refusals), refusals)
+    if len(rows):
+        return Loaded(rows, refusals, len(rows) + refusals.count)
     empty = UserError("The data set is empty.", where=source)
-    raise loaded.refused.error(source, any_left=False) if loaded.refused.count else empty
+    raise refusals.error(source, any_left=False) if refusals.count else empty
 
 
 def read_conversations(
@@ -136,6 +140,7 @@ def _conversation(sample: Sample, where: str, images: ImageLooks) -> Conversatio
         "task": sample.task,
         "tasks": sample.tasks,
         "references": sample.references,
+        "origin": where,
     }
 
 
@@ -151,6 +156,19 @@ def _batches(samples: Iterable[tuple[str, Sample | UserError]]) -> Iterator[list
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _with_columns(rows: Rows, columns: set[str], source: str) -> Rows:
+    """The rows, each of which may lack some of these columns. Raises UserError after them for one that all lack."""
+    missing, have = set(columns), dict[str, None]()
+    for row in rows:
+        if missing and isinstance(row, Row) and isinstance(row.value, Mapping):
+            missing -= row.value.keys()
+            have |= dict.fromkeys(map(str, row.value))
+        yield row
+    if missing and have:
+        what = f"No row has the column {min(missing)!r}, which data.columns names."
+        raise UserError(what, where=source, fix=f"The columns are {', '.join(map(repr, have))}.")
 
 
 def _accepted(results: Iterable[Conversation | UserError], refusals: Refusals) -> Iterator[Conversation]:

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 from qmixlora.data.formats import FormatError, Turn
 from qmixlora.recipe import Columns
 
-from .columns import spoken_in_columns, value_of
-from .dialogues import refuse_other_media, spoken_in
-from .spoken import Spoken, check_order, with_pictures
-from .texts import as_text, kind, written
+from .columns import spoken_in_columns
+from .dialogues import own_images, refuse_other_media, spoken_in
+from .spoken import Spoken, check_order, pictures_in, with_pictures
+from .texts import as_text, is_blank, kind, written
 
 DIALOGUES = ("conversations", "messages")
-IMAGE_FIELDS = ("image", "images")
 TASK_FIELDS = ("task", "task_name")
+SYSTEM_FIELDS = ("system", "system_prompt")
+TOOL_FIELDS = ("tools", "functions")
+VERDICTS = ("label", "kto_tag")  # on a dialogue: false for one that shows what not to answer
 NO_TASK = "all"  # the task of data that names none
 
 
@@ -48,11 +50,12 @@ class Sample(NamedTuple):
 def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
     """Bring one row into the one form. Raises FormatError for one that has not one meaning."""
     refuse_other_media(row)
-    own = _own_images(row, reading.columns)
     if reading.columns is not None:
+        names = [reading.columns.image] if isinstance(reading.columns.image, str) else reading.columns.image or []
+        own = pictures_in(row.get(name) for name in names)
         spoken, references = spoken_in_columns(row, reading.columns, reading.template, len(own))
     else:
-        spoken, references = _dialogue(row), []
+        own, spoken, references = own_images(row), _dialogue(row), []
     check_order(spoken)
     turns, images = with_pictures(spoken, own)
     tasks = _tasks(row, reading, [turn.task for turn in spoken if turn.role == "assistant"])
@@ -65,7 +68,8 @@ def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:
     if len(names) > 1:
         raise FormatError("has both 'conversations' and 'messages'")
     if names:
-        return spoken_in(row[names[0]], names[0])
+        _refuse_other_lessons(row)
+        return _instructed(spoken_in(row[names[0]], names[0]), row)
     keys = sorted(map(str, row))
     if "question" in row and ("answer" in row or "answers" in row):
         answer = "answer" if "answer" in row else "answers"
@@ -74,23 +78,25 @@ def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:
     raise FormatError(f"has neither 'conversations' nor 'messages', and data.columns is not set; its keys are {keys}")
 
 
-def _own_images(row: Mapping[str, Any], columns: Columns | None) -> list[Any]:
-    """The images that a row names beside its text."""
-    if columns is not None:
-        names = [columns.image] if isinstance(columns.image, str) else columns.image or []
-        own = [value_of(row, name) for name in names]
-    else:
-        own = [row.get(name) for name in IMAGE_FIELDS]
-        if all(_is_image(value) for value in own):
-            raise FormatError("has both 'image' and 'images'")
-    return [image for value in own if _is_image(value) for image in (value if isinstance(value, list) else [value])]
+def _instructed(spoken: list[Spoken], row: Mapping[str, Any]) -> list[Spoken]:
+    """A dialogue, begun with the system's words that the row has beside it."""
+    named = [name for name in SYSTEM_FIELDS if not is_blank(row.get(name))]
+    if not named:
+        return spoken
+    words = as_text(row[named[0]], repr(named[0]))
+    if len(named) > 1 or any(turn.role == "system" and turn.text != words for turn in spoken):
+        raise FormatError(f"has {' and '.join(map(repr, named))}" + " and a system turn" * (len(named) == 1))
+    return spoken if spoken[0].role == "system" else [Spoken("system", [words]), *spoken]
 
 
-def _is_image(value: Any) -> bool:
-    """Whether a field names an image at all: texts without one have null, nothing, or a picture without content."""
-    if isinstance(value, Mapping):
-        return any(value.get(key) is not None for key in value)
-    return value is not None and value != "" and value != []
+def _refuse_other_lessons(row: Mapping[str, Any]) -> None:
+    """Refuse (FormatError) a dialogue that teaches something else than its answers."""
+    for key in TOOL_FIELDS:
+        if not is_blank(row.get(key)) and row[key] != "[]":
+            raise FormatError(f"has {key!r}; calls of tools are not learned")
+    for key in VERDICTS:
+        if row.get(key) is False:
+            raise FormatError(f"has {key!r}: false, so that its answers are not to be learned; leave the row out")
 
 
 def _image(image: Any) -> Any:

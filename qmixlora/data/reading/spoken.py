@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,9 +17,12 @@ OTHER_MEDIA = re.compile("<(video|audio)>")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture part of a message; without a source it is the next of the row's own pictures."""
+    """A picture part of a message; without a source it is one of the row's own pictures: that of its index, or the
+    next.
+    """
 
     source: Any = None
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class Spoken:
     def text(self) -> str:
         """The texts, joined."""
         return "".join(part for part in self.parts if isinstance(part, str))
+
+
+def pictures_in(fields: Iterable[Any]) -> list[Any]:
+    """The pictures of fields, each one or several; texts without one have null, nothing, or one without content."""
+    named = [value for value in fields if _is_picture(value)]
+    return [picture for value in named for picture in (value if isinstance(value, list) else [value])]
+
+
+def _is_picture(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(value.get(key) is not None for key in value)
+    return value is not None and value != "" and value != []
 
 
 def check_order(turns: Sequence[Spoken]) -> None:
@@ -56,51 +71,76 @@ def check_order(turns: Sequence[Spoken]) -> None:
 
 
 def with_pictures(spoken: Sequence[Spoken], own: Sequence[Any]) -> tuple[list[Turn], list[Any]]:
-    """Turns with `IMAGE` where pictures stand, and the pictures in that order.
-
-    Picture parts say where they stand. Without them the user's `<image>` marks do, if the row has pictures of its
-    own; without marks these come before the first question. Everywhere else `<image>` is text.
+    """Turns with `IMAGE` where pictures stand, and the pictures in that order; `own` are those of the row (`placed`).
 
     Raises:
-        FormatError: pictures and their places do not match, a place where the user does not speak, a mark that asks
-            for a picture that the row does not have, other media, or a question without a word or a picture.
+        FormatError: as `placed`; a picture where the user does not speak, other media in a question, or a question
+            without a word or a picture.
+    """
+    for question in spoken:
+        if question.role == "user" and (media := OTHER_MEDIA.search(question.text)):
+            raise FormatError(f"has the mark {media[0]} in a question; {media[1]} is not read")
+    spoken = placed(spoken, own)
+    if any(isinstance(part, Picture) for turn in spoken if turn.role != "user" for part in turn.parts):
+        raise FormatError("has a picture in a turn that is not the user's")
+    images = [part.source for turn in spoken for part in turn.parts if isinstance(part, Picture)]
+    return [_turn(turn) for turn in spoken], images
+
+
+def placed(spoken: Sequence[Spoken], own: Sequence[Any]) -> list[Spoken]:
+    """Turns whose picture parts all have sources, the pictures beside them (of a row, or of a turn) among these.
+
+    Picture parts say where these stand. Without them the user's `<image>` marks do, if there are such pictures; without
+    marks they come before the first question. Everywhere else `<image>` is text.
+
+    Raises:
+        FormatError: pictures and their places do not match, or a mark asks for a picture that is not there.
     """
     parts = [part for turn in spoken for part in turn.parts if isinstance(part, Picture)]
     questions = [turn for turn in spoken if turn.role == "user"]
-    for question in questions:
-        if media := OTHER_MEDIA.search(question.text):
-            raise FormatError(f"has the mark {media[0]} in a question; {media[1]} is not read")
+    marks = sum(question.text.count(MARK) for question in questions)
     if not parts and own:
-        marks = sum(question.text.count(MARK) for question in questions)
+        if not questions:
+            raise FormatError("has a picture in a turn that is not the user's")
         if marks not in {0, len(own)}:
             raise FormatError(f"has {marks} {MARK} marks and {len(own)} images")
         spoken = [_marked(turn, first=not marks and turn is questions[0], own=own) for turn in spoken]
-        return [_turn(turn) for turn in spoken], list(own)
-    if any(ALONE.search(question.text) for question in questions):
-        marks = sum(question.text.count(MARK) for question in questions)
+        parts = [Picture()] * len(own)
+    elif any(ALONE.search(question.text) for question in questions):
         raise FormatError(f"has {marks} {MARK} marks and {len(own)} images" + " in parts of its own" * bool(parts))
-    if any(isinstance(part, Picture) for turn in spoken if turn.role != "user" for part in turn.parts):
-        raise FormatError("has a picture in a turn that is not the user's")
-    places = sum(part.source is None for part in parts)
-    if places != len(own):
-        raise FormatError(f"has {places} picture parts without a source, and {len(own)} images")
-    rest = iter(own)
-    images = [next(rest) if part.source is None else part.source for part in parts]
-    return [_turn(turn) for turn in spoken], images
+    rest = iter(_in_order([part for part in parts if part.source is None], own))
+
+    def sourced(part: str | Picture) -> str | Picture:
+        return Picture(next(rest)) if isinstance(part, Picture) and part.source is None else part
+
+    return [replace(turn, parts=[sourced(part) for part in turn.parts]) for turn in spoken]
+
+
+def _in_order(places: Sequence[Picture], own: Sequence[Any]) -> list[Any]:
+    """The pictures of parts without a source: one after the other, or by the numbers that the parts give."""
+    if len(places) != len(own):
+        raise FormatError(f"has {len(places)} picture parts without a source, and {len(own)} images")
+    numbers = [place.index for place in places]
+    if all(number is None for number in numbers):
+        return list(own)
+    if set(numbers) != {*range(len(own))}:
+        told = ", ".join("none" if number is None else str(number) for number in numbers)
+        raise FormatError(f"has picture parts with the indices {told}, and {len(own)} images, which count from 0")
+    return [own[number] for number in numbers if number is not None]
 
 
 def _marked(turn: Spoken, first: bool, own: Sequence[Any]) -> Spoken:
     """The user's turn with pictures for marks, or before all else in the first question."""
     if first:
         below = ["\n", *turn.parts] if turn.text.strip() else []
-        return Spoken(turn.role, [*(Picture() for _ in own), *below])
+        return replace(turn, parts=[*(Picture() for _ in own), *below])
     if turn.role != "user" or MARK not in turn.text:
         return turn
     before, *rest = turn.text.split(MARK)
     parts: list[str | Picture] = [before]
     for text in rest:
         parts += [Picture(), text]
-    return Spoken(turn.role, parts)
+    return replace(turn, parts=parts)
 
 
 def _turn(turn: Spoken) -> Turn:

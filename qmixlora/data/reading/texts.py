@@ -32,6 +32,13 @@ def written(value: Any, what: str) -> str:
     return text
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a value is none: null, white space, an empty list, or an object of such (a picture without content)."""
+    if isinstance(value, Mapping):
+        return all(is_blank(one) for one in value.values())
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], b"")
+
+
 def kind(value: Any) -> str:
     """What a value is, in the words of JSON."""
     if value is None:

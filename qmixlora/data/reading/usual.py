@@ -2,40 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from string import ascii_lowercase
 from typing import Any
 
 from qmixlora.errors import UserError
-from qmixlora.recipe import Columns
 
-from .rows import DIALOGUES
+from .rows import DIALOGUES, TASK_FIELDS
 from .sources import Source
+from .texts import is_blank
 
-USUAL: Mapping[str, Sequence[str]] = {  # the first of these that a table has
+USUAL: Mapping[str, Sequence[str]] = {  # the first of these that a table has something in
     "question": ("question", "query", "prompt", "instruction", "problem", "input"),
     "answer": ("answer", "answers", "label", "labels", "response", "output", "completion", "target"),
     "image": ("image", "images", "image_path", "image_file", "img", "picture", "file_name", "filename", "img_path"),
     "options": ("options", "choices"),
 }
+LETTERED = "", "option_"  # before letters, of options in columns of their own
+BEFORE = ("system", "system_prompt", "context", "passage", "hint")  # texts above a question
+AFTER = ("input",)  # and below it: what an instruction is about
 
 
-def usual_columns(source: str, subset: str | None = None) -> Columns | None:
-    """The columns of a source's rows that have usual names, in any letters; None where its first row is a dialogue, or
-    has no question or no answer by such a name.
+@dataclass(frozen=True)
+class Usual:
+    """Columns of a table by the keys of `data.columns`; the template of a question that is made of several of them
+    (None where it is the usual one); and the columns that have something in them and are not used.
+    """
+
+    columns: dict[str, str | list[str]]
+    template: str | None
+    unused: list[str]
+
+
+def usual_columns(
+    source: str, subset: str | None = None, named: Mapping[str, Any] | None = None, template: str | None = None
+) -> Usual | None:
+    """The columns of a source's rows that have usual names, in any letters; every row is looked at. None where one is a
+    dialogue, or the table has no question or no answer by such a name.
+
+    `named` (columns by their keys) and `template` are settled: no others take their place.
 
     Raises UserError as `Source.find`.
     """
-    row = next((row for row in Source.find(source, "train", subset).rows() if not isinstance(row, UserError)), None)
-    return None if row is None or not isinstance(row.value, Mapping) else _of_row(row.value)
+    rows = (row.value for row in Source.find(source, "train", subset).rows() if not isinstance(row, UserError))
+    return _of_rows((row for row in rows if isinstance(row, Mapping)), named or {}, template)
 
 
-def _of_row(row: Mapping[str, Any]) -> Columns | None:
-    if any(row.get(name) is not None for name in DIALOGUES):
+def _of_rows(rows: Iterable[Mapping[str, Any]], named: Mapping[str, Any], template: str | None) -> Usual | None:
+    kinds = dict[str, set[type]]()  # of the values of each column
+    for row in rows:
+        for name, value in row.items():
+            if not is_blank(value):
+                kinds.setdefault(str(name), set()).add(type(value))
+        if any(row.get(name) is not None for name in DIALOGUES):
+            return None
+    settled = {one for value in named.values() for one in (value if isinstance(value, list) else [value])}
+    names = {name.lower().replace(" ", "_").replace("-", "_"): name for name in kinds if name not in settled}
+    found: dict[str, str | list[str]] = {}
+    for key, usual in USUAL.items():
+        first = next((names[name] for name in usual if name in names), None)
+        if first is not None and (key != "options" or kinds[first] & {list, dict, str}):  # else a number of options
+            found[key] = first
+    if "options" not in found and (lettered := _lettered(names)):
+        found["options"] = lettered
+    if not {"question", "answer"} <= {*found, *named}:
         return None
-    names = {str(name).lower().replace(" ", "_").replace("-", "_"): str(name) for name in row}
-    found = {key: next((names[name] for name in usual if name in names), None) for key, usual in USUAL.items()}
-    if found["question"] is None or found["answer"] is None:
-        return None
-    if not (options := row.get(found["options"] or "")) or not isinstance(options, list | dict | str):
-        found["options"] = None  # a number of options, or none in the first row
-    return Columns.model_validate({key: name for key, name in found.items() if name is not None})
+    taken = {name for key, name in found.items() if key not in named and isinstance(name, str)}
+    texts = {name for name in names if kinds[names[name]] <= {str, int, float} and names[name] not in taken}
+    before, after = ([name for name in group if name in texts] for group in (BEFORE, AFTER))
+    found |= {name: names[name] for name in (*before, *after)}
+    if template is not None:
+        found = {key: name for key, name in found.items() if key in {"answer", "image"} or f"{{{key}}}" in template}
+    elif before or after:
+        lines = [*before, "question", *after, *(["options"] if "options" in {*found, *named} else [])]
+        template = "\n".join(f"{{{name}}}" for name in lines)
+    columns = {key: name for key, name in found.items() if key not in named}
+    used = {one for value in columns.values() for one in ([value] if isinstance(value, str) else value)}
+    return Usual(columns, template, [name for name in kinds if name not in {*used, *settled, *TASK_FIELDS}])
+
+
+def _lettered(names: Mapping[str, str]) -> list[str]:
+    """The columns of options that are named by letters, from A on: two at least."""
+    for prefix in LETTERED:
+        found = [names[name] for name in takewhile(names.__contains__, (prefix + letter for letter in ascii_lowercase))]
+        if len(found) > 1:
+            return found
+    return []

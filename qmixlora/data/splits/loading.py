@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from datasets import Dataset, concatenate_datasets
 
@@ -49,7 +50,9 @@ def held_out_split(data: Data) -> str:
 def source_of(data: Data, split: str) -> str:
     """What a split is called in messages: where it comes from."""
     source = getattr(data, split)
-    return source if isinstance(source, str) else ", ".join(data.sources) if split == "train" else f"data.{split}"
+    if is_cut(data, split):
+        return f"data.{split}, cut from {source_of(data, 'train')}"
+    return source if isinstance(source, str) else ", ".join(data.sources)
 
 
 def is_cut(data: Data, split: str) -> bool:
@@ -77,7 +80,10 @@ def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
         whole = _training_rows(data)
         parts = _parted(data, whole.rows) if amounts else {"train": whole.rows}
         teller = "train" if "train" in cut_or_train else cut_or_train[0]
-        own |= {split: Loaded(parts[split], whole.refused if split == teller else Refusals()) for split in cut_or_train}
+        for split in cut_or_train:
+            part = parts[split]
+            tells = split == teller and whole.refused.count
+            own[split] = replace(whole, rows=part) if tells else Loaded(part, Refusals(), len(part))
     return {split: own[split] for split in splits}
 
 
@@ -86,7 +92,8 @@ def _training_rows(data: Data) -> Loaded:
     if isinstance(data.train, str):
         return _read(data, data.train, "train")
     parts = [_rows_of(part, data) for part in data.train]
-    return Loaded(concatenate_datasets([part.rows for part in parts]), Refusals.of_all(part.refused for part in parts))
+    rows, refused = concatenate_datasets([part.rows for part in parts]), Refusals.of_all(part.refused for part in parts)
+    return Loaded(rows, refused, sum(part.read for part in parts))
 
 
 def _rows_of(part: Part, data: Data) -> Loaded:
@@ -108,7 +115,7 @@ def _rows_of(part: Part, data: Data) -> Loaded:
     drawn = sorted(random.Random(data.split_seed).sample(range(len(rows)), rest))
     chosen = [*range(len(rows))] * whole + drawn
     rows = rows if chosen == [*range(len(rows))] else rows.select(chosen)
-    return Loaded(rows.select_columns(list(FEATURES)).cast(FEATURES), loaded.refused)
+    return replace(loaded, rows=rows.select_columns(list(FEATURES)).cast(FEATURES))
 
 
 def _amounts(data: Data) -> dict[str, float]:

@@ -27,6 +27,6 @@ def decoded(collator: Collator, batch: dict[str, Any], index: int, key: str) -> 
 
 def surveyed(rows: Dataset, collator: Collator) -> Survey:
     """The survey of rows that all fit."""
-    verdict = verdict_on(rows, collator, Data(train="here", max_length=collator.max_length), "here")
+    verdict = verdict_on(rows, collator, Data(train="here", max_length=collator.max_length))
     assert verdict.survey is not None and not verdict.refusals.count
     return verdict.survey

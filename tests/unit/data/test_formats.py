@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qmixlora.data.formats import IMAGE, question_about, to_messages
 
 
 def test_messages_put_the_image_where_its_mark_stands() -> None:
     content = to_messages([{"role": "user", "text": f"look {IMAGE} here"}])[0]["content"]
     assert [part["type"] for part in content] == ["text", "image", "text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("Is <> red and\n<>\n blue? ", ["Is ", None, " red and\n", None, "\n blue?"]),
+        ("<>\nwhat ?", [None, "what ?"]),
+        ("<> <>\n what ?\n<>", [None, None, "what ?", None]),
+        ("a <> <> b", ["a ", None, None, " b"]),
+        ("\n a  b \n", ["a  b"]),
+        ("<>", [None]),
+    ],
+)
+def test_white_space_stays_between_words_with_an_image_among_them(text: str, parts: list[str | None]) -> None:
+    content = to_messages([{"role": "user", "text": text.replace("<>", IMAGE)}])[0]["content"]
+    assert [part.get("text") for part in content] == parts
 
 
 def test_the_words_for_an_image_are_text() -> None:

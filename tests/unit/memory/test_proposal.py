@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def test_the_file_is_the_recipe_with_the_reasons(fast: Proposal) -> None:
     words = "\n".join(words_of(fast, config_of(fast.recipe.model), "rtx3090-24gb"))
     assert all(reason in words for reason in fast.reasons.values())
     assert "An epoch takes about" in words and "optimiser steps" in words
+
+
+def test_texts_of_several_columns_are_put_together_and_what_is_not_used_is_said(backbone: Path, tmp_path: Path) -> None:
+    row = {"id": 7, "question": "who ?", "context": "ann is here", "choices": ["ann", "bo"], "answer": 0}
+    (tmp_path / "table.json").write_text(json.dumps([row] * 8))
+    made = propose(str(backbone), str(tmp_path / "table.json"), CARD, "speed", "runs/own", ["model.dtype=float32"])
+    text = text_of(made, "a card")
+    assert yaml.safe_load(text)["data"]["template"] == "{context}\n{question}\n{options}"
+    assert validate(yaml.safe_load(text), "new") == made.recipe and made.data.left_out == 0
+    said = [text, "\n".join(words_of(made, config_of(made.recipe.model), None))]
+    assert all("Columns that are not used: 'id' (" in one for one in said)
 
 
 def test_the_least_memory_is_that_of_one_sample_with_checkpointing(

@@ -200,7 +200,9 @@ def test_a_validation_loss_that_is_nan_is_no_number_in_the_log(
     assert [record["eval_loss"] for record in found if "eval_loss" in record] == [None]
 
 
-def test_a_mistake_in_a_batch_names_the_number_of_the_sample(make_recipe: Callable[..., Recipe], data: Path) -> None:
+def test_a_mistake_in_a_batch_names_where_the_sample_comes_from_or_its_number(
+    make_recipe: Callable[..., Recipe], data: Path
+) -> None:
     from qmixlora.session import open_session
     from qmixlora.training.finite import NamingCollator, NumberedRows
 
@@ -209,5 +211,8 @@ def test_a_mistake_in_a_batch_names_the_number_of_the_sample(make_recipe: Callab
     collator = open_session(make_recipe(), []).collator
     collator.max_length = 8
     rows = NumberedRows(rows_of(data, 3))
-    with pytest.raises(UserError, match="sample 2, task"):
+    with pytest.raises(UserError, match=r"train\.json, line \d+, row 2 \(from 0\), task"):
         NamingCollator(collator)([rows[2]])
+    plain = NumberedRows([{name: value for name, value in row.items() if name != "origin"} for row in rows.rows])  # type: ignore[misc]
+    with pytest.raises(UserError, match="sample 2, task"):
+        NamingCollator(collator)([plain[2]])

@@ -44,7 +44,7 @@ def test_all_rows_that_do_not_fit_are_listed_at_once(recipe: Recipe, teach: Call
     with pytest.raises(UserError, match="3 samples cannot be used") as refused:
         teach(recipe)
     message = str(refused.value)
-    for words in ("sample 4 ", "sample 17 ", "tokens, over data.max_length, 128", "sample 9 ", "1 x 200000 pixels"):
+    for words in ("row 4 (", "row 17 (", "tokens, over data.max_length, 128", "row 9 (", "1 x 200000 pixels"):
         assert words in message
     assert "data.on_bad_sample" in message
 
@@ -81,7 +81,7 @@ def test_broken_bodies_are_found_where_that_is_asked_for(
     (tmp_path / "3.png").write_bytes(whole[: len(whole) * 7 // 10])
     fits = edited(recipe, ["data.max_length=1000", "data.max_pixels=300000000"])
     assert len(teach(fits)) == 20
-    with pytest.raises(UserError, match=r"3\.png of .*data.json, sample 3"):
+    with pytest.raises(UserError, match=r"3\.png of .*data.json, line 1, row 3 \(from 0\)"):
         teach(edited(fits, ["data.check_images=full"]))
 
 
@@ -127,6 +127,9 @@ def test_what_cannot_be_read_and_what_does_not_fit_is_one_list(
     with pytest.raises(UserError, match="5 samples cannot be used") as refused:
         teach(recipe)
     assert "gone.png" in str(refused.value) and "null as an answer" in str(refused.value)
+    assert "data.json, line 1, row 17 (from 0) (task" in str(
+        refused.value
+    )  # by its place in the file, not by what is left
     assert "over data.max_length" in str(refused.value)
 
 
@@ -161,5 +164,5 @@ def test_rows_are_looked_at_alike_in_one_process_and_in_several(
     found = []
     for chunk in (3, 100):
         monkeypatch.setattr(look, "CHUNK", chunk)
-        found.append(verdicts.verdict_on(load_split(recipe.data, "train"), Collator(processor, 128), recipe.data, "x"))
+        found.append(verdicts.verdict_on(load_split(recipe.data, "train"), Collator(processor, 128), recipe.data))
     assert found[0] == found[1] and found[0].refusals.count == 3

@@ -135,3 +135,17 @@ def test_a_bad_cell_is_named(row: dict[str, Any], message: str) -> None:
 def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(FormatError, match=r"no column 'b', which data.columns names; its columns are \['a', 'choices'"):
         read({}, answer="b")
+
+
+@pytest.mark.parametrize("hint", [{"hint": None}, {"hint": " "}, {"hint": "", "choices": None}], ids=str)
+def test_lines_with_nothing_in_their_columns_are_left_out(hint: dict[str, Any]) -> None:
+    template = "Hint: {hint}\n{question}\n{hint} {options}\nAnswer."
+    text = read({"choices": [], **hint}, template, options="choices", hint="hint").turns[0]["text"]
+    assert text == "which colour ?\nAnswer."
+    lacking = {"q": "which colour ?", "a": "red"}
+    columns = Columns.model_validate({"question": "q", "answer": "a", "options": ["A", "B"], "hint": "hint"})
+    assert to_sample(lacking, Reading(columns=columns, template=template)).turns[0]["text"] == text
+
+
+def test_a_line_with_something_in_one_of_its_columns_stays() -> None:
+    assert read({"hint": ""}, "({hint}) {question}\n", hint="hint").turns[0]["text"] == "() which colour ?\n"

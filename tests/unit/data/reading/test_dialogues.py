@@ -38,6 +38,13 @@ def test_keys_that_a_table_fills_with_null_are_not_meant() -> None:
     assert [turn["text"] for turn in to_sample({"conversations": turns}, Reading()).turns] == ["hi", "seven"]
 
 
+def test_an_answer_may_say_that_it_is_learned() -> None:
+    said = {"weight": 1, "loss": True, "train": True, "train_detail": [], "loss_scale": 1.0, "reasoning_content": ""}
+    turns = [{**ASKED, "weight": 0, "train": False}, {**ANSWER, **said}, ASKED, {**ANSWER, **dict.fromkeys(said)}]
+    plain = [ASKED, ANSWER, ASKED, ANSWER]
+    assert to_sample({"messages": turns}, Reading()) == to_sample({"messages": plain}, Reading())
+
+
 def test_blank_system_turns_are_left_out() -> None:
     turns = [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}, ANSWER]
     assert len(to_sample({"messages": turns}, Reading()).turns) == 2
@@ -66,6 +73,31 @@ def test_picture_parts_without_a_source_are_the_rows_own_in_order() -> None:
     assert sample.images == ["a", "b", "c"] and sample.turns[0]["text"] == f"{IMAGE}{IMAGE}what ?{IMAGE}"
 
 
+@pytest.mark.parametrize(
+    ("question", "images", "text"),
+    [
+        ({"content": "what ?", "images": ["a"]}, ["a"], f"{IMAGE}\nwhat ?"),
+        ({"content": "what ?", "image": {"path": "a"}}, ["a"], f"{IMAGE}\nwhat ?"),
+        ({"content": "", "image": "a"}, ["a"], IMAGE),
+        ({"content": "is <image> <image> ?", "images": ["a", "b"]}, ["a", "b"], f"is {IMAGE} {IMAGE} ?"),
+        ({"content": [{"type": "image"}, TEXT], "images": ["a"]}, ["a"], f"{IMAGE}what ?"),
+        ({"content": [{"type": "image", "image": "c"}, TEXT]}, ["c"], f"{IMAGE}what ?"),
+        ({"content": "what ?", "images": [], "image": None}, [], "what ?"),
+    ],
+    ids=str,
+)
+def test_pictures_of_a_turn_stand_in_it(question: dict[str, Any], images: list[str], text: str) -> None:
+    turns = [ASKED, ANSWER, {"role": "user", **question}, ANSWER]
+    sample = to_sample({"messages": turns}, Reading())
+    assert sample.images == images and sample.turns[2]["text"] == text and sample.turns[0]["text"] == "what ?"
+
+
+def test_picture_parts_name_the_rows_own_by_their_index() -> None:
+    parts = {"type": "image", "index": 1}, {"type": "image", "image": "c"}, TEXT, {"type": "image", "index": 0}
+    sample = to_sample(asking(*parts, images=["a", "b"]), Reading())
+    assert sample.images == ["b", "c", "a"]
+
+
 def test_beside_picture_parts_marks_are_text() -> None:
     sample = to_sample(asking({"type": "image"}, {"type": "text", "text": "is it <image> ?"}, images=["a"]), Reading())
     assert sample.turns[0]["text"] == f"{IMAGE}is it <image> ?"
@@ -81,6 +113,18 @@ def test_beside_picture_parts_marks_are_text() -> None:
         ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool'; calls of tools"),
         ({"conversations": [{"from": "observation", "value": "a"}]}, "role 'observation'; calls of tools"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "has 'tool_calls'"),
+        *(
+            ({"messages": [ASKED, {**ANSWER, key: value}]}, f"has an answer with '{key}': {told}, but all")
+            for key, value, told in (
+                ("weight", 0, "0"),
+                ("weight", 0.5, "0.5"),
+                ("loss", False, "false"),
+                ("loss_scale", 0.0, "0.0"),
+                ("train", False, "false"),
+                ("train_detail", [{"begin_offset": 0}], "a list"),
+            )
+        ),
+        ({"messages": [ASKED, {**ANSWER, "reasoning_content": "so"}]}, "has an answer with 'reasoning_content'"),
         (asking({"type": "audio"}), "type 'audio'; audio is not read"),
         (asking({"type": "input_audio", "input_audio": {}}), "audio is not read"),
         (asking({"type": "video", "video": "x.mp4"}), "type 'video'; video is not read"),
@@ -90,6 +134,16 @@ def test_beside_picture_parts_marks_are_text() -> None:
         (asking({"type": "text", "text": None}), "null as a part of a question"),
         (asking({"type": "image", "image": "a", "url": "b"}), "several sources, image, url"),
         (asking({"type": "image_url"}), "without a url"),
+        (asking({"type": "image", "index": 1}, TEXT, images=["a"]), "the indices 1, and 1 images, which count from 0"),
+        (asking({"type": "image", "index": 0}, {"type": "image"}, images=["a", "b"]), "the indices 0, none, and 2"),
+        (asking(*[{"type": "image", "index": 0}] * 2, images=["a", "b"]), "the indices 0, 0, and 2 images"),
+        (asking(*[{"type": "image", "index": 0}] * 2, images=["a"]), "2 picture parts without a source, and 1 images"),
+        (asking({"type": "image", "index": "0"}, images=["a"]), "a text as the index of a picture part"),
+        ({"messages": [{**ASKED, "image": "a", "images": ["b"]}, ANSWER]}, "both 'image' and 'images'"),
+        ({"messages": [{**ASKED, "images": ["a"]}, ANSWER], "image": "b"}, "0 picture parts without a source, and 1"),
+        ({"messages": [{"role": "user", "content": "<image>", "images": ["a", "b"]}, ANSWER]}, "1 <image> marks and 2"),
+        ({"messages": [ASKED, {**ANSWER, "images": ["a"]}]}, "a picture in a turn that is not the user's"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "a", "videos": ["b"]}]}, "video is not read"),
         (asking({"type": "image"}, TEXT), "1 picture parts without a source, and 0 images"),
         (
             asking({"type": "image", "image": "a"}, TEXT, image="a"),

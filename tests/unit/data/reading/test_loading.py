@@ -36,7 +36,7 @@ def test_llava_messages_and_parquet_give_the_same_conversation(write_json: Write
     assert first["task"] == "digit" and first["images"][0]["path"].endswith("p.png")
     assert [turn["role"] for turn in first["turns"]] == ["user", "assistant"]
     for other in ("b.jsonl", "c.parquet"):
-        assert load_conversations(str(tmp_path / other))[0] == first
+        assert {**load_conversations(str(tmp_path / other))[0], "origin": first["origin"]} == first
 
 
 def test_images_inside_parquet_are_read(tmp_path: Path, image: str, processor: object) -> None:
@@ -173,3 +173,14 @@ def test_a_table_with_columns_is_read_with_all_its_answers(tmp_path: Path, image
     [row] = load_conversations(str(tmp_path / "t.parquet"), columns=columns, template="{question} !")
     assert row["references"] == ["x", "y", "y"]
     assert [turn["text"] for turn in row["turns"]] == [f"{IMAGE}\nwhat ? !", "y"]
+
+
+def test_a_column_that_no_row_has_is_named_with_those_that_are_there(write_json: Write, image: str) -> None:
+    rows = [{"q": "?", "a": "!"}, {"q": "?", "a": "!", "picture": image}]
+    source = str(write_json("a.json", rows))
+    found = load_conversations(
+        source, columns=Columns(question="q", answer="a", image="picture"), template="{question}"
+    )
+    assert [len(row["images"]) for row in found] == [0, 1]
+    with pytest.raises(UserError, match=r"(?s)No row has the column 'pictur'.*'q', 'a', 'picture'"):
+        load_conversations(source, columns=Columns(question="q", answer="a", image="pictur"), template="{question}")

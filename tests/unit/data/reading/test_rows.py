@@ -110,6 +110,13 @@ def test_tasks_of_answers_that_have_not_one_meaning_are_refused(row: dict[str, A
         to_sample(row, Reading())
 
 
+@pytest.mark.parametrize("field", ["system", "system_prompt"])
+def test_the_systems_words_may_stand_beside_a_dialogue(field: str) -> None:
+    said = {"conversations": [SYSTEM, HI, GPT]}
+    assert to_sample({**SPOKEN, field: "be brief"}, Reading()) == to_sample(said, Reading())
+    assert to_sample({**said, field: "be brief"}, Reading()) == to_sample(said, Reading())
+
+
 def text_of(row: dict[str, Any], turn: int = 0) -> str:
     return to_sample(row, Reading()).turns[turn]["text"]
 
@@ -162,13 +169,22 @@ def test_a_number_in_an_answer_is_its_text() -> None:
 
 
 def test_keys_that_are_not_known_are_ignored() -> None:
-    row = {**SPOKEN, "id": None, "score": float("nan"), "tools": [], "video": None, "audios": []}
+    row = {**SPOKEN, "label": True, "rejected": "x", "system": " ", "functions": "[]"}
+    assert to_sample(row, Reading()) == to_sample(SPOKEN, Reading())
+    row = {**SPOKEN, "id": None, "label": 0, "score": float("nan"), "tools": [], "video": None, "audios": []}
     assert to_sample(row, Reading()) == to_sample(SPOKEN, Reading())
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({**SPOKEN, "system": "be kind", "system_prompt": "be kind"}, "has 'system' and 'system_prompt'"),
+        ({"conversations": [SYSTEM, HI, GPT], "system": "be kind"}, "has 'system' and a system turn"),
+        ({**SPOKEN, "system": ["be kind"]}, "a list as 'system'"),
+        ({**SPOKEN, "tools": '[{"name": "look"}]'}, "has 'tools'; calls of tools"),
+        ({**SPOKEN, "functions": [{"name": "look"}]}, "has 'functions'; calls of tools"),
+        ({**SPOKEN, "label": False}, "has 'label': false, so that its answers are not to be learned"),
+        ({**SPOKEN, "kto_tag": False}, "has 'kto_tag': false"),
         ({"text": "x"}, "neither 'conversations' nor 'messages'"),
         ({"question": "x", "answer": "y"}, r"set data.columns: \{question: question, answer: answer\}"),
         ({"conversations": [HI], "messages": [HI]}, "both 'conversations' and 'messages'"),

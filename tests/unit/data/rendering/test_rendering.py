@@ -27,7 +27,7 @@ def collator_of(template: str, tokens: str = "bytes", family: str = "qwen3_vl", 
 def row_of(*texts: str, **more: Any) -> Any:
     roles = ("user", "assistant")
     turns = [{"role": roles[index % 2], "text": text} for index, text in enumerate(texts)]
-    return {"turns": turns, "images": [], "task": "t", "tasks": [], "references": [], **more}
+    return {"turns": turns, "images": [], "task": "t", "tasks": [], "references": [], "origin": "here", **more}
 
 
 def notes(template: str, **arguments: Any) -> str:

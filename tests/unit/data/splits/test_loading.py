@@ -36,6 +36,16 @@ def test_a_share_and_a_number_are_cut_from_the_training_data(recipe: Recipe) -> 
     assert set.union(*parts.values()) == questions(recipe, "train")
 
 
+def test_what_is_left_out_is_told_of_all_that_was_read(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Path(recipe.data.sources[0])
+    rows = json.loads(source.read_text())
+    rows[7]["conversations"][1]["value"] = None
+    source.write_text(json.dumps(rows))
+    for split, name in (("train", str(source)), ("test", f"data.test, cut from {source}")):
+        load_split(edited(recipe, ["data.test=0.1", "data.on_bad_sample=skip"]).data, split)
+        assert f"{name}: 1 of 100 samples left out" in capsys.readouterr().err
+
+
 def test_every_look_at_a_split_is_the_same_and_the_seed_changes_it(recipe: Recipe) -> None:
     cut = edited(recipe, ["data.validation=0.1"])
     assert questions(cut, "validation") == questions(cut, "validation")
