@@ -23,7 +23,7 @@ from qmixlora.manifest import promise
 from qmixlora.session import TunedSession
 
 from .arguments import arguments_of
-from .best import Examination, evaluations_since
+from .best import Examination, Judge, evaluations_since
 from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
 from .data_parallel import Meeting, deal, is_idle
@@ -77,6 +77,7 @@ def make_trainer(
             *own_callbacks(recipe.train.report_to, folder),
             FirstStepsGuard(session, steps),
             MetricsLog(folder),
+            Judge.of(recipe, validation, display.say),
             display,
         ],
     )
