@@ -134,6 +134,14 @@ def evaluations_since(state: TrainerState, key: str) -> int:
     return sum(key in log and log["step"] > after for log in state.log_history)
 
 
+def wins_a_tie(state: TrainerState, key: str, metrics: Mapping[str, float]) -> bool:
+    """Whether an evaluation whose score is that of the best one has a lower validation loss than it."""
+    if key != SCORE or metrics[SCORE] != state.best_metric:
+        return False
+    of_best = (log for log in reversed(state.log_history) if SCORE in log and log["step"] == state.best_global_step)
+    return metrics[LOSS] < next(of_best)[LOSS]
+
+
 def take_best(session: TunedSession, state: TrainerState, folder: Path) -> int | None:
     """Give the model the adapter of the best checkpoint, and the run's folder its routing; returns the step that the
     model is of then: the last where the checkpoint is gone, None where nothing was judged. Raises UserError if the

@@ -23,7 +23,7 @@ from qmixlora.manifest import promise
 from qmixlora.session import TunedSession
 
 from .arguments import arguments_of
-from .best import Examination, Judge, evaluations_since
+from .best import Examination, Judge, evaluations_since, wins_a_tie
 from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
 from .data_parallel import Meeting, deal, is_idle
@@ -183,6 +183,8 @@ class SupervisedTrainer(Trainer):
         key = self.args.metric_for_best_model
         if key is None:
             return is_best
+        if wins_a_tie(self.state, key, metrics):
+            self.state.best_global_step, is_best = self.state.global_step, True
         self.control.should_save |= is_best
         if self.patience is not None and (since := evaluations_since(self.state, key)) >= self.patience:
             self.control.should_training_stop = True

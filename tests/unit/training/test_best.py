@@ -24,7 +24,7 @@ from qmixlora.recipe import Recipe, edited
 from qmixlora.report.routing import read_routing
 from qmixlora.training import run as running
 from qmixlora.training import train
-from qmixlora.training.best import LOSS, SCORE, Judge, evaluations_since, sample_of, take_best
+from qmixlora.training.best import LOSS, SCORE, Judge, evaluations_since, sample_of, take_best, wins_a_tie
 from qmixlora.training.checkpoints import STATE
 
 from .helpers import QUIET
@@ -65,7 +65,7 @@ def test_answers_on_a_sample_of_validation_decide(make: Callable[..., Recipe]) -
     assert [log["step"] for log in logs] == [2, 4]
     tasks = [value for key, value in logs[0].items() if key.startswith("eval_score_")]
     assert len(tasks) == 7 and logs[0]["eval_score"] == pytest.approx(sum(tasks) / 7)
-    best = max(logs, key=lambda log: (log["eval_score"], -log["step"]))
+    best = max(logs, key=lambda log: (log["eval_score"], -log["eval_loss"]))
     assert finish(run)["kept_step"] == best["step"] and finish(run)["kept_for"] == best["eval_score"]
     assert same(run / "adapter", run / "checkpoints" / f"checkpoint-{best['step']}")
 
@@ -217,3 +217,13 @@ def test_a_best_checkpoint_that_is_gone_is_told_and_the_last_step_written_down(
         "Kept: the adapter of step 2, of 2. The best was that of step 1, whose checkpoint is gone." in screen.getvalue()
     )
     assert (finish(run)["kept_step"], finish(run)["kept_for"]) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "score", "loss", "wins"),
+    [(SCORE, 0.5, 1.9, True), (SCORE, 0.5, 2.0, False), (SCORE, 0.4, 1.0, False), (LOSS, 0.5, 1.9, False)],
+)
+def test_of_equal_scores_the_lower_loss_is_the_better(key: str, score: float, loss: float, wins: bool) -> None:
+    logs = [{"step": 2, SCORE: 0.5, LOSS: 3.0}, {"step": 4, SCORE: 0.5, LOSS: 2.0}, {"step": 4, "loss": 1.0}]
+    state = TrainerState(global_step=6, best_global_step=4, best_metric=0.5, log_history=logs)
+    assert wins_a_tie(state, key, {SCORE: score, LOSS: loss}) is wins
