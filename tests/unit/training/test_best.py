@@ -59,6 +59,12 @@ def test_a_run_that_gets_no_better_stops_and_keeps_its_best_step(make: Callable[
     assert same(run / "adapter", best) and read_routing(run).steps == read_routing(best).steps == [1]
 
 
+def test_a_best_step_in_the_first_tenth_has_its_routing(make: Callable[..., Recipe]) -> None:
+    run = train(make(**{**STANDS_STILL, "max_steps": 40}, early_stopping=1), console=QUIET)
+    assert (finish(run)["kept_step"], finish(run)["step"]) == (1, 2)
+    assert read_routing(run).steps == read_routing(run / "checkpoints" / "checkpoint-1").steps == [1]
+
+
 def test_answers_on_a_sample_of_validation_decide(make: Callable[..., Recipe]) -> None:
     run = train(make(max_steps=4, eval_every=2, eval_generate=7), console=QUIET)
     logs = [log for log in read_log(run / "metrics.jsonl") if "eval_score" in log]
