@@ -47,7 +47,8 @@ class MetricsLog(TrainerCallback):
 class RoutingLog(TrainerCallback):
     """Writes `routing.safetensors`: how every task was routed in each tenth of the run, all its samples counted.
 
-    A best step, and the last, in the first tenth have a snapshot of their own: each may be what the run keeps. What is counted so far lies in every checkpoint, so that a resumed run counts no sample twice and forgets none.
+    A best step, and the last, in the first tenth have a snapshot of their own: each may be what the run keeps.
+    What is counted so far lies in every checkpoint, so that a resumed run counts no sample twice and forgets none.
     """
 
     def __init__(self, model: PeftModel, tasks: Sequence[str], folder: Path) -> None:
