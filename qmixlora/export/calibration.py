@@ -116,6 +116,8 @@ def _recorded(folder: Path, learned: Learned, tasks: Sequence[str]) -> dict[str,
         return {}
     with clear_read_errors(folder / FILE, RECORD), safe_open(folder / FILE, "pt") as file:
         known = json.loads(file.metadata()["tasks"])
+        if not json.loads(file.metadata()["layers"]):  # it has no snapshot
+            return {}
         mean_LTEF = torch.stack([file.get_tensor(f"{layer}.mean") for layer in learned.pools])
         counts = dict(zip(known, file.get_tensor("count").tolist(), strict=True))
         factors = learned.identity().shape[-1]

@@ -14,10 +14,9 @@ from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores
 from qmixlora.evaluation.results import read_results
 from qmixlora.files import read_log
-from qmixlora.mixlora.routing_record import FILE
 from qmixlora.recipe import Recipe, load_run_recipe
 
-from .routing import RoutingSummary, read_routing
+from .routing import RoutingSummary, routing_of
 
 REPORT = "report.html"
 
@@ -57,7 +56,7 @@ class RunRecord:
             metrics=read_log(folder / "metrics.jsonl"),
             survey=_object(folder / "survey.json"),
             plan=_object(folder / "plan.json"),
-            routing=read_routing(folder) if (folder / FILE).is_file() else None,
+            routing=routing_of(folder),
             interference=_object(folder / "interference.json"),
             exports=[found for path in sorted(folder.glob("exports/*/fidelity.json")) if (found := _object(path))],
         )

@@ -92,16 +92,26 @@ class RoutingSummary:
 
 def read_routing(folder: Path) -> RoutingSummary:
     """The routing record of a run folder. Raises UserError if the run has none, or a damaged one."""
-    path = folder / FILE
-    if not path.is_file():
+    summary = routing_of(folder)
+    if summary is None:
         raise UserError(
             "This run has no record of its routing.",
-            where=str(path),
+            where=str(folder / FILE),
             fix="Only runs of adapter.method 'mixlora' have one; train one with `qmixlora train`.",
         )
+    return summary
+
+
+def routing_of(folder: Path) -> RoutingSummary | None:
+    """The same; None for a run that has no record, or one without any snapshot. Raises UserError if it is damaged."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
     check_unchanged(folder, [FILE], "The record of the routing")
     with clear_read_errors(path, "Take a whole copy of the run's folder."), safe_open(path, "pt") as file:
         tasks, layers = (json.loads(file.metadata()[name]) for name in ("tasks", "layers"))
+        if not layers:
+            return None
         usage_A, usage_B, mean = (
             torch.stack([file.get_tensor(f"{layer}.{kind}") for layer in layers])
             for kind in ("usage_A", "usage_B", "mean")

@@ -47,6 +47,7 @@ class MetricsLog(TrainerCallback):
 class RoutingLog(TrainerCallback):
     """Writes `routing.safetensors`: how every task was routed in each tenth of the run, all its samples counted.
 
+    A best step, and the last, in the first tenth have a snapshot of their own: each may be what the run keeps.
     What is counted so far lies in every checkpoint, so that a resumed run counts no sample twice and forgets none.
     """
 
@@ -63,12 +64,11 @@ class RoutingLog(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % max(1, state.max_steps // 10) == 0 or state.global_step == state.max_steps:
-            means, count_T = self.statistics.take()
-            if state.is_world_process_zero:
-                self.record.add(state.global_step, means, count_T)
-                self._save(self.folder)
+            self._take_snapshot(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.best_global_step and not self.record.steps:
+            self._take_snapshot(state)
         checkpoint = self._checkpoint(args, state)
         self.statistics.save(checkpoint)
         if state.is_world_process_zero:
@@ -76,10 +76,17 @@ class RoutingLog(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.watching.remove()
+        if not self.record.steps:
+            self._take_snapshot(state)
 
     def logs(self) -> dict[str, float]:
         """What trackers are told: the mean entropy of factor usage, from the first snapshot on."""
         return {"routing_entropy": self.record.entropy()} if self.record.steps else {}
+
+    def _take_snapshot(self, state: Any) -> None:
+        self.record.add(state.global_step, *self.statistics.take())  # in all processes: all know what there is
+        if state.is_world_process_zero:
+            self._save(self.folder)
 
     def _save(self, folder: Path) -> None:
         with replacing(folder / FILE) as temporary:

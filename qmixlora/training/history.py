@@ -39,7 +39,7 @@ MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the
 )
 ROWS = 1000  # that are told apart at a time
 FREE_IN_A_NEW_RUN = ("adapter.dropout", "adapter.task_mix")
-MAY_NOT_CHANGE = ("data.max_image_tokens",)
+MAY_NOT_CHANGE = ("data.max_image_tokens", "data.group_by_length")  # of the data: what samples are, and their order
 Event = Literal["started", "resumed", "adapted", "finished"]
 
 

@@ -100,12 +100,15 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
 def _keep(session: TunedSession, state: TrainerState, console: Console) -> None:
     """Write what a run that took all its steps has learned: its best step, where it was judged, or its last."""
     folder = Path(session.recipe.train.output)
-    best = take_best(session, state, folder)
+    best, step = state.best_global_step, take_best(session, state, folder)
     with replacing(folder / "adapter") as temporary:
         session.model.save_pretrained(str(temporary))
-    if best is not None and best != state.global_step:
-        console.print(f"Kept: the adapter of step {best}, of {state.global_step}.", highlight=False)
-    kept = {} if best is None else {"kept_step": best, "kept_for": state.best_metric}
+    told = f"Kept: the adapter of step {step}, of {state.global_step}."
+    if step != best:
+        console.print(f"{told} The best was that of step {best}, whose checkpoint is gone.", highlight=False)
+    elif step not in (None, state.global_step):
+        console.print(told, highlight=False)
+    kept = {} if step is None else {"kept_step": step, "kept_for": state.best_metric if step == best else None}
     History(folder).add("finished", state.global_step, session.recipe, {}, **kept)
     seal(folder, _finished_files(folder))
 

@@ -23,7 +23,7 @@ from qmixlora.manifest import promise
 from qmixlora.session import TunedSession
 
 from .arguments import arguments_of
-from .best import Examination, evaluations_since
+from .best import LOSS, Examination, Judge, evaluations_since, wins_a_tie
 from .callbacks import MetricsLog, ProgressDisplay
 from .checkpoints import PREFIX
 from .data_parallel import Meeting, deal, is_idle
@@ -39,6 +39,7 @@ from .sampling import (
 )
 from .seen import Seen
 from .trackers import own_callbacks, show_answers
+from .validation_loss import ValidationLoss
 from .workers import ErrorCarrier, loader_workers, unless_error
 
 
@@ -77,6 +78,7 @@ def make_trainer(
             *own_callbacks(recipe.train.report_to, folder),
             FirstStepsGuard(session, steps),
             MetricsLog(folder),
+            Judge.of(recipe, validation, display.say),
             display,
         ],
     )
@@ -121,6 +123,7 @@ class SupervisedTrainer(Trainer):
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
         self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
         self.also_logged: Callable[[], dict[str, float]] = lambda: {}
+        self.validation_loss = ValidationLoss()  # of one evaluation
         self.examination: Examination | None = None
         self.patience: int | None = None  # evaluations without a better one
         self.say: Callable[[str], None] = lambda text: None
@@ -162,12 +165,13 @@ class SupervisedTrainer(Trainer):
         return batches
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as Trainer does, and score generated answers where the recipe asks for it."""
+        """Evaluate as Trainer does, by `ValidationLoss`, and score generated answers where the recipe asks for it."""
+        self.validation_loss = ValidationLoss()
         output = super().evaluation_loop(*args, **kwargs)
+        metrics = {**(output.metrics or {}), LOSS: self.validation_loss.mean()}
         if self.examination is not None:
-            scores = self.examination.metrics(lambda done: self.stop_if_asked())
-            output = output._replace(metrics={**(output.metrics or {}), **scores})
-        return output
+            metrics |= self.examination.metrics(lambda done: self.stop_if_asked())
+        return output._replace(metrics=metrics)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Evaluate as Trainer does. One that is made up for at the start, where Trainer judges nothing, counts too."""
@@ -182,6 +186,8 @@ class SupervisedTrainer(Trainer):
         key = self.args.metric_for_best_model
         if key is None:
             return is_best
+        if wins_a_tie(self.state, key, metrics):
+            self.state.best_global_step, is_best = self.state.global_step, True
         self.control.should_save |= is_best
         if self.patience is not None and (since := evaluations_since(self.state, key)) >= self.patience:
             self.control.should_training_stop = True
@@ -250,7 +256,10 @@ class SupervisedTrainer(Trainer):
         if is_idle(inputs):
             self._get_num_items_in_batch([inputs], self.args.device)  # the others count with this process
             return self.meeting.nothing(), None, None
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        assert loss is not None, "every batch has labels"
+        self.validation_loss.add(loss, inputs["labels"])
+        return loss, *others
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip as Trainer does, when all processes have met. A step that is not finite raises, or loses its gradients:
@@ -278,7 +287,7 @@ class SupervisedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if not model.training:  # of an evaluation Trainer takes the mean over batches
+        if not model.training:  # the mean over the batch's own tokens, which `ValidationLoss` weighs
             num_items_in_batch = None
         loss = supervised_loss(model, inputs, num_items_in_batch, chunk=self.loss_chunk)
         if self.gradient_scale is not None and num_items_in_batch is not None:

@@ -19,7 +19,7 @@ from qmixlora.export.low_rank import LowRank
 from qmixlora.export.measurement import measure_updates
 from qmixlora.export.static import learned_by, read
 from qmixlora.manifest import MANIFEST
-from qmixlora.mixlora.routing_record import mixture_layers
+from qmixlora.mixlora.routing_record import RoutingRecord, mixture_layers
 from qmixlora.recipe import Recipe
 from qmixlora.session import open_session, open_tuned_run
 from tests.unit.mixlora.conversations import mixed_rows
@@ -103,3 +103,11 @@ def test_a_task_without_samples_in_the_record_is_calibrated_on_its_training_rows
     (run / MANIFEST).unlink()
     again = exported_update(run)
     assert again.up_OK.abs().sum() > 0 and not torch.equal(again.up_OK, counted.up_OK)
+
+
+def test_a_record_without_a_snapshot_has_samples_of_no_task(run: Path) -> None:
+    with safe_open(run / "routing.safetensors", "pt") as file:
+        tasks = json.loads(file.metadata()["tasks"])
+    RoutingRecord(tasks).save(run / "routing.safetensors")
+    (run / MANIFEST).unlink()
+    assert exported_update(run).up_OK.abs().sum() > 0

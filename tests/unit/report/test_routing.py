@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from qmixlora.errors import UserError
-from qmixlora.report.routing import read_routing
+from qmixlora.mixlora.routing_record import FILE, RoutingRecord
+from qmixlora.report.routing import read_routing, routing_of
 
 
 def test_entropy_is_0_for_one_factor_and_a_half_for_two_of_four(run: Path) -> None:
@@ -34,5 +35,12 @@ def test_the_summary_counts_dead_factors_and_names_steps(run: Path) -> None:
 
 
 def test_a_run_without_a_record_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no record of its routing"):
+        read_routing(tmp_path)
+
+
+def test_a_record_without_a_snapshot_is_none(tmp_path: Path) -> None:
+    RoutingRecord(["s", "t"]).save(tmp_path / FILE)
+    assert routing_of(tmp_path) is None
     with pytest.raises(UserError, match="no record of its routing"):
         read_routing(tmp_path)
