@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
-
-import pyarrow.compute as pc
-from datasets import Dataset
 
 from qmixlora.backbone.levers.table import LEVERS
 from qmixlora.errors import UserError
@@ -37,7 +33,6 @@ MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the
     ),
     *("train.cache_features", "model.attention", "model.trust_remote_code", "data", "export"),
 )
-ROWS = 1000  # that are told apart at a time
 FREE_IN_A_NEW_RUN = ("adapter.dropout", "adapter.task_mix")
 MAY_NOT_CHANGE = ("data.max_image_tokens",)
 Event = Literal["started", "resumed", "adapted", "finished"]
@@ -187,21 +182,6 @@ def _in_words(record: Mapping[str, Any]) -> str:
     )
     event = f"{record.get('time')} {record.get('event')} at step {record.get('step')}{origin}"
     return f"{event}{f'; {changed}' if changed else ''} ({libraries})"
-
-
-def fingerprint(rows: Dataset) -> str:
-    """What tells training data apart: the texts, tasks and images of its rows in their order. (Of images it is the
-    names and the sizes of bytes, so that data can be moved.)
-    """
-    digest = hashlib.sha256()
-    for batch in rows.with_format("arrow").iter(ROWS):  # by column: no image's bytes are taken out
-        images = pc.list_flatten(batch["images"])
-        names = [PurePath(path or "").name for path in pc.struct_field(images, "path").to_pylist()]
-        sizes = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), 0).to_pylist()
-        counts = pc.list_value_length(batch["images"]).to_pylist()
-        told = (batch["turns"].to_pylist(), batch["task"].to_pylist(), counts, names, sizes)
-        digest.update(repr(told).encode(errors="replace"))
-    return digest.hexdigest()[:32]
 
 
 def _versions() -> dict[str, str]:

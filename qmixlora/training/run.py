@@ -12,7 +12,7 @@ from transformers.trainer_callback import TrainerState
 
 from qmixlora import processes
 from qmixlora.adapter import check_fit_of_files, load_adapter, read_weights
-from qmixlora.data import DataFacts, indices_by_answer, splits_of, taught
+from qmixlora.data import DataFacts, fingerprint, indices_by_answer, splits_of, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing, write_json
 from qmixlora.manifest import MANIFEST, seal
@@ -28,7 +28,7 @@ from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
 from .features import with_cached_features
 from .finite import NotFiniteError
 from .guard import check_has_images
-from .history import History, check_same_adapter, fingerprint
+from .history import History, check_same_adapter
 from .look_ahead import check_look_ahead
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step
 from .schedule import schedule_problems

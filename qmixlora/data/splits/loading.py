@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from datasets import Dataset, concatenate_datasets
 
@@ -74,22 +76,37 @@ def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
     own = {split: _read(data, getattr(data, split), split) for split in splits if split not in {"train", *amounts}}
     cut_or_train = [split for split in splits if split not in own]
     if cut_or_train:
-        whole = _training_rows(data)
-        parts = _parted(data, whole.rows) if amounts else {"train": whole.rows}
+        sources = _training_sources(data)
+        parts = _parted(data, sources)
         teller = "train" if "train" in cut_or_train else cut_or_train[0]
-        own |= {split: Loaded(parts[split], whole.refused if split == teller else Refusals()) for split in cut_or_train}
+        own |= {
+            split: Loaded(parts[split], sources.refused if split == teller else Refusals()) for split in cut_or_train
+        }
     return {split: own[split] for split in splits}
 
 
-def _training_rows(data: Data) -> Loaded:
+@dataclass(frozen=True)
+class _Source:
+    """Rows to train on, each of them once; and their numbers as often as they are trained on, and in that order."""
+
+    rows: Dataset
+    order: list[int]
+    refused: Refusals
+
+
+def _training_sources(data: Data) -> _Source:
     """The rows of all sources, one source after the other."""
     if isinstance(data.train, str):
-        return _read(data, data.train, "train")
-    parts = [_rows_of(part, data) for part in data.train]
-    return Loaded(concatenate_datasets([part.rows for part in parts]), Refusals.of_all(part.refused for part in parts))
+        loaded = _read(data, data.train, "train")
+        return _Source(loaded.rows, [*range(len(loaded.rows))], loaded.refused)
+    parts = [_source_of(part, data) for part in data.train]
+    starts = accumulate((len(part.rows) for part in parts), initial=0)
+    order = [start + index for start, part in zip(starts, parts, strict=False) for index in part.order]
+    rows = concatenate_datasets([part.rows for part in parts])
+    return _Source(rows, order, Refusals.of_all(part.refused for part in parts))
 
 
-def _rows_of(part: Part, data: Data) -> Loaded:
+def _source_of(part: Part, data: Data) -> _Source:
     """The rows of a part of a mixture, as often as it says. Raises UserError if that is never."""
     own = {name: value for name in OWN if (value := getattr(part, name)) is not None}
     loaded = _read(data.model_copy(update=own), part.path, part.split)
@@ -106,9 +123,10 @@ def _rows_of(part: Part, data: Data) -> Loaded:
         )
     whole, rest = divmod(count, len(rows))
     drawn = sorted(random.Random(data.split_seed).sample(range(len(rows)), rest))
-    chosen = [*range(len(rows))] * whole + drawn
-    rows = rows if chosen == [*range(len(rows))] else rows.select(chosen)
-    return Loaded(rows.select_columns(list(FEATURES)).cast(FEATURES), loaded.refused)
+    order = [*range(len(rows))] * whole + drawn
+    if not whole:
+        rows, order = rows.select(drawn), [*range(rest)]
+    return _Source(rows.select_columns(list(FEATURES)).cast(FEATURES), order, loaded.refused)
 
 
 def _amounts(data: Data) -> dict[str, float]:
@@ -117,15 +135,21 @@ def _amounts(data: Data) -> dict[str, float]:
     return {split: amount for split, amount in amounts.items() if isinstance(amount, float)}
 
 
-def _parted(data: Data, rows: Dataset) -> dict[str, Dataset]:
-    """The training data and the splits that are cut from it."""
-    count, parts = len(rows), dict[str, Dataset]()
+def _parted(data: Data, sources: _Source) -> dict[str, Dataset]:
+    """The training data and the splits that are cut from it: of these a row is there once, however often it would be
+    trained on.
+    """
+    rows, parts = sources.rows, dict[str, Dataset]()
+    left = [*range(len(rows))]
     for split, amount in _amounts(data).items():
-        wanted = round(amount * count) if amount < 1 else int(amount)
+        wanted = round(amount * len(sources.rows)) if amount < 1 else int(amount)
         where = f"data.{split}: {amount:g}"
         found = cut(rows, max(1, wanted), data.split_seed, where)
         parts[split], rows = rows.select(found.held_out), rows.select(found.rest)
-    return {**parts, "train": rows}
+        left = [left[index] for index in found.rest]
+    at = {number: index for index, number in enumerate(left)}
+    order = [at[number] for number in sources.order if number in at]
+    return {**parts, "train": rows if order == [*range(len(rows))] else rows.select(order)}
 
 
 def _read(data: Data, source: str, split: str) -> Loaded:

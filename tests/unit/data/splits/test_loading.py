@@ -142,6 +142,17 @@ def test_a_mixture_is_cut_like_any_data(recipe: Recipe, two: list[dict[str, Any]
     assert len(questions(cut, "validation")) == 6 and not questions(cut, "validation") & questions(cut, "train")
 
 
+@pytest.mark.parametrize("amount", [{"weight": 2}, {"weight": 2.5}, {"samples": 13}])
+def test_a_row_that_comes_several_times_is_on_one_side(
+    recipe: Recipe, two: list[dict[str, Any]], amount: dict[str, Any]
+) -> None:
+    whole = mixed(recipe, [{**two[0], **amount}, two[1]])
+    cut = edited(whole, ["data.validation=6", "data.test=3"])
+    held_out = [row["turns"][0]["text"] for split in ("validation", "test") for row in load_split(cut.data, split)]
+    assert len(held_out) == len(set(held_out)) == 9
+    assert asked(cut) == [question for question in asked(whole) if question not in held_out]
+
+
 def test_a_mixture_is_written_with_absolute_paths_and_read_again(recipe: Recipe, two: list[dict[str, Any]]) -> None:
     written = mixed(recipe, two).with_absolute_paths()
     assert validate(yaml.safe_load(written.to_yaml()), "here") == written
