@@ -43,6 +43,7 @@ def load_run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     migrate(values)
     if isinstance(values.get("data"), dict):
         values["data"].setdefault("allow_outside", True)
+        values["data"].setdefault("held_out", None)
     return validate(Edit.parse(overrides).put_into(values), where)
 
 

@@ -57,7 +57,8 @@ def own_recipe(folder: Path) -> Recipe | None:
 
 def changes_of(own: Recipe, new: Recipe) -> list[Change]:
     """The values of a recipe that are not those of a run's own."""
-    before, after = (dict(leaves(recipe.with_absolute_paths().model_dump())) for recipe in (own, new))
+    written = {"data": {"held_out"}}  # by the run itself
+    before, after = (dict(leaves(one.with_absolute_paths().model_dump(exclude=written))) for one in (own, new))
     paths = sorted({*before, *after}, key=[*after, *before].index)
     return [Change(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
 
@@ -148,7 +149,8 @@ class History:
         own = next((record["data"] for record in self._records() if "data" in record), digest)
         if own != digest:
             raise UserError(
-                "The training data is not what the run began with (rows, their order, or names of images differ).",
+                "The training data is not what the run began with (rows, their order, or names of images differ; or "
+                "an earlier release cut other rows from it).",
                 where=str(self.folder / RECIPE),
                 fix=f"Bring the data back, or start a new run from what this one learned: --init-from {self.folder}.",
             )

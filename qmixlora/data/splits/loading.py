@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -17,6 +18,7 @@ from qmixlora.errors import UserError
 from qmixlora.recipe import Data, Part
 
 from .cutting import cut
+from .identity import fingerprint
 
 SPLITS = ("train", "validation", "test")
 OWN = (
@@ -66,7 +68,8 @@ def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
     that is cut from it.
 
     Raises:
-        UserError: the recipe has no such split; a source as `load`; or as `cut`.
+        UserError: the recipe has no such split; a source as `load`; as `cut`; or of a run, other rows than it held out
+            would be cut now.
     """
     for split in splits:
         if split not in splits_of(data):
@@ -78,11 +81,41 @@ def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
     if cut_or_train:
         sources = _training_sources(data)
         parts = _parted(data, sources)
+        _check_held_out(data, parts)
         teller = "train" if "train" in cut_or_train else cut_or_train[0]
         own |= {
             split: Loaded(parts[split], sources.refused if split == teller else Refusals()) for split in cut_or_train
         }
     return {split: own[split] for split in splits}
+
+
+def held_out_digests(data: Data) -> dict[str, str]:
+    """A digest of each split that is cut from the training data, which tells whether it is the same another time."""
+    if not (amounts := _amounts(data)):
+        return {}
+    parts = _parted(data, _training_sources(data))
+    return {split: fingerprint(parts[split]) for split in amounts}
+
+
+def _check_held_out(data: Data, parts: Mapping[str, Dataset]) -> None:
+    """Raise UserError if what is cut is not what the run of the recipe held out: it may have been trained on."""
+    amounts = _amounts(data)
+    if data.held_out is None and amounts:
+        named = " and ".join(f"data.{split}" for split in amounts)
+        print(
+            f"{named}: the run is of a release that did not record what it held out. If the data has changed since, "
+            "some of these rows are among those that it was trained on.",
+            file=sys.stderr,
+        )
+    for split, digest in (data.held_out or {}).items():
+        if split in amounts and fingerprint(parts[split]) != digest:
+            raise UserError(
+                f"The rows that are cut for {split} are not those that the run held out: it was trained on some of "
+                "them. The data, or how it is cut, has changed since.",
+                where=f"data.{split}: {amounts[split]:g} of {source_of(data, 'train')}",
+                fix="Bring the data back, or ask the run with a file of its own (`qmixlora eval RUN --data FILE`). For "
+                "a new run remove data.held_out from the recipe.",
+            )
 
 
 @dataclass(frozen=True)
