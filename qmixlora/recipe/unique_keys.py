@@ -10,7 +10,7 @@ import yaml
 class _Loader(yaml.SafeLoader):
     """The safe loader; it looks before `<<` is put in, whose keys may stand again."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: dict[tuple[str, str], yaml.Node] = {}
         for key, _ in node.value:
