@@ -16,7 +16,8 @@ from .rendering.image_marks import image_tokens_of
 from .rendering.lengths import Lengths, lengths_of, sizes_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
 from .rendering.token_batches import longest_first, token_batches
-from .splits.loading import held_out_split, load_source, load_split, splits_of
+from .splits.identity import fingerprint
+from .splits.loading import held_out_digests, held_out_split, load_source, load_split, splits_of
 from .splits.tasks import indices_by_answer, indices_by_task, only_tasks
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "check_body",
     "check_header",
     "checked",
+    "fingerprint",
+    "held_out_digests",
     "held_out_split",
     "image_size",
     "image_tokens_of",

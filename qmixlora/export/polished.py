@@ -18,9 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qmixlora.adapter import ADAPTER_WEIGHTS
-from qmixlora.data import indices_by_task
+from qmixlora.data import fingerprint, indices_by_task
 from qmixlora.files import replacing
-from qmixlora.training.history import fingerprint
 
 from .job import Job
 from .low_rank import LowRank

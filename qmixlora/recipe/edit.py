@@ -13,6 +13,7 @@ from qmixlora.errors import UserError
 
 from .migration import migrated
 from .schema import Recipe
+from .unique_keys import load_yaml
 from .validation import validate
 
 
@@ -36,7 +37,7 @@ class Edit:
             if not separator or not path:
                 raise UserError(f"An override has the form section.key=value, not {override!r}.", where="command line")
             try:
-                values[path] = yaml.safe_load(text) if text else None
+                values[path] = load_yaml(text) if text else None
             except yaml.YAMLError:
                 where = f"override {override!r}"
                 raise UserError(f"{text!r} is not a YAML value.", where=where, fix="Quote it.") from None

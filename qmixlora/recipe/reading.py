@@ -15,6 +15,7 @@ from qmixlora.errors import UserError, path_meant
 from .edit import Edit
 from .migration import migrate
 from .schema import Recipe
+from .unique_keys import load_yaml
 from .validation import did_you_mean, validate
 
 
@@ -43,6 +44,7 @@ def load_run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     migrate(values)
     if isinstance(values.get("data"), dict):
         values["data"].setdefault("allow_outside", True)
+        values["data"].setdefault("held_out", None)
     return validate(Edit.parse(overrides).put_into(values), where)
 
 
@@ -50,7 +52,7 @@ def _values(name_or_path: str) -> tuple[dict[str, Any], str]:
     """The bare values of a recipe, and where they are from."""
     text, where = read_recipe(name_or_path)
     try:
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

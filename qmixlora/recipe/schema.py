@@ -167,6 +167,7 @@ class Data(_Section):
         default="header", description="before the first step: read every image's header, or decode every image"
     )
     split_seed: int = Field(default=0, description="of rows that are cut from the training data")
+    held_out: dict[str, str] | None = Field(default={}, description="digests of what a run has cut; it writes them")
     group_by_length: bool | Literal["step"] = Field(
         default=False,
         description="make batches of samples of about one length: less padding; an epoch holds the same. `step`: only"

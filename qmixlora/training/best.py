@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 
 from qmixlora import processes
 from qmixlora.adapter import load_adapter, read_weights
-from qmixlora.data import Conversation, indices_by_task
+from qmixlora.data import Conversation, fingerprint, indices_by_task
 from qmixlora.evaluation import Scores, evaluate, score
 from qmixlora.files import replacing
 from qmixlora.mixlora.routing_record import FILE
@@ -23,7 +23,6 @@ from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
 from .checkpoints import PREFIX, damage
-from .history import fingerprint
 
 SCORE, LOSS = "eval_score", "eval_loss"  # of an evaluation, as Trainer and trackers name them
 

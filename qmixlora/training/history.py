@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
-
-import pyarrow.compute as pc
-from datasets import Dataset
 
 from qmixlora.backbone.levers.table import LEVERS
 from qmixlora.errors import UserError
@@ -37,7 +33,6 @@ MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the
     ),
     *("train.cache_features", "model.attention", "model.trust_remote_code", "data", "export"),
 )
-ROWS = 1000  # that are told apart at a time
 FREE_IN_A_NEW_RUN = ("adapter.dropout", "adapter.task_mix")
 MAY_NOT_CHANGE = ("data.max_image_tokens", "data.group_by_length")  # of the data: what samples are, and their order
 Event = Literal["started", "resumed", "adapted", "finished"]
@@ -62,7 +57,8 @@ def own_recipe(folder: Path) -> Recipe | None:
 
 def changes_of(own: Recipe, new: Recipe) -> list[Change]:
     """The values of a recipe that are not those of a run's own."""
-    before, after = (dict(leaves(recipe.with_absolute_paths().model_dump())) for recipe in (own, new))
+    written = {"data": {"held_out"}}  # by the run itself
+    before, after = (dict(leaves(one.with_absolute_paths().model_dump(exclude=written))) for one in (own, new))
     paths = sorted({*before, *after}, key=[*after, *before].index)
     return [Change(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
 
@@ -153,7 +149,8 @@ class History:
         own = next((record["data"] for record in self._records() if "data" in record), digest)
         if own != digest:
             raise UserError(
-                "The training data is not what the run began with (rows, their order, or names of images differ).",
+                "The training data is not what the run began with (rows, their order, or names of images differ; or "
+                "an earlier release cut other rows from it).",
                 where=str(self.folder / RECIPE),
                 fix=f"Bring the data back, or start a new run from what this one learned: --init-from {self.folder}.",
             )
@@ -187,21 +184,6 @@ def _in_words(record: Mapping[str, Any]) -> str:
     )
     event = f"{record.get('time')} {record.get('event')} at step {record.get('step')}{origin}"
     return f"{event}{f'; {changed}' if changed else ''} ({libraries})"
-
-
-def fingerprint(rows: Dataset) -> str:
-    """What tells training data apart: the texts, tasks and images of its rows in their order. (Of images it is the
-    names and the sizes of bytes, so that data can be moved.)
-    """
-    digest = hashlib.sha256()
-    for batch in rows.with_format("arrow").iter(ROWS):  # by column: no image's bytes are taken out
-        images = pc.list_flatten(batch["images"])
-        names = [PurePath(path or "").name for path in pc.struct_field(images, "path").to_pylist()]
-        sizes = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), 0).to_pylist()
-        counts = pc.list_value_length(batch["images"]).to_pylist()
-        told = (batch["turns"].to_pylist(), batch["task"].to_pylist(), counts, names, sizes)
-        digest.update(repr(told).encode(errors="replace"))
-    return digest.hexdigest()[:32]
 
 
 def _versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from transformers.trainer_callback import TrainerState
 
 from qmixlora import processes
 from qmixlora.adapter import check_fit_of_files, load_adapter, read_weights
-from qmixlora.data import DataFacts, indices_by_answer, splits_of, taught
+from qmixlora.data import DataFacts, fingerprint, held_out_digests, indices_by_answer, splits_of, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing, write_json
 from qmixlora.manifest import MANIFEST, seal
@@ -28,7 +28,7 @@ from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
 from .features import with_cached_features
 from .finite import NotFiniteError
 from .guard import check_has_images
-from .history import History, check_same_adapter, fingerprint
+from .history import History, check_same_adapter
 from .look_ahead import check_look_ahead
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step
 from .schedule import schedule_problems
@@ -66,7 +66,8 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
     folder = Path(recipe.train.output)
     check_installed(recipe.train.report_to)
-    learned, facts = processes.main_first(lambda: _looked_at(recipe))
+    learned, facts, held_out = processes.main_first(lambda: _looked_at(recipe))
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": held_out})})
     rows, validation = learned["train"], learned.get("validation")
     tasks = list(indices_by_answer(rows))
     _check_tasks(recipe, tasks)
@@ -129,14 +130,15 @@ def opened(recipe: Recipe, tasks: list[str], init_from: Path | None) -> TunedSes
     return session
 
 
-def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts]:
-    """The rows of the splits that a run uses, every one looked at, and what there is to tell of them.
+def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts, dict[str, str]]:
+    """The rows of the splits that a run uses, every one looked at, what there is to tell of them, and digests of what
+    is cut from them.
 
     That is done before the model is loaded, which may take minutes.
     """
     splits = [split for split in splits_of(recipe.data) if split != "test"]
     found = taught(recipe.data, open_collator(recipe), splits)
-    return found.rows, found.facts(recipe.train)
+    return found.rows, found.facts(recipe.train), held_out_digests(recipe.data)
 
 
 def _samples_of_a_batch(recipe: Recipe, facts: DataFacts) -> float:

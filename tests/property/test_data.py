@@ -20,10 +20,11 @@ from qmixlora.data import IMAGE
 from qmixlora.data.formats import RESERVED, FormatError
 from qmixlora.data.reading.json_files import Row
 from qmixlora.data.reading.loading import read_conversations
+from qmixlora.data.reading.looks import ImageLooks
 from qmixlora.data.reading.rows import Reading, Sample, to_sample
 from qmixlora.data.reading.sources import Source
 from qmixlora.errors import UserError
-from qmixlora.recipe import Columns, Data
+from qmixlora.recipe import MAX_PIXELS, Columns, Data
 
 NASTY = ["<image>", "a <image> b", "", " \n", "<video>", "\ud800", IMAGE, "A", "1", "user", "gpt", "system", "image"]
 SCALARS = st.sampled_from([None, True, 0, 1, -3, 0.5, float("nan"), float("inf"), b"x", *NASTY]) | st.text(max_size=5)
@@ -150,7 +151,9 @@ def folder() -> Iterator[Path]:
 
 
 def results(path: Path) -> list[Any]:
-    return list(read_conversations(Source.find(str(path), "train").rows(), path.parent, COLUMNS))
+    return list(
+        read_conversations(Source.find(str(path), "train").rows(), COLUMNS, ImageLooks(path.parent, MAX_PIXELS))
+    )
 
 
 @settings(max_examples=300)
@@ -189,5 +192,6 @@ def test_a_file_with_a_mistake_anywhere_is_right_or_refused_with_its_name(
 
 @given(st.lists(ODD, max_size=3))
 def test_rows_that_are_anything_are_refused_with_their_place(rows: list[Any]) -> None:
-    for result in read_conversations((Row(f"f, line {index}", row) for index, row in enumerate(rows)), Path(), COLUMNS):
+    read = (Row(f"f, line {index}", row) for index, row in enumerate(rows))
+    for result in read_conversations(read, COLUMNS, ImageLooks(Path(), MAX_PIXELS)):
         assert isinstance(result, UserError) and result.where.startswith("f, line ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from qmixlora.data.images.keys import image_keys
 from qmixlora.data.reading.loading import Loaded
+from qmixlora.data.splits.identity import text_keys
 from qmixlora.data.splits.loading import is_cut
 from qmixlora.recipe import Data, Train
 
@@ -115,18 +116,36 @@ def warnings_of(
     for split in rows:
         if split == "train":
             continue
-        shown = 0 if is_cut(data, split) else len(image_keys(rows[split]).rows_with(image_keys(rows["train"]).keys_N))
-        if shown:
-            told.append(
-                f"data.{split}: {shown} of {len(rows[split])} samples show images of the training data, so that it "
-                f"tells little of unseen ones; remove them, or let data.{split}: 0.1 cut a split that shares none."
-            )
+        seen = _not_held_out(answers["train"], answers[split]) if is_cut(data, split) else _seen(rows, split)
+        told += [f"data.{split}: {warning}" for warning in seen]
         told += [
             f"data.{split}: {warning}"
             for task, counts in answers[split].items()
             if (warning := _outside(task, counts, answers["train"].get(task)))
         ]
     return told
+
+
+def _seen(rows: Mapping[str, Dataset], split: str) -> Iterator[str]:
+    """What a split of its own shares with the training data."""
+    count, trained = len(rows[split]), rows["train"]
+    fix = f"it tells little of unseen ones; remove them, or let data.{split}: 0.1 cut a split that shares none."
+    if shown := len(image_keys(rows[split]).rows_with(image_keys(trained).keys_N)):
+        yield f"{shown} of {count} samples show images of the training data, so that {fix}"
+    if texts := text_keys(rows[split]):
+        known = {*text_keys(trained).values()}
+        if same := sum(key in known for key in texts.values()):
+            yield f"{same} of {count} samples are in the training data too, so that {fix}"
+
+
+def _not_held_out(trained: Mapping[str, Counter[str]], held_out: Mapping[str, Counter[str]]) -> Iterator[str]:
+    """What to say of tasks that a cut split has no row of."""
+    if lacking := [task for task in trained if task not in held_out]:
+        examples = ", ".join(map(repr, lacking[:COMMON])) + (", ..." if len(lacking) > COMMON else "")
+        yield (
+            f"{len(lacking)} of {len(trained)} tasks have no sample in it ({examples}), since they have few: "
+            "nothing is measured of them; cut more, or give a file of its own."
+        )
 
 
 def _outside(task: str, held_out: Counter[str], trained: Counter[str] | None) -> str | None:

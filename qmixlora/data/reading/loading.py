@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from qmixlora.recipe import MAX_PIXELS, Columns
 from . import store
 from .columns import optional
 from .json_files import Row, Rows
-from .looks import ImageLooks, size_of
+from .looks import ImageLooks, lead_there, size_of
 from .rows import Reading, Sample, to_sample
 from .sources import Source
 
@@ -86,16 +86,17 @@ def load(
     refusals = Refusals()
     inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
     asked_for = set() if reading.columns is None else optional(reading.columns)
-    results = read_conversations(_with_columns(opened.rows(), asked_for, source), root, reading, max_pixels, inside)
+    images = ImageLooks(root, max_pixels, inside)
+    results = read_conversations(_with_columns(opened.rows(), asked_for, source), reading, images)
     accepted = _accepted(results, refusals)
     with without_garbage_collection():
         if opened.size < store.SMALL:
             rows = store.in_memory(accepted)
         else:
-            settings = (opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside)
-            place = store.place(settings, opened.state)
-            kept = store.stored(place)
-            rows, refusals = kept or (store.keep(place, accepted, refusals), refusals)
+            asked = (opened.name, split, str(root.resolve()), reading, max_pixels, allow_outside)
+            place = store.place(asked, opened.state)
+            kept = store.stored(place, lambda links: lead_there(links, root))
+            rows, refusals = kept or (store.keep(place, accepted, refusals, images.links), refusals)
     if len(rows):
         return Loaded(rows, refusals, len(rows) + refusals.count)
     empty = UserError("The data set is empty.", where=source)
@@ -103,14 +104,9 @@ def load(
 
 
 def read_conversations(
-    rows: Iterable[Row | UserError],
-    root: Path,
-    reading: Reading,
-    max_pixels: int = MAX_PIXELS,
-    inside: Sequence[Path] | None = None,
+    rows: Iterable[Row | UserError], reading: Reading, images: ImageLooks
 ) -> Iterator[Conversation | UserError]:
     """Each row as a conversation, or why it is refused, with its place."""
-    images = ImageLooks(root, max_pixels, inside)
     for batch in _batches(_sample(row, reading) for row in rows):
         images.look_ahead(image for _, sample in batch if isinstance(sample, Sample) for image in sample.images)
         for where, sample in batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ LONGEST = 4096  # characters of an image's name; what is longer holds the image 
 
 class ImageLooks:
     """Brings images under a root into the one form, with a readable header and not too many pixels; files lie `inside`
-    one of some folders, where these are given.
+    one of some folders, where these are given. `links` are the names that lead elsewhere than they say, and where to.
     """
 
     def __init__(self, root: Path, max_pixels: int, inside: Sequence[Path] | None = None) -> None:
         self.root, self.max_pixels, self.inside = root, max_pixels, inside
+        self.links: dict[str, str] = {}
+        self._plainly = str(root.resolve())
         self._known: dict[str, ImageFile] = {}
 
     def look_ahead(self, images: Iterable[Any]) -> None:
@@ -42,11 +45,11 @@ class ImageLooks:
         """An image of a row, which is named in errors. Raises UserError as `locate` and `check_header`."""
         if not _is_name(image):
             return self._located(image, origin)
-        if image in self._known:
-            return self._known[image]
-        file = self._located(image, origin)
+        file = self._known.get(image) or self._located(image, origin)
         if file["bytes"] is None:  # what is in the row itself says so by the row's name
             self._known[image] = file
+            if file["path"] not in (image, f"{self._plainly}{os.sep}{image}"):
+                self.links[image] = str(file["path"])
         return file
 
     def _looked_at(self, name: str) -> ImageFile | None:
@@ -61,6 +64,14 @@ class ImageLooks:
         file = locate(image, self.root, origin, self.inside)
         check_header(file, self.max_pixels, named_by="" if file["bytes"] else origin)
         return file
+
+
+def lead_there(links: Mapping[str, str], root: Path) -> bool:
+    """Whether names under a root still lead to the files that they led to."""
+    try:
+        return all(locate(name, root, "")["path"] == path for name, path in links.items())
+    except UserError:
+        return False
 
 
 def size_of(image: Any) -> int:

@@ -1,7 +1,7 @@
 """Conversations as Arrow tables: on the disk, mapped into memory, and there again at the next start.
 
 A large source is kept in the cache folder under what it was read from and how; one that has changed is read anew. What
-is kept stays valid while the pictures that it names are there, and the same by size and time.
+is kept stays valid while the pictures that it names are there, and the same by size and time, and links lead to them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,23 +46,27 @@ def place(settings: Any, content: Any) -> Path:
     return cache_folder() / "conversations" / words[0] / words[1]
 
 
-def stored(folder: Path) -> tuple[datasets.Dataset, Refusals] | None:
+def stored(folder: Path, lead_there: Callable[[Mapping[str, str]], bool]) -> tuple[datasets.Dataset, Refusals] | None:
     """What is kept in a folder; None if it is not whole, or if pictures may have changed: one is no longer there or
-    another one, or samples were refused over theirs.
+    another one, names of them do not `lead_there` any more, or samples were refused over theirs.
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        refusals, state = Refusals(**about["refusals"]), about["images"]
+        refusals, state, links = Refusals(**about["refusals"]), about["images"], about["links"]
         rows = datasets.Dataset.from_file(str(folder / TABLE))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return (rows, refusals) if not refusals.pictures and images_state(rows) == state else None
+    same = not refusals.pictures and images_state(rows) == state and lead_there(links)
+    return (rows, refusals) if same else None
 
 
-def keep(folder: Path, conversations: Iterable[Conversation], refusals: Refusals) -> datasets.Dataset:
+def keep(
+    folder: Path, conversations: Iterable[Conversation], refusals: Refusals, links: Mapping[str, str]
+) -> datasets.Dataset:
     """Write conversations into a folder, in place of those of an earlier state of the source.
 
-    `refusals` is written when all conversations are, since it grows with them.
+    `refusals`, and `links` (names of pictures, and where else they lead), are written when all conversations are, since
+    they grow with them.
     """
     with clear_disk_errors(folder, "Make room, or set XDG_CACHE_HOME to another folder."):
         try:
@@ -71,7 +75,7 @@ def keep(folder: Path, conversations: Iterable[Conversation], refusals: Refusals
                 with pyarrow.OSFile(str(temporary / TABLE), "wb") as sink:
                     _write(sink, conversations)
                 state = images_state(datasets.Dataset.from_file(str(temporary / TABLE)))
-                write_json(temporary / ABOUT, {"refusals": asdict(refusals), "images": state})
+                write_json(temporary / ABOUT, {"refusals": asdict(refusals), "images": state, "links": dict(links)})
         except PermissionError as error:
             fix = "Set XDG_CACHE_HOME to a folder that can be written."
             raise UserError(f"The cache cannot be written: {error}", where=str(folder), fix=fix) from None

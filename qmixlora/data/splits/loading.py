@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from datasets import Dataset, concatenate_datasets
 
@@ -16,6 +18,7 @@ from qmixlora.errors import UserError
 from qmixlora.recipe import Data, Part
 
 from .cutting import cut
+from .identity import fingerprint
 
 SPLITS = ("train", "validation", "test")
 OWN = (
@@ -67,7 +70,8 @@ def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
     that is cut from it.
 
     Raises:
-        UserError: the recipe has no such split; a source as `load`; or as `cut`.
+        UserError: the recipe has no such split; a source as `load`; as `cut`; or of a run, other rows than it held out
+            would be cut now.
     """
     for split in splits:
         if split not in splits_of(data):
@@ -77,26 +81,70 @@ def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
     own = {split: _read(data, getattr(data, split), split) for split in splits if split not in {"train", *amounts}}
     cut_or_train = [split for split in splits if split not in own]
     if cut_or_train:
-        whole = _training_rows(data)
-        parts = _parted(data, whole.rows) if amounts else {"train": whole.rows}
+        sources = _training_sources(data)
+        parts = _parted(data, sources)
+        _check_held_out(data, parts)
         teller = "train" if "train" in cut_or_train else cut_or_train[0]
         for split in cut_or_train:
-            part = parts[split]
-            tells = split == teller and whole.refused.count
-            own[split] = replace(whole, rows=part) if tells else Loaded(part, Refusals(), len(part))
+            refused, part = (sources.refused if split == teller else Refusals()), parts[split]
+            own[split] = Loaded(part, refused, sources.read if refused.count else len(part))
     return {split: own[split] for split in splits}
 
 
-def _training_rows(data: Data) -> Loaded:
+def held_out_digests(data: Data) -> dict[str, str]:
+    """A digest of each split that is cut from the training data, which tells whether it is the same another time."""
+    if not (amounts := _amounts(data)):
+        return {}
+    parts = _parted(data, _training_sources(data))
+    return {split: fingerprint(parts[split]) for split in amounts}
+
+
+def _check_held_out(data: Data, parts: Mapping[str, Dataset]) -> None:
+    """Raise UserError if what is cut is not what the run of the recipe held out: it may have been trained on."""
+    amounts = _amounts(data)
+    if data.held_out is None and amounts:
+        named = " and ".join(f"data.{split}" for split in amounts)
+        print(
+            f"{named}: the run is of a release that did not record what it held out. If the data has changed since, "
+            "some of these rows are among those that it was trained on.",
+            file=sys.stderr,
+        )
+    for split, digest in (data.held_out or {}).items():
+        if split in amounts and fingerprint(parts[split]) != digest:
+            raise UserError(
+                f"The rows that are cut for {split} are not those that the run held out: it was trained on some of "
+                "them. The data, or how it is cut, has changed since.",
+                where=f"data.{split}: {amounts[split]:g} of {source_of(data, 'train')}",
+                fix="Bring the data back, or ask the run with a file of its own (`qmixlora eval RUN --data FILE`). For "
+                "a new run remove data.held_out from the recipe.",
+            )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Rows to train on, each of them once; their numbers as often as they are trained on, and in that order; and what
+    was left out of so many that were read.
+    """
+
+    rows: Dataset
+    order: list[int]
+    refused: Refusals
+    read: int
+
+
+def _training_sources(data: Data) -> _Source:
     """The rows of all sources, one source after the other."""
     if isinstance(data.train, str):
-        return _read(data, data.train, "train")
-    parts = [_rows_of(part, data) for part in data.train]
+        loaded = _read(data, data.train, "train")
+        return _Source(loaded.rows, [*range(len(loaded.rows))], loaded.refused, loaded.read)
+    parts = [_source_of(part, data) for part in data.train]
+    starts = accumulate((len(part.rows) for part in parts), initial=0)
+    order = [start + index for start, part in zip(starts, parts, strict=False) for index in part.order]
     rows, refused = concatenate_datasets([part.rows for part in parts]), Refusals.of_all(part.refused for part in parts)
-    return Loaded(rows, refused, sum(part.read for part in parts))
+    return _Source(rows, order, refused, sum(part.read for part in parts))
 
 
-def _rows_of(part: Part, data: Data) -> Loaded:
+def _source_of(part: Part, data: Data) -> _Source:
     """The rows of a part of a mixture, as often as it says. Raises UserError if that is never."""
     own = {name: value for name in OWN if (value := getattr(part, name)) is not None}
     loaded = _read(data.model_copy(update=own), part.path, part.split)
@@ -113,9 +161,10 @@ def _rows_of(part: Part, data: Data) -> Loaded:
         )
     whole, rest = divmod(count, len(rows))
     drawn = sorted(random.Random(data.split_seed).sample(range(len(rows)), rest))
-    chosen = [*range(len(rows))] * whole + drawn
-    rows = rows if chosen == [*range(len(rows))] else rows.select(chosen)
-    return replace(loaded, rows=rows.select_columns(list(FEATURES)).cast(FEATURES))
+    order = [*range(len(rows))] * whole + drawn
+    if not whole:
+        rows, order = rows.select(drawn), [*range(rest)]
+    return _Source(rows.select_columns(list(FEATURES)).cast(FEATURES), order, loaded.refused, loaded.read)
 
 
 def _amounts(data: Data) -> dict[str, float]:
@@ -124,15 +173,21 @@ def _amounts(data: Data) -> dict[str, float]:
     return {split: amount for split, amount in amounts.items() if isinstance(amount, float)}
 
 
-def _parted(data: Data, rows: Dataset) -> dict[str, Dataset]:
-    """The training data and the splits that are cut from it."""
-    count, parts = len(rows), dict[str, Dataset]()
+def _parted(data: Data, sources: _Source) -> dict[str, Dataset]:
+    """The training data and the splits that are cut from it: of these a row is there once, however often it would be
+    trained on.
+    """
+    rows, parts = sources.rows, dict[str, Dataset]()
+    left = [*range(len(rows))]
     for split, amount in _amounts(data).items():
-        wanted = round(amount * count) if amount < 1 else int(amount)
+        wanted = round(amount * len(sources.rows)) if amount < 1 else int(amount)
         where = f"data.{split}: {amount:g}"
         found = cut(rows, max(1, wanted), data.split_seed, where)
         parts[split], rows = rows.select(found.held_out), rows.select(found.rest)
-    return {**parts, "train": rows}
+        left = [left[index] for index in found.rest]
+    at = {number: index for index, number in enumerate(left)}
+    order = [at[number] for number in sources.order if number in at]
+    return {**parts, "train": rows if order == [*range(len(rows))] else rows.select(order)}
 
 
 def _read(data: Data, source: str, split: str) -> Loaded:

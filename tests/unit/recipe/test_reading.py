@@ -59,6 +59,20 @@ def test_a_file_that_is_no_recipe_is_refused(write: Write, text: str, message: s
         load_recipe(write(text))
 
 
+@pytest.mark.parametrize("text", ["train:\n  seed: 1\n  epochs: 2\n  seed: 3\n", "train: {seed: 1,\n\n\n  seed: 3}\n"])
+def test_a_key_that_stands_twice_is_refused_with_its_lines(write: Write, text: str) -> None:
+    with pytest.raises(UserError, match=r"'seed' stands twice in one place, in lines \d and 4") as refused:
+        load_recipe(write(text))
+    assert refused.value.where.endswith("line 4")
+
+
+def test_a_key_may_stand_again_beside_what_is_merged(write: Write) -> None:
+    text = "model: {id: a}\ndata: &own {train: b, max_length: 9}\n"
+    merged = "train: {max_steps: 1}\nexport: {}\n"
+    again = text.replace("&own {train: b", "&own\n  <<: &all {train: c, max_length: 8}\n  train: b\n  max_length: 9\n#")
+    assert load_recipe(write(again + merged)).data.max_length == 9
+
+
 def test_the_nearest_name_of_a_shipped_recipe_is_proposed() -> None:
     with pytest.raises(UserError, match=r"Did you mean 'tiny-cpu'"):
         load_recipe("tiny-gpu")

@@ -14,9 +14,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from qmixlora.data import load_split
 from qmixlora.errors import UserError
+from qmixlora.evaluation.results import blind_guess
 from qmixlora.files import read_log
-from qmixlora.recipe import Recipe, edited, load_recipe
+from qmixlora.recipe import Recipe, edited, load_recipe, load_run_recipe
 from qmixlora.training import train
 from qmixlora.training.history import changes_of, refused
 
@@ -170,3 +172,26 @@ def test_a_run_of_before_there_was_a_history_goes_on(run: Recipe) -> None:
     assert content(folder) == before  # it is finished, as its last checkpoint says
     train(edited(run, ["train.max_steps=5"]), resume=True, console=QUIET)
     assert [record["event"] for record in read_log(folder / "history.jsonl")] == ["resumed", "finished"]
+
+
+def test_a_run_whose_data_has_changed_is_asked_nothing_of_what_it_held_out_then(
+    make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(data, tmp_path / "data")) / "train.json"
+    recipe = make_recipe(data={"train": str(own), "validation": None, "test": 0.2}, train={"max_steps": 1})
+    run = train(recipe, console=QUIET)
+    kept = load_run_recipe(run)
+    assert not changes_of(kept, recipe) and len(load_split(kept.data, "test"))
+    own.write_text(json.dumps(json.loads(own.read_text())[::-1]))
+    for ask in (load_split, lambda _, split: blind_guess(run, split)):
+        with pytest.raises(UserError, match="not those that the run held out"):
+            ask(kept.data, "test")
+
+
+def test_a_run_of_an_earlier_release_does_not_know_what_it_held_out(made: Recipe, run: Recipe) -> None:
+    file = Path(run.train.output) / "recipe.yaml"
+    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "held_out" not in line))
+    assert (
+        load_run_recipe(file.parent).data.held_out is None
+        and load_run_recipe(Path(made.train.output)).data.held_out == {}
+    )

@@ -37,7 +37,7 @@ CLOSED = [asked(("yes", "no")[index % 2], index) for index in range(40)]
 
 
 def test_answers_that_a_closed_task_does_not_have_in_training_are_told(facts: Facts) -> None:
-    [warning] = facts(CLOSED, [asked("Yes", 0), asked("no", 1), asked("Yes", 2)]).warnings
+    [warning] = facts(CLOSED, [asked("Yes", 0), asked("no", 101), asked("Yes", 2)]).warnings
     assert "2 answers of the task 't' are none of the 2" in warning and "'Yes'" in warning and "alike" in warning
 
 
@@ -46,7 +46,7 @@ def test_new_answers_of_an_open_task_are_expected(facts: Facts) -> None:
 
 
 def test_a_task_that_training_does_not_have_is_told(facts: Facts) -> None:
-    [warning] = facts(CLOSED, [asked("yes", 0, task="T")]).warnings
+    [warning] = facts(CLOSED, [asked("yes", 100, task="T")]).warnings
     assert "'T' is not in the training data" in warning
 
 
@@ -56,6 +56,16 @@ def test_images_of_the_training_data_in_other_splits_are_told(facts: Facts, tmp_
     train = [*CLOSED, asked("yes", 99, image="a.png")]
     [warning] = facts(train, [asked("yes", 0, image="a.png"), asked("no", 1, image="b.png"), asked("no", 2)]).warnings
     assert warning.startswith("data.validation: 1 of 3 samples show images of the training data") and "0.1" in warning
+
+
+def test_samples_without_images_that_training_has_too_are_told(facts: Facts) -> None:
+    [warning] = facts(CLOSED, [asked("yes", 0), asked("no", 0), asked("no", 100)]).warnings
+    assert warning.startswith("data.validation: 1 of 3 samples are in the training data too") and "0.1" in warning
+
+
+def test_tasks_of_which_a_cut_split_has_nothing_are_told(facts: Facts) -> None:
+    [warning] = facts([*CLOSED, asked("one", 0, task="rare")], 0.2).warnings
+    assert "1 of 2 tasks have no sample in it ('rare')" in warning and "file of its own" in warning
 
 
 def test_a_split_that_is_cut_warns_of_nothing(facts: Facts) -> None:

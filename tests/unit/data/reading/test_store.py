@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,24 @@ def test_a_picture_that_is_gone_is_missed_at_the_second_start(source: Path, tmp_
     with pytest.raises(UserError, match="2 samples") as caught:
         start(source)
     assert "An image is missing" in caught.value.what
+
+
+@pytest.mark.parametrize("link", ["folder", "file"])
+def test_a_link_that_leads_to_another_picture_is_followed_anew(
+    source: Path, tmp_path: Path, image: str, link: str, read_anew: list[int]
+) -> None:
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        shutil.copy2(tmp_path / image, tmp_path / version / "a.png")  # the same size and time
+    named, targets = ("set", ("one", "two")) if link == "folder" else ("a.png", ("one/a.png", "two/a.png"))
+    write(source, [asked("set/a.png" if link == "folder" else "a.png")])
+    for target in targets:
+        (tmp_path / named).unlink(missing_ok=True)
+        (tmp_path / named).symlink_to(target)
+        for _ in range(2):
+            [row] = start(source).rows
+            assert row["images"][0]["path"] == str((tmp_path / target / ("a.png" * (link == "folder"))).resolve())
+    assert len(read_anew) == 2
 
 
 def test_a_picture_that_was_missing_is_found_at_the_second_start(source: Path, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qmixlora.data.reading.store import FEATURES
 from qmixlora.data.splits.cutting import cut
 from qmixlora.errors import UserError
 
@@ -57,6 +58,24 @@ def test_images_are_the_same_by_their_bytes() -> None:
     rows = [{"turns": [], "images": [{"path": None, "bytes": bytes([index // 2])}], "task": "a"} for index in range(40)]
     parts = cut(Dataset.from_list(rows), 20, 0, "here")
     assert {index // 2 for index in parts.held_out} & {index // 2 for index in parts.rest} == set()
+
+
+def test_rows_without_images_are_the_same_by_their_turns() -> None:
+    rows = [{"turns": [{"role": "user", "text": f"{index // 2}"}], "images": [], "task": "a"} for index in range(40)]
+    parts = cut(
+        Dataset.from_list(rows, Features({name: FEATURES[name] for name in ("turns", "images", "task")})), 20, 0, "here"
+    )
+    assert {index // 2 for index in parts.held_out} & {index // 2 for index in parts.rest} == set()
+    assert len(parts.held_out) == 20
+
+
+@pytest.mark.parametrize(("tasks", "rows", "amount"), [(200, 2, 20), (190, 5, 20), (100, 3, 30)])
+def test_of_many_tasks_of_few_rows_no_more_is_held_out_than_was_asked_for(tasks: int, rows: int, amount: int) -> None:
+    samples = [(f"{index % tasks}", [f"{index}"]) for index in range(tasks * rows)]
+    parts = cut(rows_of(samples), amount, 0, "here")
+    assert len(parts.held_out) == amount and {samples[index][0] for index in parts.rest} == {
+        name for name, _ in samples
+    }
 
 
 def test_a_task_of_one_row_stays_in_training() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qmixlora.data import load_split
+from qmixlora.data import held_out_digests, load_split
 from qmixlora.errors import UserError
 from qmixlora.recipe import Columns, Data, Recipe, edited, validate
 
@@ -50,6 +50,44 @@ def test_every_look_at_a_split_is_the_same_and_the_seed_changes_it(recipe: Recip
     cut = edited(recipe, ["data.validation=0.1"])
     assert questions(cut, "validation") == questions(cut, "validation")
     assert questions(cut, "validation") != questions(edited(cut, ["data.split_seed=1"]), "validation")
+
+
+def of_a_run(recipe: Recipe) -> Recipe:
+    """The recipe as a run on this data writes it."""
+    return edited(recipe, [f"data.held_out={held_out_digests(recipe.data)}"])
+
+
+def test_what_a_run_held_out_is_read_again(recipe: Recipe) -> None:
+    cut = edited(recipe, ["data.validation=0.1", "data.test=20"])
+    assert questions(of_a_run(cut), "test") == questions(cut, "test")
+    assert held_out_digests(recipe.data) == {}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[:-1],
+        lambda rows: [*rows, {**rows[0], "conversations": rows[0]["conversations"] * 2}],
+        lambda rows: rows[::-1],
+    ],
+)
+def test_other_rows_than_a_run_held_out_are_refused(
+    recipe: Recipe, change: Callable[[list[Any]], list[Any]], split: str
+) -> None:
+    run, file = of_a_run(edited(recipe, ["data.validation=0.1", "data.test=20"])), Path(recipe.data.sources[0])
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(UserError, match="not those that the run held out") as refused:
+        load_split(run.data, split)
+    assert "data.test: 20 of " in refused.value.where and "--data" in refused.value.fix
+
+
+def test_of_an_older_run_it_is_said_that_what_it_held_out_is_not_known(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cut, told in ((recipe, ""), (edited(recipe, ["data.test=20"]), "data.test")):
+        load_split(edited(cut, ["data.held_out=null"]).data, "train")
+        assert told in (said := capsys.readouterr().err) and bool(said) == bool(told)
 
 
 def test_a_recipe_that_is_written_keeps_its_shares(recipe: Recipe) -> None:
@@ -150,6 +188,17 @@ def test_a_weight_that_leaves_nothing_is_refused(recipe: Recipe, two: list[dict[
 def test_a_mixture_is_cut_like_any_data(recipe: Recipe, two: list[dict[str, Any]]) -> None:
     cut = edited(mixed(recipe, two), ["data.validation=6"])
     assert len(questions(cut, "validation")) == 6 and not questions(cut, "validation") & questions(cut, "train")
+
+
+@pytest.mark.parametrize("amount", [{"weight": 2}, {"weight": 2.5}, {"samples": 13}])
+def test_a_row_that_comes_several_times_is_on_one_side(
+    recipe: Recipe, two: list[dict[str, Any]], amount: dict[str, Any]
+) -> None:
+    whole = mixed(recipe, [{**two[0], **amount}, two[1]])
+    cut = edited(whole, ["data.validation=6", "data.test=3"])
+    held_out = [row["turns"][0]["text"] for split in ("validation", "test") for row in load_split(cut.data, split)]
+    assert len(held_out) == len(set(held_out)) == 9
+    assert asked(cut) == [question for question in asked(whole) if question not in held_out]
 
 
 def test_a_mixture_is_written_with_absolute_paths_and_read_again(recipe: Recipe, two: list[dict[str, Any]]) -> None:
