@@ -58,6 +58,9 @@ def evaluate(
         if not as_json:
             console.print(_title(scores, run, data, backbone), style="bold", markup=False, soft_wrap=True)
             console.print(_table(scores))
+            if scores.cut:
+                of = f"{scores.cut} of {len(scores.predictions)} answers"
+                console.print(f"Cut after train.max_new_tokens and scored as they are: {of}.", style="yellow")
         for prediction in [one for one in scores.predictions if one.score < RIGHT][:wrong]:
             console.print(_wrong(prediction), highlight=False, soft_wrap=True)
         if task is None:
@@ -100,6 +103,7 @@ def _scores(
 ) -> Scores:
     from qmixlora.data import held_out_split, load_source, load_split, only_tasks
     from qmixlora.evaluation import evaluate as score
+    from qmixlora.evaluation import too_long_to_answer
     from qmixlora.export import exported_tasks
     from qmixlora.progress import progress
     from qmixlora.session import open_run
@@ -112,6 +116,8 @@ def _scores(
         rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
     if tasks := [task] if task is not None else exported_tasks(run):
         rows = only_tasks(rows, tasks, where=f"split {split}")
+    if warning := too_long_to_answer(session, rows):
+        console.print(f"{run}: {warning}", style="yellow", markup=False, soft_wrap=True)
     model = _bare(session, run) if backbone else contextlib.nullcontext()
     with model, progress(f"answers of {run}", console) as tell:
         return score(session, rows, split, on_progress=lambda done: tell(done, len(rows)))
@@ -127,13 +133,15 @@ def _bare(session: Session, run: Path) -> Any:
 
 def _table(scores: Scores) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for column in ("task", "metric", "score", "95 %", "count"):
+    for column in ("task", "metric", "score", "95 %", "count", *(["cut"] if scores.cut else [])):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for name, own in scores.tasks.items():
-        table.add_row(name, own.metric, f"{own.score:.3f}", _interval(own.interval), str(own.count))
+        row = name, own.metric, f"{own.score:.3f}", _interval(own.interval), str(own.count)
+        table.add_row(*row, *([str(own.cut)] if scores.cut else []))
     table.add_section()
     count = sum(own.count for own in scores.tasks.values())
-    table.add_row("mean over tasks", "", f"{scores.mean:.3f}", _interval(scores.interval), str(count))
+    row = "mean over tasks", "", f"{scores.mean:.3f}", _interval(scores.interval), str(count)
+    table.add_row(*row, *([str(scores.cut)] if scores.cut else []))
     return table
 
 
@@ -143,7 +151,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 def _wrong(prediction: Any) -> str:
     images = ", ".join(path or "in the data" for path in prediction.images)
-    said = f"[red]{escape(prediction.answer.strip()) or 'nothing'}[/red]"
+    said = f"[red]{escape(prediction.answer.strip()) or 'nothing'}[/red]" + " (cut)" * prediction.cut
     expected = escape(" | ".join(dict.fromkeys(prediction.references)))
     return (
         f"[bold]{escape(prediction.task)}[/bold] {prediction.row}: {escape(prediction.question)}\n"

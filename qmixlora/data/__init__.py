@@ -2,7 +2,8 @@
 
 from qmixlora.mixlora import IGNORED
 
-from .checking.facts import DataFacts
+from .checking.answer_lengths import generated_lengths, too_long_to_generate
+from .checking.facts import DataFacts, answers_by_task
 from .checking.taught import Checked, checked, taught
 from .formats import IMAGE, Conversation, ImageFile, Turn, question_about, to_messages
 from .images.appearance import APPEARANCE_VERSION
@@ -33,9 +34,11 @@ __all__ = [
     "PromptRouting",
     "Rendering",
     "Turn",
+    "answers_by_task",
     "check_body",
     "check_header",
     "checked",
+    "generated_lengths",
     "held_out_split",
     "image_size",
     "image_tokens_of",
@@ -58,5 +61,6 @@ __all__ = [
     "taught",
     "to_messages",
     "token_batches",
+    "too_long_to_generate",
     "usual_columns",
 ]

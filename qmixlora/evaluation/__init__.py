@@ -1,6 +1,6 @@
 """Evaluation by real generation: answers, metrics, scores per task."""
 
-from .answers import answer_rows, generate_answers, stop_ids
+from .answers import answer_rows, generate_answers, stop_ids, too_long_to_answer
 from .results import results_file, write_results
 from .scores import Prediction, Scores, TaskScore, blind_baseline, evaluate, score
 from .wording import normalize
@@ -17,5 +17,6 @@ __all__ = [
     "results_file",
     "score",
     "stop_ids",
+    "too_long_to_answer",
     "write_results",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
 
 from qmixlora.data import load_split, only_tasks
-from qmixlora.evaluation import answer_rows, evaluate, generate_answers, score
-from qmixlora.recipe import Recipe
+from qmixlora.evaluation import answer_rows, evaluate, generate_answers, score, stop_ids
+from qmixlora.evaluation.answers import _generated
+from qmixlora.recipe import Recipe, edited
 from qmixlora.session import Session, open_session
 from tests.adapters import randomize
 
@@ -56,4 +58,26 @@ def test_answering_is_without_dropout_and_leaves_the_model_in_its_mode(session: 
 
 
 def test_evaluation_is_the_score_of_the_answers(session: Session, rows: Dataset) -> None:
-    assert evaluate(session, rows, "test") == score(rows, answer_rows(session, rows), "test")
+    scores = evaluate(session, rows, "test")
+    assert [replace(one, cut=False) for one in scores.predictions] == (
+        score(rows, answer_rows(session, rows), "test").predictions
+    )
+
+
+def test_answers_that_had_not_ended_are_marked_and_counted(session: Session, rows: Dataset) -> None:
+    """An end that is the last token that an answer may have is an end."""
+    session.model.eval()
+    tokens_BS, _ = _generated(session, list(rows), 64)
+    stops = set(stop_ids(session))
+    lengths = [
+        next((index for index, token in enumerate(tokens_S, start=1) if token in stops), 65)
+        for tokens_S in tokens_BS.tolist()
+    ]
+    soonest = min(lengths)
+    assert soonest < max(lengths)
+    for limit in (soonest - 1, soonest):
+        assert _generated(session, list(rows), limit)[1] == [length > limit for length in lengths]
+    of_limit = replace(session, recipe=edited(session.recipe, [f"train.max_new_tokens={soonest}"]))
+    scores = evaluate(of_limit, rows, "test")
+    assert [one.cut for one in scores.predictions] == [length > soonest for length in lengths]
+    assert scores.cut == sum(own.cut for own in scores.tasks.values()) == sum(length > soonest for length in lengths)

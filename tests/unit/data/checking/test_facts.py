@@ -62,6 +62,17 @@ def test_a_split_that_is_cut_warns_of_nothing(facts: Facts) -> None:
     assert not facts(CLOSED, 0.2).warnings
 
 
+def test_answers_longer_than_what_is_generated_are_told_with_the_limit_that_they_need(facts: Facts) -> None:
+    """Of what is held out; of the training data only where nothing is."""
+    long, ending = "red " * 40, [asked("red " * 31, 1), asked("red " * 32, 2)]
+    [warning] = facts([asked(long, 0)], [asked(long, 0), asked("yes", 1), *ending]).warnings
+    assert (
+        warning.startswith("data.validation: 2 of 4 answers are longer") and warning.count("train.max_new_tokens") == 2
+    )
+    assert "train.max_new_tokens: 32)" in warning and "set train.max_new_tokens: 41" in warning
+    assert not facts([asked(long, 0)], [asked("red " * 31, 1)]).warnings
+
+
 def test_reasons_are_counted_without_their_numbers(facts: Facts) -> None:
     found = facts([*CLOSED, asked("red " * 3000, 1), asked("red " * 4000, 2)], [asked("yes", 0)])
     [(reason, count)] = found.splits[0].reasons.items()
