@@ -19,15 +19,23 @@ from .wording import normalize, numbers_in, vqa_wording, words
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]  # answers, references of each -> scores
 CLOSED_WORDS = 5  # a task most of whose references are longer is an open one
-CHOICES = (
-    r"^\W*([A-Za-z])\W*$",  # all of an answer
+ALONE = re.compile(r"^\W*([A-Za-z])\W*$")
+OPTION = re.compile(r"^\s*\(?([A-Za-z])([.):])\s+(\S.*)$", re.DOTALL)  # a letter, its mark and the option's text
+REJECTED = re.compile(
+    r"\b(?:[Oo]ption |[Cc]hoice )?\(?[A-Za-z]\)? is (?:wrong|incorrect|false|not)\b|\bnot \(?[A-Z]\b\)?"
+)
+REASON = r"(?:because|since|as)\b"
+CHOICES = (  # in the order in which they are believed
+    ALONE.pattern,
     r"^\W*([A-Z])[.):,]+\s",  # begins it, before a mark
-    r"\(([A-Za-z])\)",
-    r"(?i:answer(?: is)?|option|choice)\W*([A-Z])\b",
+    r"(?<!\w)\(([A-Za-z])\)",
+    rf"(?i:answer(?: is)?)\W*([B-HJ-Z]\b|[AI]\b(?!\s+(?!{REASON})\w))",  # A and I begin sentences as words
+    rf"(?i:option|choice)\W*([B-HJ-Z]\b|[AI]\b(?!\s+(?!{REASON})\w))",
     r"(?i:answer is|answer:|option|choice)\W*([a-z])\W*$",
-    r"^\W*([B-HJ-Z])\s",  # A and I begin sentences as words
+    r"^\W*([B-HJ-Z])\s",
     r"\b(?:is|be|choose|pick|say)\W+([A-HJ-Z])\W*$",
 )
+FOLLOWING = re.compile(rf"\.?\s+(?!{REASON})(\w.*)", re.DOTALL)  # a text after a letter
 
 
 def exact(answer: str, references: Sequence[str]) -> float:
@@ -61,7 +69,12 @@ def relaxed(answer: str, references: Sequence[str]) -> float:
 
 
 def choice(answer: str, references: Sequence[str]) -> float:
-    """The letter of an option (`B`, `(b)`, `**B**`, `B. a cat`, `Answer: b`, `I think it is B`), or else its text."""
+    """The letter of an option (`B`, `(b)`, `**B**`, `B. a cat`, `Answer: b`, `I think it is B`), or else its text.
+
+    A letter is looked for only where the reference is one (`B`, `(b)`) or has one before its text (`B. a cat`); since
+    `E. coli` looks the same, an answer with that letter and another text is not right there. Other references are
+    texts: right is what is the same but for case, blanks and a closing full stop.
+    """
     return max(float(_chooses(answer, reference)) for reference in references)
 
 
@@ -205,18 +218,17 @@ def _as_number(text: str) -> float | None:
 
 
 def _chooses(answer: str, reference: str) -> bool:
-    right = _letter(reference)
-    said = _letter(answer)
-    if right is not None and said is not None:
-        return said == right
-    option = re.sub(r"^\s*\(?[A-Za-z]\)?[.):]\s+", "", reference)  # `B. a cat`: its text
-    return normalize(answer) == normalize(option)
-
-
-def _letter(text: str) -> str | None:
-    """The letter of an option that a text chooses, by the first of the `CHOICES` that it shows."""
-    plain = re.sub(r"[*`]", "", text)  # Markdown's
-    return next((found.group(1).upper() for pattern in CHOICES if (found := re.search(pattern, plain))), None)
+    option, alone = OPTION.match(reference), ALONE.match(reference)
+    letter, mark, text = option.groups() if option else (alone.group(1) if alone else "", "", "")
+    plain = REJECTED.sub("", re.sub(r"[*`]", "", answer))  # without Markdown's marks
+    said = next((found for pattern in CHOICES if (found := re.search(pattern, plain))), None)
+    if not letter or said is None:
+        return normalize(answer) in {normalize(reference), normalize(text or reference)}
+    following = FOLLOWING.match(plain, said.end(1))
+    is_text = mark == "." and following is not None
+    return said.group(1).upper() == letter.upper() and (
+        not is_text or normalize(following.group(1)).startswith(normalize(text))
+    )
 
 
 def _overlap(said: list[str], right: list[str]) -> float:
