@@ -15,7 +15,7 @@ from typing import Any
 
 from qmixlora.errors import UserError
 
-from .wording import normalize, numbers_in, vqa_wording, words
+from .wording import normalize, quantities_in, vqa_wording, whole_words, words
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]  # answers, references of each -> scores
 CLOSED_WORDS = 5  # a task most of whose references are longer is an open one
@@ -80,22 +80,37 @@ def choice(answer: str, references: Sequence[str]) -> float:
 
 def number(answer: str, references: Sequence[str], tolerance: float = 0.0) -> float:
     """Whether the last number of an answer is a reference's (`3.0` is 3, `1,200` is 1200, `three` is 3), up to a share
-    of it. Where a reference has no number: whether it has the same wording.
+    of it; where a reference has several (`1/2`, `9:30`, `2 of 5`), whether the last ones are all of them. Where it has
+    none: whether it has the same wording.
     """
-    said = numbers_in(answer)
+    said = quantities_in(answer)
     for reference in references:
-        right = numbers_in(reference)
+        right = [number for quantity in quantities_in(reference) for number in quantity]
         if not right and vqa_wording(answer) == vqa_wording(reference):
             return 1.0
-        if right and said and abs(said[-1] - right[-1]) <= tolerance * abs(right[-1]):
+        if right and _ends_in(said, right, tolerance):
             return 1.0
     return 0.0
 
 
+def _ends_in(said: Sequence[Sequence[float]], right: Sequence[float], tolerance: float) -> bool:
+    """Whether the last quantities, each of them whole, have these numbers."""
+    last: list[float] = []
+    for quantity in reversed(said):
+        if len(last) >= len(right):
+            break
+        last = [*quantity, *last]
+    return len(last) == len(right) and all(
+        abs(one - other) <= tolerance * abs(other) for one, other in zip(last, right, strict=True)
+    )
+
+
 def contains(answer: str, references: Sequence[str]) -> float:
-    """Whether the words of a reference stand together somewhere in the answer."""
-    said = f" {' '.join(words(answer, articles=True))} "
-    return float(any(f" {' '.join(words(reference, articles=True))} " in said for reference in references))
+    """Whether the words of a reference stand together somewhere in the answer; a number is one word (`5` is not in
+    `3.5`, nor `12` in `12,000`).
+    """
+    said = f" {' '.join(whole_words(answer))} "
+    return float(any(f" {' '.join(whole_words(reference))} " in said for reference in references))
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
@@ -224,11 +239,9 @@ def _chooses(answer: str, reference: str) -> bool:
     said = next((found for pattern in CHOICES if (found := re.search(pattern, plain))), None)
     if not letter or said is None:
         return normalize(answer) in {normalize(reference), normalize(text or reference)}
-    following = FOLLOWING.match(plain, said.end(1))
-    is_text = mark == "." and following is not None
-    return said.group(1).upper() == letter.upper() and (
-        not is_text or normalize(following.group(1)).startswith(normalize(text))
-    )
+    following = FOLLOWING.match(plain, said.end(1)) if mark == "." else None
+    is_option = following is None or normalize(following.group(1)).startswith(normalize(text))
+    return is_option and said.group(1).upper() == letter.upper()
 
 
 def _overlap(said: list[str], right: list[str]) -> float:
