@@ -55,6 +55,13 @@ def evaluate(
     for run in runs:
         scores = _scores(run, split, data, task, backbone, console)
         results[str(run)] = scores.to_dict()
+        said = []
+        if task is None:
+            try:  # before anything is shown: a terminal that is gone loses no answers
+                said.append(write_results(run, scores, backbone=backbone))
+                said += [refresh_report(run)] if (run / "adapter").is_dir() else []  # an export has none of its own
+            except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
+                failed.append(error)
         if not as_json:
             console.print(_title(scores, run, data, backbone), style="bold", markup=False, soft_wrap=True)
             console.print(_table(scores))
@@ -63,13 +70,8 @@ def evaluate(
                 console.print(f"Cut after train.max_new_tokens and scored as they are: {of}.", style="yellow")
         for prediction in [one for one in scores.predictions if one.score < RIGHT][:wrong]:
             console.print(_wrong(prediction), highlight=False, soft_wrap=True)
-        if task is None:
-            try:
-                said = [write_results(run, scores, backbone=backbone)]
-                said += [refresh_report(run)] if (run / "adapter").is_dir() else []  # an export has none of its own
-                console.print(*said, sep="\n", highlight=False, soft_wrap=True)
-            except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
-                failed.append(error)
+        for line in said:
+            console.print(line, markup=False, soft_wrap=True)
     if not failed:
         _say_next(console, runs, task, data, backbone)
     if as_json:
@@ -136,7 +138,7 @@ def _table(scores: Scores) -> Table:
     for column in ("task", "metric", "score", "95 %", "count", *(["cut"] if scores.cut else [])):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for name, own in scores.tasks.items():
-        row = name, own.metric, f"{own.score:.3f}", _interval(own.interval), str(own.count)
+        row = escape(name), escape(own.metric), f"{own.score:.3f}", _interval(own.interval), str(own.count)
         table.add_row(*row, *([str(own.cut)] if scores.cut else []))
     table.add_section()
     count = sum(own.count for own in scores.tasks.values())
