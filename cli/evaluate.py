@@ -105,7 +105,7 @@ def _scores(
 ) -> Scores:
     from qmixlora.data import held_out_split, load_source, load_split, only_tasks
     from qmixlora.evaluation import evaluate as score
-    from qmixlora.evaluation import too_long_to_answer
+    from qmixlora.evaluation import UnscoredError, keep_unscored, too_long_to_answer
     from qmixlora.export import exported_tasks
     from qmixlora.progress import progress
     from qmixlora.session import open_run
@@ -121,8 +121,11 @@ def _scores(
     if warning := too_long_to_answer(session, rows):
         console.print(f"{run}: {warning}", style="yellow", markup=False, soft_wrap=True)
     model = _bare(session, run) if backbone else contextlib.nullcontext()
-    with model, progress(f"answers of {run}", console) as tell:
-        return score(session, rows, split, on_progress=lambda done: tell(done, len(rows)))
+    try:
+        with model, progress(f"answers of {run}", console) as tell:
+            return score(session, rows, split, on_progress=lambda done: tell(done, len(rows)))
+    except UnscoredError as error:
+        raise keep_unscored(run, error, backbone=backbone) from error
 
 
 def _bare(session: Session, run: Path) -> Any:

@@ -126,7 +126,7 @@ def score(
     predictions: list[Prediction] = []
     for task, indices in sorted(of_task.items()):
         own = [rows[index] for index in indices]
-        references = [row.get("references") or [row["turns"][-1]["text"]] for row in own]
+        references = [_references(row) for row in own]
         name = (data and data.metric_of(task)) or fitting_metric(references)
         metric = metric_of(name, data.tolerance if data else 0.0)
         said = [one if isinstance(one := answers[index], Answer) else Answer(one) for index in indices]
@@ -138,10 +138,25 @@ def score(
     return Scores(split, tasks, sorted(predictions, key=lambda prediction: prediction.row))
 
 
+def _references(row: Conversation) -> list[str]:
+    return list(row.get("references") or [row["turns"][-1]["text"]])
+
+
 def _asked(row: Conversation) -> tuple[str, list[str | None]]:
     """A row's question, and the paths of its images."""
     question = row["turns"][-2]["text"].replace(IMAGE, "").strip() if len(row["turns"]) > 1 else ""
     return question, [image["path"] for image in row["images"]]
+
+
+class UnscoredError(UserError):
+    """A metric that raised over answers that were generated: they are kept in it, `predictions` without scores."""
+
+    def __init__(self, error: Exception, split: str, predictions: list[dict[str, Any]]) -> None:
+        self.split, self.predictions = split, predictions
+        if isinstance(error, UserError):
+            super().__init__(error.what, where=error.where, fix=error.fix)
+        else:
+            super().__init__(f"The metric failed with {type(error).__name__}: {error}.", where="data.metrics")
 
 
 def evaluate(
@@ -150,9 +165,23 @@ def evaluate(
     split: str,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics."""
+    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics.
+
+    Raises:
+        UserError: a metric cannot be had, or fails on a sample of each task; told before anything is generated.
+        UnscoredError: it fails on the answers.
+    """
+    data, first_of_task = session.recipe.data, list({row["task"]: row for row in rows}.values())
+    score(first_of_task, [row["turns"][-1]["text"] for row in first_of_task], split, data)
     answers = full_answers(session, rows, session.recipe.train.eval_batch_size, None, on_progress)
-    return score(rows, answers, split, session.recipe.data)
+    try:
+        return score(rows, answers, split, data)
+    except Exception as error:
+        unscored = [
+            asdict(Prediction(index, row["task"], *_asked(row), _references(row), one.text, 0.0, one.seconds, one.cut))
+            for index, (row, one) in enumerate(zip(rows, answers, strict=True))
+        ]
+        raise UnscoredError(error, split, [{**one, "score": None} for one in unscored]) from error
 
 
 def blind_baseline(

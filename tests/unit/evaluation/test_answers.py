@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 from qmixlora.data import load_split, only_tasks
-from qmixlora.evaluation import answer_rows, evaluate, generate_answers, score, stop_ids
+from qmixlora.evaluation import (
+    UnscoredError,
+    answer_rows,
+    evaluate,
+    generate_answers,
+    keep_unscored,
+    score,
+    stop_ids,
+)
+from qmixlora.evaluation import answers as answers_of
 from qmixlora.evaluation.answers import _generated
 from qmixlora.recipe import Recipe, edited
 from qmixlora.session import Session, open_session
@@ -81,3 +94,30 @@ def test_answers_that_had_not_ended_are_marked_and_counted(session: Session, row
     scores = evaluate(of_limit, rows, "test")
     assert [one.cut for one in scores.predictions] == [length > soonest for length in lengths]
     assert scores.cut == sum(own.cut for own in scores.tasks.values()) == sum(length > soonest for length in lengths)
+
+
+def test_a_metric_that_fails_loses_no_answers(
+    session: Session, rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried on the references before anything is generated."""
+    known = {row["turns"][-1]["text"] for row in rows}
+    module = types.ModuleType("own_metrics")
+    module.of_known = lambda answers, references: [1.0 / (one in known) for one in answers]  # type: ignore[attr-defined]
+    module.none = lambda answers, references: [1 / 0]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_metrics", module)
+
+    def with_metric(name: str) -> Session:
+        changes = ["data.allow_code=true", f"data.metrics={{'*': 'own_metrics:{name}'}}"]
+        return replace(session, recipe=edited(session.recipe, changes))
+
+    answers = answer_rows(session, rows)
+    assert not known.issuperset(answers)
+    with pytest.raises(UnscoredError, match="ZeroDivisionError") as caught:
+        evaluate(with_metric("of_known"), rows, "validation")
+    told = keep_unscored(tmp_path, caught.value)
+    lines = (tmp_path / "unscored-validation.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["answer"] for line in lines] == answers
+    assert str(tmp_path / "unscored-validation.jsonl") in told.what and told.where == "data.metrics"
+    monkeypatch.setattr(answers_of, "_generated", None)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(with_metric("none"), rows, "validation")
