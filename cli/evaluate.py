@@ -103,7 +103,7 @@ def _title(scores: Scores, run: Path, data: Path | None, backbone: bool) -> str:
 def _scores(
     run: Path, split: str | None, data: Path | None, task: str | None, backbone: bool, console: Console
 ) -> Scores:
-    from qmixlora.data import held_out_split, load_source, load_split, only_tasks
+    from qmixlora.data import held_out_split, indices_of_tasks, load_source, load_split
     from qmixlora.evaluation import evaluate as score
     from qmixlora.evaluation import UnscoredError, keep_unscored, too_long_to_answer
     from qmixlora.export import exported_tasks
@@ -116,14 +116,15 @@ def _scores(
         rows = load_split(session.recipe.data, split)
     else:
         rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
+    numbers: list[int] | None = None
     if tasks := [task] if task is not None else exported_tasks(run):
-        rows = only_tasks(rows, tasks, where=f"split {split}")
+        rows = rows.select(numbers := indices_of_tasks(rows, tasks, where=f"split {split}"))
     if warning := too_long_to_answer(session, rows):
         console.print(f"{run}: {warning}", style="yellow", markup=False, soft_wrap=True)
     model = _bare(session, run) if backbone else contextlib.nullcontext()
     try:
         with model, progress(f"answers of {run}", console) as tell:
-            return score(session, rows, split, on_progress=lambda done: tell(done, len(rows)))
+            return score(session, rows, split, lambda done: tell(done, len(rows)), numbers)
     except UnscoredError as error:
         raise keep_unscored(run, error, backbone=backbone) from error
 

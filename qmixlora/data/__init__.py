@@ -18,7 +18,7 @@ from .rendering.lengths import Lengths, lengths_of, sizes_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
 from .rendering.token_batches import longest_first, token_batches
 from .splits.loading import held_out_split, load_source, load_split, splits_of
-from .splits.tasks import indices_by_answer, indices_by_task, only_tasks
+from .splits.tasks import indices_by_answer, indices_by_task, indices_of_tasks, only_tasks
 
 __all__ = [
     "APPEARANCE_VERSION",
@@ -44,6 +44,7 @@ __all__ = [
     "image_tokens_of",
     "indices_by_answer",
     "indices_by_task",
+    "indices_of_tasks",
     "lengths_of",
     "load_conversations",
     "load_source",

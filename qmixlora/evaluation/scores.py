@@ -110,9 +110,11 @@ def score(
     answers: Sequence[str | Answer],
     split: str,
     data: Data | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Scores:
     """Compare one answer per row with the row's references, or else its own last answer, by the metric of its task:
-    that of `data.metrics`, or else the fitting one (`fitting_metric`).
+    that of `data.metrics`, or else the fitting one (`fitting_metric`). `numbers` are those of the rows in their
+    split, where they are not all of it.
 
     Raises:
         UserError: there are no rows, or as `metric_of`.
@@ -134,7 +136,18 @@ def score(
         cut = sum(one.cut for one in said)
         tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores), cut)
         for index, row, right, one, its in zip(indices, own, references, said, scores, strict=True):
-            predictions.append(Prediction(index, task, *_asked(row), list(right), one.text, its, one.seconds, one.cut))
+            predictions.append(
+                Prediction(
+                    numbers[index] if numbers else index,
+                    task,
+                    *_asked(row),
+                    list(right),
+                    one.text,
+                    its,
+                    one.seconds,
+                    one.cut,
+                )
+            )
     return Scores(split, tasks, sorted(predictions, key=lambda prediction: prediction.row))
 
 
@@ -164,8 +177,9 @@ def evaluate(
     rows: Sequence[Conversation],
     split: str,
     on_progress: Callable[[int], None] = lambda done: None,
+    numbers: Sequence[int] | None = None,
 ) -> Scores:
-    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics.
+    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics; `numbers` as there.
 
     Raises:
         UserError: a metric cannot be had, or fails on a sample of each task; told before anything is generated.
@@ -175,11 +189,11 @@ def evaluate(
     score(first_of_task, [row["turns"][-1]["text"] for row in first_of_task], split, data)
     answers = full_answers(session, rows, session.recipe.train.eval_batch_size, None, on_progress)
     try:
-        return score(rows, answers, split, data)
+        return score(rows, answers, split, data, numbers)
     except Exception as error:
         unscored = [
             asdict(Prediction(index, row["task"], *_asked(row), _references(row), one.text, 0.0, one.seconds, one.cut))
-            for index, (row, one) in enumerate(zip(rows, answers, strict=True))
+            for index, row, one in zip(numbers or range(len(rows)), rows, answers, strict=True)
         ]
         raise UnscoredError(error, split, [{**one, "score": None} for one in unscored]) from error
 

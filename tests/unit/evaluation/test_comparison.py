@@ -50,6 +50,15 @@ def test_an_export_is_compared_on_the_tasks_that_it_was_asked() -> None:
         compare({"one": right_in(80, ROWS[:100]), "two": right_in(80, ROWS[100:])})
 
 
+def test_an_export_of_tasks_that_alternate_is_compared_and_knows_its_rows() -> None:
+    rows = [row("abc"[index % 3], f"q{index}", "x") for index in range(9)]
+    numbers = [index for index in range(9) if index % 3]
+    of_export = score([rows[index] for index in numbers], ["x"] * 6, "test", numbers=numbers)
+    assert [one.row for one in of_export.predictions] == numbers
+    compared = compare({"run": score(rows, ["y"] * 9, "test"), "export": of_export})
+    assert compared.means["export"].points == 1 and compared.left_out == ["a"]
+
+
 def test_the_comparison_in_json_has_all_scores_and_differences() -> None:
     written = compare({"one": right_in(80), "other": right_in(90)}).to_dict()
     assert written["scores"]["one"]["mean"] == 0.8
