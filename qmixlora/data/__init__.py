@@ -8,6 +8,7 @@ from .checking.taught import Checked, checked, taught
 from .formats import IMAGE, Conversation, ImageFile, Turn, question_about, to_messages
 from .images.appearance import APPEARANCE_VERSION
 from .images.files import locate
+from .images.keys import content_key
 from .images.opening import check_body, check_header, image_size, open_images
 from .reading.loading import load_conversations
 from .reading.usual import usual_columns
@@ -38,6 +39,7 @@ __all__ = [
     "check_body",
     "check_header",
     "checked",
+    "content_key",
     "generated_lengths",
     "held_out_split",
     "image_size",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qmixlora.data import IMAGE, Conversation
+from qmixlora.data import IMAGE, Conversation, content_key
 from qmixlora.errors import UserError
 from qmixlora.recipe import Data
 from qmixlora.session import Session
@@ -33,6 +33,7 @@ class Prediction:
     score: float
     seconds: float | None = field(default=None, compare=False)  # its share of those of its batch
     cut: bool = False  # at the longest that an answer may be: it had not ended
+    image_keys: list[str] | None = None  # of their content, as `content_key`; None where the images were not read
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def evaluate(
     on_progress: Callable[[int], None] = lambda done: None,
     numbers: Sequence[int] | None = None,
 ) -> Scores:
-    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics; `numbers` as there.
+    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics; `numbers`, ascending,
+    as there.
 
     Raises:
         UserError: a metric cannot be had, or fails on a sample of each task; told before anything is generated.
@@ -187,15 +189,19 @@ def evaluate(
     """
     data, first_of_task = session.recipe.data, list({row["task"]: row for row in rows}.values())
     score(first_of_task, [row["turns"][-1]["text"] for row in first_of_task], split, data)
+    keys = [[content_key(image) for image in row["images"]] for row in rows]
     answers = full_answers(session, rows, session.recipe.train.eval_batch_size, None, on_progress)
     try:
-        return score(rows, answers, split, data, numbers)
+        scores = score(rows, answers, split, data, numbers)
     except Exception as error:
         unscored = [
             asdict(Prediction(index, row["task"], *_asked(row), _references(row), one.text, 0.0, one.seconds, one.cut))
             for index, row, one in zip(numbers or range(len(rows)), rows, answers, strict=True)
         ]
         raise UnscoredError(error, split, [{**one, "score": None} for one in unscored]) from error
+    return replace(
+        scores, predictions=[replace(one, image_keys=own) for one, own in zip(scores.predictions, keys, strict=True)]
+    )
 
 
 def blind_baseline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from qmixlora.data import load_split, only_tasks
+from qmixlora.data import Conversation, load_split, only_tasks
 from qmixlora.evaluation import (
     UnscoredError,
     answer_rows,
@@ -72,9 +73,21 @@ def test_answering_is_without_dropout_and_leaves_the_model_in_its_mode(session: 
 
 def test_evaluation_is_the_score_of_the_answers(session: Session, rows: Dataset) -> None:
     scores = evaluate(session, rows, "test")
-    assert [replace(one, cut=False) for one in scores.predictions] == (
+    assert [replace(one, cut=False, image_keys=None) for one in scores.predictions] == (
         score(rows, answer_rows(session, rows), "test").predictions
     )
+
+
+def test_predictions_tell_images_apart_by_their_content(session: Session, rows: Dataset, tmp_path: Path) -> None:
+    def keys(shown: list[Conversation]) -> list[list[str] | None]:
+        return [one.image_keys for one in evaluate(session, Dataset.from_list(shown), "test").predictions]
+
+    first, second = list(rows)[:2]
+    copy = shutil.copyfile(str(first["images"][0]["path"]), tmp_path / "copy.png")
+    moved = {**first, "images": [{"path": str(copy), "bytes": None}]}
+    inside = {**first, "images": [{"path": None, "bytes": copy.read_bytes()}]}
+    [one], [two], [three], [other] = keys([first]), keys([moved]), keys([inside]), keys([second])
+    assert one == two == three != other
 
 
 def test_answers_that_had_not_ended_are_marked_and_counted(session: Session, rows: Dataset) -> None:

@@ -95,11 +95,11 @@ def test_every_prediction_is_written_with_what_it_was_compared_with(tmp_path: Pa
     assert [json.loads(line) for line in lines] == [
         {
             "row": 0, "task": "b", "question": "q2", "images": ["/cat.png"], "references": ["y", "yes"],
-            "answer": "yes", "score": 1.0, "seconds": None, "cut": False,
+            "answer": "yes", "score": 1.0, "seconds": None, "cut": False, "image_keys": None,
         },
         {
             "row": 1, "task": "a", "question": "q1", "images": [], "references": ["é"], "answer": "z", "score": 0.0,
-            "seconds": None, "cut": False,
+            "seconds": None, "cut": False, "image_keys": None,
         },
     ]  # fmt: skip
 
