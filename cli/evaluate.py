@@ -63,11 +63,7 @@ def evaluate(
             except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
                 failed.append(error)
         if not as_json:
-            console.print(_title(scores, run, data, backbone), style="bold", markup=False, soft_wrap=True)
-            console.print(_table(scores))
-            if scores.cut:
-                of = f"{scores.cut} of {len(scores.predictions)} answers"
-                console.print(f"Cut after train.max_new_tokens and scored as they are: {of}.", style="yellow")
+            _show(scores, _title(scores, run, data, backbone), console)
         for prediction in [one for one in scores.predictions if one.score < RIGHT][:wrong]:
             console.print(_wrong(prediction), highlight=False, soft_wrap=True)
         for line in said:
@@ -78,6 +74,14 @@ def evaluate(
         print(json.dumps(results if len(runs) > 1 else results[str(runs[0])], indent=2))
     if failed:
         raise failed[0]
+
+
+def _show(scores: Scores, title: str, console: Console) -> None:
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(_table(scores))
+    if scores.cut:
+        of = f"{scores.cut} of {len(scores.predictions)} answers"
+        console.print(f"Cut after train.max_new_tokens and scored as they are: {of}.", style="yellow")
 
 
 def _say_next(console: Console, runs: list[Path], task: str | None, data: Path | None, backbone: bool) -> None:
