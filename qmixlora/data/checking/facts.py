@@ -107,7 +107,7 @@ def answers_by_task(rows: Dataset) -> dict[str, Counter[str]]:
 def warnings_of(
     data: Data, rows: Mapping[str, Dataset], answers: Mapping[str, Mapping[str, Counter[str]]]
 ) -> list[str]:
-    """What in held-out splits contradicts the training data, and metrics of no task, a sentence each with what to do; by
+    """What in held-out splits contradicts the training data, and metrics of no task, each with what to do; by
     split, their rows and `answers_by_task`.
     """
     if "train" not in rows:
