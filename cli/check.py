@@ -104,7 +104,7 @@ def _make(adapter: Path, base: str | None, dtype: str, console: Console) -> None
             fix=f"Check by it: qmixlora check {adapter}; or take it away to have another one made.",
         )
     fingerprint_adapter(adapter, base, dtype).write(adapter)
-    console.print(f"Written: {adapter / FINGERPRINT}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {adapter / FINGERPRINT}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(report: Report, console: Console) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qmixlora.errors import UserError
@@ -79,14 +80,14 @@ def _show(comparison: Comparison, split: str, runs: list[Path]) -> None:
 
 
 def _table(comparison: Comparison, split: str) -> Table:
-    table = Table(title=f"split {split}", box=box.SIMPLE, pad_edge=False)
+    table = Table(title=escape(f"split {split}"), box=box.SIMPLE, pad_edge=False)
     table.add_column("task")
     for name in comparison.scores:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(escape(name), justify="right", overflow="fold")
     (_, reference), *others = comparison.scores.items()
     for task, own in reference.tasks.items():
         cells = [_cell(other.tasks[task].score, comparison.tasks[name][task]) for name, other in others]
-        table.add_row(f"{task}\n{own.metric}, {own.count}", f"{own.score:.3f}", *cells)
+        table.add_row(escape(f"{task}\n{own.metric}, {own.count}"), f"{own.score:.3f}", *cells)
     table.add_section()
     means = [_cell(other.mean, comparison.means[name]) for name, other in others]
     table.add_row("mean over tasks", f"{reference.mean:.3f}", *means)

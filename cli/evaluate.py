@@ -55,24 +55,33 @@ def evaluate(
     for run in runs:
         scores = _scores(run, split, data, task, backbone, console)
         results[str(run)] = scores.to_dict()
-        if not as_json:
-            console.print(_title(scores, run, data, backbone), style="bold", markup=False, soft_wrap=True)
-            console.print(_table(scores))
-        for prediction in [one for one in scores.predictions if one.score < RIGHT][:wrong]:
-            console.print(_wrong(prediction), highlight=False, soft_wrap=True)
+        said = []
         if task is None:
-            try:
-                said = [write_results(run, scores, backbone=backbone)]
+            try:  # before anything is shown: a terminal that is gone loses no answers
+                said.append(write_results(run, scores, backbone=backbone))
                 said += [refresh_report(run)] if (run / "adapter").is_dir() else []  # an export has none of its own
-                console.print(*said, sep="\n", highlight=False, soft_wrap=True)
             except UserError as error:  # the folder cannot be written into: what was measured is printed all the same
                 failed.append(error)
+        if not as_json:
+            _show(scores, _title(scores, run, data, backbone), console)
+        for prediction in [one for one in scores.predictions if one.score < RIGHT][:wrong]:
+            console.print(_wrong(prediction), highlight=False, soft_wrap=True)
+        for line in said:
+            console.print(line, markup=False, soft_wrap=True)
     if not failed:
         _say_next(console, runs, task, data, backbone)
     if as_json:
         print(json.dumps(results if len(runs) > 1 else results[str(runs[0])], indent=2))
     if failed:
         raise failed[0]
+
+
+def _show(scores: Scores, title: str, console: Console) -> None:
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(_table(scores))
+    if scores.cut:
+        of = f"{scores.cut} of {len(scores.predictions)} answers"
+        console.print(f"Cut after train.max_new_tokens and scored as they are: {of}.", style="yellow")
 
 
 def _say_next(console: Console, runs: list[Path], task: str | None, data: Path | None, backbone: bool) -> None:
@@ -98,8 +107,9 @@ def _title(scores: Scores, run: Path, data: Path | None, backbone: bool) -> str:
 def _scores(
     run: Path, split: str | None, data: Path | None, task: str | None, backbone: bool, console: Console
 ) -> Scores:
-    from qmixlora.data import held_out_split, load_source, load_split, only_tasks
+    from qmixlora.data import held_out_split, indices_of_tasks, load_source, load_split
     from qmixlora.evaluation import evaluate as score
+    from qmixlora.evaluation import UnscoredError, keep_unscored, too_long_to_answer
     from qmixlora.export import exported_tasks
     from qmixlora.progress import progress
     from qmixlora.session import open_run
@@ -110,11 +120,17 @@ def _scores(
         rows = load_split(session.recipe.data, split)
     else:
         rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
+    numbers: list[int] | None = None
     if tasks := [task] if task is not None else exported_tasks(run):
-        rows = only_tasks(rows, tasks, where=f"split {split}")
+        rows = rows.select(numbers := indices_of_tasks(rows, tasks, where=f"split {split}"))
+    if warning := too_long_to_answer(session, rows):
+        console.print(f"{run}: {warning}", style="yellow", markup=False, soft_wrap=True)
     model = _bare(session, run) if backbone else contextlib.nullcontext()
-    with model, progress(f"answers of {run}", console) as tell:
-        return score(session, rows, split, on_progress=lambda done: tell(done, len(rows)))
+    try:
+        with model, progress(f"answers of {run}", console) as tell:
+            return score(session, rows, split, lambda done: tell(done, len(rows)), numbers)
+    except UnscoredError as error:
+        raise keep_unscored(run, error, backbone=backbone) from error
 
 
 def _bare(session: Session, run: Path) -> Any:
@@ -127,13 +143,15 @@ def _bare(session: Session, run: Path) -> Any:
 
 def _table(scores: Scores) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for column in ("task", "metric", "score", "95 %", "count"):
+    for column in ("task", "metric", "score", "95 %", "count", *(["cut"] if scores.cut else [])):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for name, own in scores.tasks.items():
-        table.add_row(name, own.metric, f"{own.score:.3f}", _interval(own.interval), str(own.count))
+        row = escape(name), escape(own.metric), f"{own.score:.3f}", _interval(own.interval), str(own.count)
+        table.add_row(*row, *([str(own.cut)] if scores.cut else []))
     table.add_section()
     count = sum(own.count for own in scores.tasks.values())
-    table.add_row("mean over tasks", "", f"{scores.mean:.3f}", _interval(scores.interval), str(count))
+    row = "mean over tasks", "", f"{scores.mean:.3f}", _interval(scores.interval), str(count)
+    table.add_row(*row, *([str(scores.cut)] if scores.cut else []))
     return table
 
 
@@ -143,7 +161,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 def _wrong(prediction: Any) -> str:
     images = ", ".join(path or "in the data" for path in prediction.images)
-    said = f"[red]{escape(prediction.answer.strip()) or 'nothing'}[/red]"
+    said = f"[red]{escape(prediction.answer.strip()) or 'nothing'}[/red]" + " (cut)" * prediction.cut
     expected = escape(" | ".join(dict.fromkeys(prediction.references)))
     return (
         f"[bold]{escape(prediction.task)}[/bold] {prediction.row}: {escape(prediction.question)}\n"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qmixlora.errors import UserError
@@ -102,7 +103,7 @@ def export(
         fingerprint=fingerprint,
     )
     exports = run_export(run, request, console)
-    console.print(refresh_report(run), highlight=False, soft_wrap=True)
+    console.print(refresh_report(run), markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
         return
@@ -137,11 +138,13 @@ def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
     for reading in lossy((name, read_export(*figures)) for name, figures in own.items()):
         console.print(reading.styled(), highlight=False, soft_wrap=True)
     for line in (line for fidelity in exports for line in fidelity.warnings):
-        console.print(f"[bold red]warning[/bold red] {line}", highlight=False, soft_wrap=True)
-    console.print(f"Written to {run / 'exports'}, each with its fidelity.json.", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]warning[/bold red] {escape(line)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Written to {run / 'exports'}, each with its fidelity.json.", markup=False, highlight=False, soft_wrap=True
+    )
     say_next(console, "chat", exports[0].folder, "--image", "FILE")
     for line in dict.fromkeys(note for fidelity in exports for note in fidelity.notes):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(exports: list[Fidelity]) -> Table:
@@ -152,7 +155,7 @@ def _table(exports: list[Fidelity]) -> Table:
         measured.setdefault("+".join(fidelity.tasks), {}).update(fidelity.measurements)
     forms = list(dict.fromkeys(form for own in measured.values() for form in own))
     title = f"Exact match, split {first.split}" + (" (not held out: trained on)" if first.split == "train" else "")
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD)
     table.add_column("export", no_wrap=True)
     for column in ("polished", "live", *forms, "same words", "loss", "update error"):
         table.add_column(column, justify="right")
@@ -160,7 +163,7 @@ def _table(exports: list[Fidelity]) -> Table:
     for name, fidelity in last.items():
         own = fidelity.measurements[fidelity.form]
         table.add_row(
-            name,
+            escape(name),
             f"{fidelity.polish_steps} steps" if fidelity.polish_steps else "-",
             f"{fidelity.live.exact_match:.3f}",
             *(f"{measured[name][form].exact_match:.3f}" for form in forms),

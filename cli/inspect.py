@@ -101,14 +101,18 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
     shown, figures = summary.to_dict(), draw_routing(summary, run / FIGURES)
     if as_json:
         print(json.dumps(shown, indent=2))
-    console.print(f"Routing of {run}: {shown['layers']} layers, {shown['factors']} factors in a pool", soft_wrap=True)
+    console.print(
+        f"Routing of {run}: {shown['layers']} layers, {shown['factors']} factors in a pool",
+        markup=False,
+        soft_wrap=True,
+    )
     table = Table()
     for column in ("task", "entropy of usage", "most like", "similarity"):
         table.add_column(column, justify="left" if column in {"task", "most like"} else "right")
     for task, values in shown["tasks"].items():
         others = {other: value for other, value in values["similarity"].items() if other != task}
         nearest = max(others, key=lambda other: others[other], default="-")
-        table.add_row(task, f"{values['entropy']:.2f}", nearest, f"{others.get(nearest, 0):.2f}")
+        table.add_row(escape(task), f"{values['entropy']:.2f}", escape(nearest), f"{others.get(nearest, 0):.2f}")
     console.print(table)
     dead = shown["dead_factors"]
     console.print(
@@ -118,7 +122,7 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
     console.print(f"Share of usage that moved since the snapshot before, by step: {moved}")
     for reading in read_routing_figures(summary):
         console.print(reading.styled(), highlight=False)
-    console.print("Figures: " + ", ".join(str(path) for path in figures), soft_wrap=True)
+    console.print("Figures: " + ", ".join(str(path) for path in figures), markup=False, soft_wrap=True)
 
 
 def _interference(run: Path, split: str | None, batches: int, console: Console, as_json: bool) -> None:
@@ -147,8 +151,9 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
             console.print(_interference_table(pool, measured.tasks, mean_TT.tolist()))
     console.print(read_interference(measured.tasks, measured.to_dict()["mean"]).styled(), highlight=False)
     for pool, cause, harmed, value in measured.conflicts(5):
-        console.print(f"Conflict in {pool}: a step for {cause} changes {harmed} by {value:.2f} of its own step")
-    console.print(f"Figure: {figure}; per layer: {run / name}.json", soft_wrap=True)
+        told = f"Conflict in {pool}: a step for {cause} changes {harmed} by {value:.2f} of its own step"
+        console.print(told, markup=False)
+    console.print(f"Figure: {figure}; per layer: {run / name}.json", markup=False, soft_wrap=True)
 
 
 def _interference_table(pool: str, tasks: list[str], rows: list[list[float]]) -> Table:
@@ -159,5 +164,5 @@ def _interference_table(pool: str, tasks: list[str], rows: list[list[float]]) ->
         table.add_column(str(number + 1), justify="right")
     for number, (task, row) in enumerate(zip(tasks, rows, strict=True), 1):
         cells = (f"[red]{value:.2f}[/red]" if value < 0 else f"{value:.2f}" for value in row)
-        table.add_row(f"{number} {task}", *cells)
+        table.add_row(escape(f"{number} {task}"), *cells)
     return table

@@ -44,9 +44,9 @@ def pick(
         print(json.dumps({**asdict(picked), "exports": there}, indent=2))
         return
     console = Console()
-    console.print(f"{picked.name}, sure {picked.sure:.2f}", highlight=False)
+    console.print(f"{picked.name}, sure {picked.sure:.2f}", markup=False, highlight=False)
     for path in there:
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+        console.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
     if not picked.familiar:
         console.print("It is farther from the task's instructions than any that the run was trained on.")
     if picked.sure < UNSURE:

@@ -137,7 +137,7 @@ def _show(plan: dict[str, Any], console: Console) -> None:
 def _show_batch(batch: dict[str, Any], console: Console) -> None:
     size = f"{batch['samples']} x {batch['tokens']} tokens"
     console.print(f"One training step on {size}, at most {batch['image_tokens']} of a sample from images")
-    console.print(f"({batch['source']}).")
+    console.print(f"({batch['source']}).", markup=False)
     if batch["unmeasured"] is not None:
         console.print(f"[yellow]The data was not measured:[/yellow] {escape(batch['unmeasured'])}")
 
@@ -195,7 +195,7 @@ def _show_set(one: dict[str, Any], console: Console) -> None:
 def _show_edit(edit: str, console: Console) -> None:
     """An edit to be pasted into a command, on one line where it fits."""
     lines = edit if len(edit) < 78 else edit.replace(" ", " \\\n  ")
-    console.print(f"  {lines}", soft_wrap=True)
+    console.print(f"  {lines}", markup=False, soft_wrap=True)
 
 
 def _verdict(fits: bool) -> str:

@@ -75,6 +75,6 @@ def _train(parsed: Recipe, resume: bool, init_from: Path | None, dry_run: bool) 
     folder = train_within_memory(resolved, resume=resume, init_from=init_from, console=console)
     from qmixlora.report.page import refresh_report
 
-    console.print(refresh_report(folder), highlight=False, soft_wrap=True)
-    console.print(f"Done: {folder}.", highlight=False, soft_wrap=True)
+    console.print(refresh_report(folder), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Done: {folder}.", markup=False, highlight=False, soft_wrap=True)
     say_next_of(console, folder)

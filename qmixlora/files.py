@@ -41,6 +41,9 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
     There is a whole one at `path` at every moment, if there was one before. A crash leaves a file beside `path` whose
     name starts with a dot; the next attempt removes it. With
     `unless_there` a folder that another process has put in place meanwhile stays.
+
+    Raises:
+        UserError: a file would take the place of a folder, or a folder that of a file; what is there stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -123,6 +126,13 @@ def clear_disk_errors(folder: Path, fix: str) -> Iterator[None]:
 
 def _put_into_place(temporary: Path, path: Path) -> None:
     """Rename a file or folder; a folder that is in its place (a rename replaces none) is removed after that."""
+    if path.exists() and path.is_dir() != temporary.is_dir():
+        there, new = ("folder", "file") if path.is_dir() else ("file", "folder")
+        raise UserError(
+            f"There is a {there} where a {new} would be written.",
+            where=str(path),
+            fix=f"Name another {new}, or move the {there} away.",
+        )
     if not path.is_dir() or path.is_symlink():
         temporary.replace(path)
     elif _exchanged(temporary, path):

@@ -36,7 +36,13 @@ class _Shown:
         self.what, self.console = what, console
         self.start = self.last = time.monotonic()
         amount = DownloadColumn(binary_units=True) if in_bytes else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn(), TextColumn("left"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            amount,
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
         self.bar = Progress(*columns, console=console, transient=True)
         self.task: Any = None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from qmixlora.files import cache_folder
 from qmixlora.progress import Tell, progress
@@ -73,6 +74,8 @@ def make_with_progress(name: str, console: Console) -> Path:
     folder = maker.folder()
     if (folder / "config.json").is_file():
         return folder
-    console.print(f"[bold]Making the backbone[/bold] {maker.announced}: {folder}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]Making the backbone[/bold] {maker.announced}: {escape(str(folder))}", highlight=False, soft_wrap=True
+    )
     with progress("captions", console) as tell:
         return maker.make(folder, tell, console)

@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qmixlora.data import load_conversations, load_split
@@ -63,7 +64,7 @@ def run_demo(
         recipe = resolve(recipe, out / "data", console)
         shutil.rmtree(recipe.train.output, ignore_errors=True)
         name = demonstration.recipe
-        console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {name}, in {recipe.train.output}")
+        console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {name}, in {escape(recipe.train.output)}")
         folder = train_within_memory(recipe, console=console)
         results = _evaluated(folder, console)
         write_results(folder, results["tuned"]["test"])
@@ -76,11 +77,12 @@ def run_demo(
         }
         write_json(out / "summary.json", summary)
     console.print(_table(results))
-    console.print(refresh_report(folder), highlight=False, soft_wrap=True)
+    console.print(refresh_report(folder), markup=False, highlight=False, soft_wrap=True)
     image = load_split(recipe.data, "test")[0]["images"][0]["path"]
     console.print(
         f"Exact match on the test split, {summary['seconds']:.0f} s in all; data, run, exports and summary.json are in "
-        f"{out}.\nNext: [bold]qmixlora chat {folder} --image {image}[/bold] (ask it about an image)",
+        f"{escape(str(out))}.\nNext: [bold]{escape(f'qmixlora chat {folder} --image {image}')}[/bold] "
+        "(ask it about an image)",
         highlight=False,
         soft_wrap=True,
     )

@@ -89,6 +89,13 @@ def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> 
                 where=f"split {reference.split}",
                 fix="Evaluate both on one file, `qmixlora eval RUN --data F.json`, and compare by --split file-F.",
             )
+        if None not in (one.image_keys, two.image_keys) and one.image_keys != two.image_keys:
+            raise UserError(
+                f"They were not asked the same: sample {one.row}, {one.question!r}, shows other images for {first} "
+                f"({_paths(one)}) than for {name} ({_paths(two)}).",
+                where=f"split {reference.split}",
+                fix="Evaluate both on the same images.",
+            )
     if len(reference.predictions) != len(other.predictions):
         raise UserError(
             f"They were not asked the same: {first} has {len(reference.predictions)} answers, {name} "
@@ -107,3 +114,7 @@ def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> 
 
 def _asked(prediction: Prediction) -> tuple[object, ...]:
     return prediction.task, prediction.question, prediction.references
+
+
+def _paths(prediction: Prediction) -> str:
+    return ", ".join(path or "in the data" for path in prediction.images) or "none"

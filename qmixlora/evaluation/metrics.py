@@ -15,19 +15,27 @@ from typing import Any
 
 from qmixlora.errors import UserError
 
-from .wording import normalize, numbers_in, vqa_wording, words
+from .wording import normalize, quantities_in, vqa_wording, whole_words, words
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]  # answers, references of each -> scores
 CLOSED_WORDS = 5  # a task most of whose references are longer is an open one
-CHOICES = (
-    r"^\W*([A-Za-z])\W*$",  # all of an answer
+ALONE = re.compile(r"^\W*([A-Za-z])\W*$")
+OPTION = re.compile(r"^\s*\(?([A-Za-z])([.):])\s+(\S.*)$", re.DOTALL)  # a letter, its mark and the option's text
+REJECTED = re.compile(
+    r"\b(?:[Oo]ption |[Cc]hoice )?\(?[A-Za-z]\)? is (?:wrong|incorrect|false|not)\b|\bnot \(?[A-Z]\b\)?"
+)
+REASON = r"(?:because|since|as)\b"
+CHOICES = (  # in the order in which they are believed
+    ALONE.pattern,
     r"^\W*([A-Z])[.):,]+\s",  # begins it, before a mark
-    r"\(([A-Za-z])\)",
-    r"(?i:answer(?: is)?|option|choice)\W*([A-Z])\b",
+    r"(?<!\w)\(([A-Za-z])\)",
+    rf"(?i:answer(?: is)?)\W*([B-HJ-Z]\b|[AI]\b(?!\s+(?!{REASON})\w))",  # A and I begin sentences as words
+    rf"(?i:option|choice)\W*([B-HJ-Z]\b|[AI]\b(?!\s+(?!{REASON})\w))",
     r"(?i:answer is|answer:|option|choice)\W*([a-z])\W*$",
-    r"^\W*([B-HJ-Z])\s",  # A and I begin sentences as words
+    r"^\W*([B-HJ-Z])\s",
     r"\b(?:is|be|choose|pick|say)\W+([A-HJ-Z])\W*$",
 )
+FOLLOWING = re.compile(rf"\.?\s+(?!{REASON})(\w.*)", re.DOTALL)  # a text after a letter
 
 
 def exact(answer: str, references: Sequence[str]) -> float:
@@ -61,28 +69,48 @@ def relaxed(answer: str, references: Sequence[str]) -> float:
 
 
 def choice(answer: str, references: Sequence[str]) -> float:
-    """The letter of an option (`B`, `(b)`, `**B**`, `B. a cat`, `Answer: b`, `I think it is B`), or else its text."""
+    """The letter of an option (`B`, `(b)`, `**B**`, `B. a cat`, `Answer: b`, `I think it is B`), or else its text.
+
+    A letter is looked for only where the reference is one (`B`, `(b)`) or has one before its text (`B. a cat`); since
+    `E. coli` looks the same, an answer with that letter and another text is not right there. Other references are
+    texts: right is what is the same but for case, blanks and a closing full stop.
+    """
     return max(float(_chooses(answer, reference)) for reference in references)
 
 
 def number(answer: str, references: Sequence[str], tolerance: float = 0.0) -> float:
     """Whether the last number of an answer is a reference's (`3.0` is 3, `1,200` is 1200, `three` is 3), up to a share
-    of it. Where a reference has no number: whether it has the same wording.
+    of it; where a reference has several (`1/2`, `9:30`, `2 of 5`), whether the last ones are all of them. Where it has
+    none: whether it has the same wording.
     """
-    said = numbers_in(answer)
+    said = quantities_in(answer)
     for reference in references:
-        right = numbers_in(reference)
+        right = [number for quantity in quantities_in(reference) for number in quantity]
         if not right and vqa_wording(answer) == vqa_wording(reference):
             return 1.0
-        if right and said and abs(said[-1] - right[-1]) <= tolerance * abs(right[-1]):
+        if right and _ends_in(said, right, tolerance):
             return 1.0
     return 0.0
 
 
+def _ends_in(said: Sequence[Sequence[float]], right: Sequence[float], tolerance: float) -> bool:
+    """Whether the last quantities, each of them whole, have these numbers."""
+    last: list[float] = []
+    for quantity in reversed(said):
+        if len(last) >= len(right):
+            break
+        last = [*quantity, *last]
+    return len(last) == len(right) and all(
+        abs(one - other) <= tolerance * abs(other) for one, other in zip(last, right, strict=True)
+    )
+
+
 def contains(answer: str, references: Sequence[str]) -> float:
-    """Whether the words of a reference stand together somewhere in the answer."""
-    said = f" {' '.join(words(answer, articles=True))} "
-    return float(any(f" {' '.join(words(reference, articles=True))} " in said for reference in references))
+    """Whether the words of a reference stand together somewhere in the answer; a number is one word (`5` is not in
+    `3.5`, nor `12` in `12,000`).
+    """
+    said = f" {' '.join(whole_words(answer))} "
+    return float(any(f" {' '.join(whole_words(reference))} " in said for reference in references))
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
@@ -205,18 +233,15 @@ def _as_number(text: str) -> float | None:
 
 
 def _chooses(answer: str, reference: str) -> bool:
-    right = _letter(reference)
-    said = _letter(answer)
-    if right is not None and said is not None:
-        return said == right
-    option = re.sub(r"^\s*\(?[A-Za-z]\)?[.):]\s+", "", reference)  # `B. a cat`: its text
-    return normalize(answer) == normalize(option)
-
-
-def _letter(text: str) -> str | None:
-    """The letter of an option that a text chooses, by the first of the `CHOICES` that it shows."""
-    plain = re.sub(r"[*`]", "", text)  # Markdown's
-    return next((found.group(1).upper() for pattern in CHOICES if (found := re.search(pattern, plain))), None)
+    option, alone = OPTION.match(reference), ALONE.match(reference)
+    letter, mark, text = option.groups() if option else (alone.group(1) if alone else "", "", "")
+    plain = REJECTED.sub("", re.sub(r"[*`]", "", answer))  # without Markdown's marks
+    said = next((found for pattern in CHOICES if (found := re.search(pattern, plain))), None)
+    if not letter or said is None:
+        return normalize(answer) in {normalize(reference), normalize(text or reference)}
+    following = FOLLOWING.match(plain, said.end(1)) if mark == "." else None
+    is_option = following is None or normalize(following.group(1)).startswith(normalize(text))
+    return is_option and said.group(1).upper() == letter.upper()
 
 
 def _overlap(said: list[str], right: list[str]) -> float:

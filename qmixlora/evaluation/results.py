@@ -13,9 +13,9 @@ from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, clear_read_errors, replacing, write_json
 from qmixlora.recipe import load_run_recipe
 
-from .scores import Scores, blind_baseline
+from .scores import Scores, UnscoredError, blind_baseline
 
-SCORES, PREDICTIONS = "evaluation", "predictions"
+SCORES, PREDICTIONS, UNSCORED = "evaluation", "predictions", "unscored"
 
 
 def results_file(split: str, *, backbone: bool = False) -> str:
@@ -54,6 +54,15 @@ def write_results(folder: Path, scores: Scores, *, backbone: bool = False) -> st
     except OSError as error:
         raise UserError(f"The scores cannot be written: {error.strerror}.", where=str(file)) from error
     return f"{file} has the same scores already." if same else f"{said}; every answer in {predictions.name}."
+
+
+def keep_unscored(folder: Path, error: UnscoredError, *, backbone: bool = False) -> UserError:
+    """Write answers that a metric could not score into a folder; returns what to raise, which says where they are."""
+    file = folder / f"{UNSCORED}{_what(error.split, backbone)}.jsonl"
+    lines = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in error.predictions)
+    with clear_disk_errors(folder, "Free some space and evaluate again."), replacing(file) as temporary:
+        temporary.write_text(lines, encoding="utf-8")
+    return UserError(f"{error.what} The answers are kept in {file}.", where=error.where, fix=error.fix)
 
 
 def read_results(folder: Path, split: str, *, backbone: bool = False) -> Scores:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qmixlora.data import IMAGE, Conversation
+from qmixlora.data import IMAGE, Conversation, content_key
 from qmixlora.errors import UserError
 from qmixlora.recipe import Data
 from qmixlora.session import Session
 
-from .answers import timed_answers
+from .answers import Answer, full_answers
 from .intervals import interval, interval_of_tasks
 from .metrics import fitting_metric, metric_of
 from .wording import normalize
@@ -32,16 +32,21 @@ class Prediction:
     answer: str
     score: float
     seconds: float | None = field(default=None, compare=False)  # its share of those of its batch
+    cut: bool = False  # at the longest that an answer may be: it had not ended
+    image_keys: list[str] | None = None  # of their content, as `content_key`; None where the images were not read
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The mean score of a task's samples by its metric (see `metrics`), and the number of its samples."""
+    """The mean score of a task's samples by its metric (see `metrics`), the number of its samples, and of how many the
+    answer was cut.
+    """
 
     score: float
     count: int
     metric: str = "exact"
     interval: tuple[float, float] | None = None  # 95 % of the bootstrap
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ class Scores:
     def mean(self) -> float:
         """The mean over tasks, each counting the same."""
         return sum(task.score for task in self.tasks.values()) / len(self.tasks)
+
+    @property
+    def cut(self) -> int:
+        """The answers that were cut, of all tasks."""
+        return sum(task.cut for task in self.tasks.values())
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
@@ -84,7 +94,7 @@ class Scores:
         """The scores of the files that `to_dict` and `write_predictions` went to."""
         values = json.loads(summary.read_text(encoding="utf-8"))
         tasks = {
-            name: TaskScore(own["score"], own["count"], own["metric"], tuple(own["interval"]))
+            name: TaskScore(own["score"], own["count"], own["metric"], tuple(own["interval"]), own.get("cut", 0))
             for name, own in values["tasks"].items()
         }
         lines = predictions.read_text(encoding="utf-8").split("\n")
@@ -98,13 +108,14 @@ class Scores:
 
 def score(
     rows: Sequence[Conversation],
-    answers: Sequence[str],
+    answers: Sequence[str | Answer],
     split: str,
     data: Data | None = None,
-    seconds: Sequence[float | None] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Scores:
     """Compare one answer per row with the row's references, or else its own last answer, by the metric of its task:
-    that of `data.metrics`, or else the fitting one (`fitting_metric`). `seconds` are those that the answers took.
+    that of `data.metrics`, or else the fitting one (`fitting_metric`). `numbers` are those of the rows in their
+    split, where they are not all of it.
 
     Raises:
         UserError: there are no rows, or as `metric_of`.
@@ -118,16 +129,31 @@ def score(
     predictions: list[Prediction] = []
     for task, indices in sorted(of_task.items()):
         own = [rows[index] for index in indices]
-        references = [row.get("references") or [row["turns"][-1]["text"]] for row in own]
+        references = [_references(row) for row in own]
         name = (data and data.metric_of(task)) or fitting_metric(references)
         metric = metric_of(name, data.tolerance if data else 0.0)
-        said = [answers[index] for index in indices]
-        scores = metric(said, references)
-        tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores))
-        for index, row, right, answer, its in zip(indices, own, references, said, scores, strict=True):
-            took = seconds[index] if seconds else None
-            predictions.append(Prediction(index, task, *_asked(row), list(right), answer, its, took))
+        said = [one if isinstance(one := answers[index], Answer) else Answer(one) for index in indices]
+        scores = metric([one.text for one in said], references)
+        cut = sum(one.cut for one in said)
+        tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores), cut)
+        for index, row, right, one, its in zip(indices, own, references, said, scores, strict=True):
+            predictions.append(
+                Prediction(
+                    numbers[index] if numbers else index,
+                    task,
+                    *_asked(row),
+                    list(right),
+                    one.text,
+                    its,
+                    one.seconds,
+                    one.cut,
+                )
+            )
     return Scores(split, tasks, sorted(predictions, key=lambda prediction: prediction.row))
+
+
+def _references(row: Conversation) -> list[str]:
+    return list(row.get("references") or [row["turns"][-1]["text"]])
 
 
 def _asked(row: Conversation) -> tuple[str, list[str | None]]:
@@ -136,16 +162,46 @@ def _asked(row: Conversation) -> tuple[str, list[str | None]]:
     return question, [image["path"] for image in row["images"]]
 
 
+class UnscoredError(UserError):
+    """A metric that raised over answers that were generated: they are kept in it, `predictions` without scores."""
+
+    def __init__(self, error: Exception, split: str, predictions: list[dict[str, Any]]) -> None:
+        self.split, self.predictions = split, predictions
+        if isinstance(error, UserError):
+            super().__init__(error.what, where=error.where, fix=error.fix)
+        else:
+            super().__init__(f"The metric failed with {type(error).__name__}: {error}.", where="data.metrics")
+
+
 def evaluate(
     session: Session,
     rows: Sequence[Conversation],
     split: str,
     on_progress: Callable[[int], None] = lambda done: None,
+    numbers: Sequence[int] | None = None,
 ) -> Scores:
-    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics."""
-    timed = timed_answers(session, rows, session.recipe.train.eval_batch_size, None, on_progress)
-    answers, seconds = [answer for answer, _ in timed], [took for _, took in timed]
-    return score(rows, answers, split, session.recipe.data, seconds)
+    """Answer every row (`answer_rows`) and `score` the answers by the recipe's metrics; `numbers`, ascending,
+    as there.
+
+    Raises:
+        UserError: a metric cannot be had, or fails on a sample of each task; told before anything is generated.
+        UnscoredError: it fails on the answers.
+    """
+    data, first_of_task = session.recipe.data, list({row["task"]: row for row in rows}.values())
+    score(first_of_task, [row["turns"][-1]["text"] for row in first_of_task], split, data)
+    keys = [[content_key(image) for image in row["images"]] for row in rows]
+    answers = full_answers(session, rows, session.recipe.train.eval_batch_size, None, on_progress)
+    try:
+        scores = score(rows, answers, split, data, numbers)
+    except Exception as error:
+        unscored = [
+            asdict(Prediction(index, row["task"], *_asked(row), _references(row), one.text, 0.0, one.seconds, one.cut))
+            for index, row, one in zip(numbers or range(len(rows)), rows, answers, strict=True)
+        ]
+        raise UnscoredError(error, split, [{**one, "score": None} for one in unscored]) from error
+    return replace(
+        scores, predictions=[replace(one, image_keys=own) for one, own in zip(scores.predictions, keys, strict=True)]
+    )
 
 
 def blind_baseline(

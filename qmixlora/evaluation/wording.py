@@ -16,7 +16,9 @@ NUMBERS = {
     "seven": "7", "eight": "8", "nine": "9", "ten": "10",
 }  # fmt: skip
 MARKS = frozenset(';/[]"{}()=+\\_-><@`,?!')
-NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
+SIGN = r"(?:(?<!\w)[-+\u2212])?"
+UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+QUANTITY = re.compile(rf"{SIGN}{UNSIGNED}(?:[-/:,.]{UNSIGNED})*")  # also 1/2, 9:30, 2020-05-12
 
 
 def normalize(answer: str) -> str:
@@ -63,9 +65,25 @@ def _stands_alone(letter: str) -> bool:
     return "\u3040" <= letter <= "\u30ff" or "\u3400" <= letter <= "\u9fff" or "\u0e00" <= letter <= "\u0e7f"
 
 
-def numbers_in(text: str) -> list[float]:
-    """The numbers of a text, in their order: 1,234.5 is one, 3-5 are two; a share in percent is as it is written (5 %
-    is 5). Where there is no digit: the names of numbers up to ten.
+def whole_words(text: str) -> list[str]:
+    """The words of a text as in `words`, but that a number is one of them as it is written, with its sign and without
+    the commas of thousands: 3.5, 12000, 1/2, 9:30.
     """
-    found = NUMBER.findall(text) or [word for word in vqa_wording(text).split() if word.isdigit()]
-    return [float(number.replace(",", "")) for number in found]
+    found = re.finditer(rf"(?:{QUANTITY.pattern})?[^\W_]*", text.lower())
+    parts = (_plain(one.group()) if QUANTITY.match(one.group()) else one.group() for one in found)
+    return [word for part in parts for word in ([part] if QUANTITY.match(part) else words(part, articles=True))]
+
+
+def quantities_in(text: str) -> list[list[float]]:
+    """The quantities of a text, in their order, each with its numbers: 1,234.5 is one number, 3-5, 1/2 and 9:30 are one
+    quantity of two; a share in percent is as it is written (5 % is 5). Where there is no digit: the names of numbers up
+    to ten.
+    """
+    found = [one.group() for one in QUANTITY.finditer(text)]
+    found = found or [word for word in vqa_wording(text).split() if word.isdecimal()]
+    return [[float(number) for number in re.findall(rf"{SIGN}{UNSIGNED}", _plain(one))] for one in found]
+
+
+def _plain(number: str) -> str:
+    """A number without the commas of thousands, and with the minus sign of keyboards."""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", number).replace("\u2212", "-").removeprefix("+")

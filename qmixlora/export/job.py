@@ -120,7 +120,7 @@ class Job:
         self.say(f"{folder} is replaced ({'; '.join(changes) or 'made in the same way'}).")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, markup=False, highlight=False)
 
     @contextmanager
     def bar(self, text: str) -> Iterator[Tell]:

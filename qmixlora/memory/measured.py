@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from qmixlora.data import checked, load_split
+from qmixlora.data import answers_by_task, checked, generated_lengths, load_split
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe
 from qmixlora.session import open_collator
@@ -23,7 +23,8 @@ CHARACTERS, FRAME = 3, 64  # in a token, and tokens of the template and a system
 @dataclass(frozen=True)
 class Measured:
     """What is known of the data: its samples, their tasks, and those that cannot be used; lengths in tokens of some
-    samples, the longest, and the most of a sample's images. `estimated`: no processor is here to measure them.
+    samples, the longest, the most of a sample's images, and of an answer with its end. `estimated`: no processor is
+    here to measure them.
     """
 
     samples: int
@@ -32,6 +33,7 @@ class Measured:
     lengths: Sequence[int]
     longest: int
     image_tokens: int
+    longest_answer: int
     estimated: bool = False
     budget: int | None = None  # that images have to be held to for that estimate
 
@@ -48,11 +50,14 @@ def measure(recipe: Recipe) -> Measured:
         collator = open_collator(recipe)
     except (UserError, OSError, ValueError, ImportError):
         return _estimated(recipe, load_split(whole, "train"))
-    found = checked(whole, collator, ["train"]).verdicts["train"]
+    looked_at = checked(whole, collator, ["train"])
+    found = looked_at.verdicts["train"]
     if found.survey is None:
         raise found.refusals.error(str(recipe.data.train), any_left=False)
     facts = found.survey
-    sizes = facts.lengths, facts.most_tokens, facts.most_image_tokens
+    answers = answers_by_task(looked_at.rows["train"]).values()
+    longest_answer = max(generated_lengths({text for own in answers for text in own}, collator).values())
+    sizes = facts.lengths, facts.most_tokens, facts.most_image_tokens, longest_answer
     return Measured(facts.samples, facts.tasks, found.refusals.count, *sizes)
 
 
@@ -67,5 +72,5 @@ def _estimated(recipe: Recipe, rows: Dataset) -> Measured:
     texts = [sum(len(turn["text"]) for turn in turns) // CHARACTERS + FRAME for turns in rows["turns"]]
     images = [len(own) * of_image for own in rows["images"]]
     lengths = [text + image for text, image in zip(texts, images, strict=True)]
-    tasks = len(set(rows["task"]))
-    return Measured(len(rows), tasks, 0, lengths, max(lengths), max(images), estimated=True, budget=budget)
+    tasks, answer = len(set(rows["task"])), max(len(turns[-1]["text"]) for turns in rows["turns"]) // CHARACTERS + 1
+    return Measured(len(rows), tasks, 0, lengths, max(lengths), max(images), answer, estimated=True, budget=budget)

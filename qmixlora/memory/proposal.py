@@ -70,7 +70,7 @@ def propose(
     columns, unused = _columns(data, given, reasons)
     recipe = validate((columns | given).put_into(named), "command line")
     measured = measure(recipe)
-    recipe = (_of_the_data(measured, reasons) | given).apply(recipe)
+    recipe = (_of_the_data(measured, recipe, reasons) | given).apply(recipe)
     tries = [(size | given).apply(recipe) for size in _sizes(prefer, measured)]
     planned = partial(_planned, card=card, residual=residual_of(model))  # asked for before processes are forked
     plans = side_by_side([partial(planned, one) for one in tries])
@@ -132,11 +132,14 @@ def _columns(data: str, given: Edit, reasons: dict[str, str]) -> tuple[Edit, lis
     return Edit(values), usual.unused
 
 
-def _of_the_data(measured: Measured, reasons: dict[str, str]) -> Edit:
-    """Length, what is held out, and what cannot be used."""
+def _of_the_data(measured: Measured, recipe: Recipe, reasons: dict[str, str]) -> Edit:
+    """Lengths, what is held out, and what cannot be used."""
     about = "about (estimated: no processor of this model is here) " if measured.estimated else ""
     values: dict[str, Any] = {"data.max_length": max(64, math.ceil(measured.longest / 64) * 64)}
     reasons["data.max_length"] = f"the longest sample has {about}{measured.longest} tokens"
+    if measured.longest_answer > recipe.train.max_new_tokens:
+        values["train.max_new_tokens"] = measured.longest_answer
+        reasons["train.max_new_tokens"] = f"the longest answer has {about}{measured.longest_answer} tokens with its end"
     if measured.left_out:
         values["data.on_bad_sample"] = "skip"
         reasons["data.on_bad_sample"] = f"{measured.left_out} samples cannot be used; `qmixlora data` lists them"

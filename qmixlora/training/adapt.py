@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
+from rich.markup import escape
 
 from qmixlora import processes
 from qmixlora.backbone.levers.table import Facts, Lever, lever_edits
@@ -65,13 +66,16 @@ def _until_it_fits(start: Start, recipe: Recipe, console: Console) -> Path:
         tried.append(recipe)
         changes |= edit
         goes_on = f"Going on from step {ended.step}" if ended.checkpoint else "Starting again"
-        console.print(f"{ended} {goes_on} with [bold]{edit}[/bold].", highlight=False, soft_wrap=True)
+        told = f"{escape(f'{ended} {goes_on} with')} [bold]{escape(str(edit))}[/bold]."
+        console.print(told, highlight=False, soft_wrap=True)
         if processes.is_main():
             _record(Path(recipe.train.output), ended, edit)
     if card is not None and processes.is_main():
         _keep_plan(recipe, card)
     if changes.values:
-        console.print(f"Memory ran out on the way. {_to_write_down(changes)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"Memory ran out on the way. {_to_write_down(changes)}", markup=False, highlight=False, soft_wrap=True
+        )
     return ended
 
 

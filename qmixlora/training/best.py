@@ -24,7 +24,7 @@ from qmixlora.session import TunedSession
 
 from .checkpoints import PREFIX, damage
 
-SCORE, LOSS = "eval_score", "eval_loss"  # of an evaluation, as Trainer and trackers name them
+SCORE, LOSS, CUT = "eval_score", "eval_loss", "eval_cut"  # of an evaluation, as Trainer and trackers name them
 
 
 def judged_by(recipe: Recipe) -> str | None:
@@ -100,14 +100,16 @@ class Examination:
         return cls(session, rows)
 
     def metrics(self, on_progress: Callable[[int], None]) -> dict[str, float]:
-        """The scores of the model as it is now: `eval_score`, the mean over tasks, and `eval_score_TASK` of each.
+        """The scores of the model as it is now: `eval_score`, the mean over tasks, and `eval_score_TASK` of each;
+        and `eval_cut`, the number of answers that were cut at `train.max_new_tokens`.
 
         Raises UserError as `evaluate`.
         """
         rows = [self.rows[index] for index in range(len(self.rows))]
         scores = evaluate(self.session, rows, "validation", on_progress)
         self.show(rows, scores)
-        return {SCORE: scores.mean, **{f"{SCORE}_{task}": own.score for task, own in scores.tasks.items()}}
+        by_task = {f"{SCORE}_{task}": own.score for task, own in scores.tasks.items()}
+        return {SCORE: scores.mean, CUT: scores.cut, **by_task}
 
 
 def sample_of(rows: Dataset, count: int, seed: int) -> Dataset:

@@ -122,6 +122,7 @@ class ProgressDisplay(TrainerCallback):
         logs = logs or {}
         if "eval_loss" in logs:
             score = f"  score {logs['eval_score']:.3f}" if "eval_score" in logs else ""
+            score += f" ({cut:g} answers cut)" if (cut := logs.get("eval_cut")) else ""
             self.say(f"  step {state.global_step:>5}  validation loss {_in_words(logs['eval_loss'])}{score}")
         if "loss" not in logs:
             return

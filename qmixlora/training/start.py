@@ -61,7 +61,7 @@ def started(recipe: Recipe, resume: bool, init_from: Path | None, console: Conso
             yield None
             return
         checkpoint, changed = begun
-        stop = Stop(recipe.train.max_minutes, lambda text: console.print(text, highlight=False))
+        stop = Stop(recipe.train.max_minutes, lambda text: console.print(text, markup=False, highlight=False))
         yield Start(checkpoint, init_from, "resumed" if resume else "started", changed, stop)
 
 
@@ -74,7 +74,7 @@ def _begun(recipe: Recipe, resume: bool, console: Console) -> tuple[Path | None,
     checkpoint = starting_point(recipe, resume)
     changes = check_changes(folder, recipe, processes.count()) if resume else []
     if resume and is_finished(folder, checkpoint, changes):
-        console.print(f"Nothing is left to do: {folder} is finished.", highlight=False, soft_wrap=True)
+        console.print(f"Nothing is left to do: {folder} is finished.", markup=False, highlight=False, soft_wrap=True)
         return None
     if resume and checkpoint is None:
         raise UserError(

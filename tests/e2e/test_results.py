@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,21 @@ def test_any_file_is_evaluated_and_has_results_of_its_own(
     assert qmixlora("eval", run, "--data", tmp_path / "test.json").code == 0
     assert json.loads((run / "evaluation-file-test.json").read_text())["tasks"]["digit"]["count"] == 1
     assert (run / "predictions-file-test.jsonl").is_file() and (run / "evaluation.json").read_bytes() == before
+
+
+def test_answers_that_are_cut_are_told_before_and_after(
+    qmixlora: CommandLine, evaluated: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red " * 40}]}]
+    (tmp_path / "long.json").write_text(json.dumps(rows), encoding="utf-8")
+    shutil.copytree(evaluated["lora"], run := tmp_path / "run")
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    (run / "recipe.yaml").write_text(re.sub("max_new_tokens: .*", "max_new_tokens: 1", recipe), encoding="utf-8")
+    done = qmixlora("eval", run, "--data", tmp_path / "long.json", "--wrong", "1")
+    assert done.code == 0, done.stderr
+    assert "1 of 1 answers are longer" in done.stdout and "set train.max_new_tokens: 41" in done.stdout
+    assert "as they are: 1 of 1 answers." in done.stdout and " (cut), expected" in done.stdout
+    assert json.loads((run / "evaluation-file-long.json").read_text())["tasks"]["all"]["cut"] == 1
 
 
 def test_runs_are_compared_by_what_was_kept_of_them(qmixlora: CommandLine, evaluated: dict[str, Path]) -> None:

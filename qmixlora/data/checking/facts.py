@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from datasets import Dataset
 from qmixlora.data.images.keys import image_keys
 from qmixlora.data.reading.loading import Loaded
 from qmixlora.data.splits.identity import text_keys
-from qmixlora.data.splits.loading import is_cut
+from qmixlora.data.splits.loading import is_cut, splits_of
 from qmixlora.recipe import Data, Train
 
 from .padding import Padding, padding_of
@@ -107,8 +108,8 @@ def answers_by_task(rows: Dataset) -> dict[str, Counter[str]]:
 def warnings_of(
     data: Data, rows: Mapping[str, Dataset], answers: Mapping[str, Mapping[str, Counter[str]]]
 ) -> list[str]:
-    """What in held-out splits contradicts the training data, a sentence each with what to do; by split, their rows and
-    `answers_by_task`.
+    """What in held-out splits contradicts the training data, and metrics of no task, each with what to do; by
+    split, their rows and `answers_by_task`.
     """
     if "train" not in rows:
         return []
@@ -123,6 +124,20 @@ def warnings_of(
             for task, counts in answers[split].items()
             if (warning := _outside(task, counts, answers["train"].get(task)))
         ]
+    return told + _metrics_of_no_task(data, answers)
+
+
+def _metrics_of_no_task(data: Data, answers: Mapping[str, Mapping[str, Counter[str]]]) -> list[str]:
+    """What to say of names in `data.metrics` that no task has; nothing where a split was not looked at."""
+    if not all(split in answers or is_cut(data, split) for split in splits_of(data)):
+        return []
+    tasks, told = sorted({task for own in answers.values() for task in own}), []
+    for name in sorted(set(data.metrics) - {"*", *tasks}):
+        close = difflib.get_close_matches(name, tasks, n=1, cutoff=0)
+        told.append(
+            f"data.metrics.{name}: the data has no task of this name, so that the metric is of none; "
+            f"did you mean {close[0]!r}?"
+        )
     return told
 
 

@@ -18,6 +18,7 @@ from qmixlora.data.rendering.rendering import rendering_problem
 from qmixlora.data.splits.loading import read_splits, source_of
 from qmixlora.recipe import Data, Train
 
+from .answer_lengths import too_long_to_generate
 from .facts import DataFacts, answers_by_task, facts_of, warnings_of
 from .verdicts import Verdict, verdict_on
 
@@ -29,6 +30,7 @@ class Checked:
     """Some splits of a recipe's data, every row of which has been looked at."""
 
     data: Data
+    collator: Collator
     loaded: Mapping[str, Loaded]
     verdicts: Mapping[str, Verdict]  # on what was loaded, and what was refused before
     rewritten: Sequence[str] = ()  # what the chat template makes otherwise of answers, a sentence for each split
@@ -49,12 +51,17 @@ class Checked:
         return Refusals.of_all(verdict.refusals for verdict in self.verdicts.values())
 
     def facts(self, spec: Train) -> DataFacts:
-        """What the splits hold; `spec` says how batches are made of them."""
+        """What the splits hold; `spec` says how batches are made of them, and how long an answer may be."""
         answers = {split: answers_by_task(rows) for split, rows in self.rows.items()}
         splits = [
             facts_of(split, self.loaded[split], self.verdicts[split], answers[split], spec) for split in self.loaded
         ]
-        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers)])
+        asked = [split for split in answers if split != "train"] or ["train"]
+        cut = {
+            split: too_long_to_generate(answers[split].values(), self.collator, spec.max_new_tokens) for split in asked
+        }
+        too_long = [f"data.{split}: {warning}" for split, warning in cut.items() if warning]
+        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *too_long])
 
 
 def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
@@ -73,7 +80,7 @@ def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
         first = rows.select(verdict.kept[:RENDERED])
         problems = Counter(filter(None, (rendering_problem(collator, row) for row in records(first))))
         rewritten += [f"data.{split}: {n} of the first {len(first)} samples: {why}" for why, n in problems.items()]
-    return Checked(data, loaded, verdicts, rewritten)
+    return Checked(data, collator, loaded, verdicts, rewritten)
 
 
 def taught(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:

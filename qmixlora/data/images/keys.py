@@ -16,6 +16,8 @@ import pyarrow.compute
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from qmixlora.data.formats import ImageFile
+
 BATCH = 1000  # rows at a time
 REMEMBERED = 8  # data sets; their images' content is read once by a process
 _known: OrderedDict[str, ImageKeys] = OrderedDict()
@@ -54,6 +56,12 @@ def image_key(path: str | None, content: bytes | None) -> int:
     """The key of one image."""
     told = content or str(path).encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest())
+
+
+def content_key(image: ImageFile) -> str:
+    """The key of an image's content, in whatever file it is: 16 hexadecimal digits. Raises OSError."""
+    content = image["bytes"] or Path(str(image["path"])).read_bytes()
+    return f"{image_key(None, content):016x}"
 
 
 def _image_keys(rows: Dataset) -> ImageKeys:

@@ -31,12 +31,17 @@ def _inverted(tasks: Iterable[Iterable[str]]) -> dict[str, list[int]]:
 
 
 def only_tasks(rows: Dataset, tasks: Iterable[str], where: str) -> Dataset:
-    """The rows of some tasks. Raises UserError for a task that the data does not have."""
+    """The rows of some tasks, in their order. Raises UserError as `indices_of_tasks`."""
+    return rows.select(indices_of_tasks(rows, tasks, where))
+
+
+def indices_of_tasks(rows: Dataset, tasks: Iterable[str], where: str) -> list[int]:
+    """The positions of the samples of some tasks, ascending. Raises UserError for a task that the data has not."""
     indices = indices_by_task(rows)
-    chosen: list[int] = []
+    chosen: set[int] = set()
     for task in tasks:
         if task not in indices:
             known = ", ".join(indices)
             raise UserError(f"There is no task {task!r} in the data.", where=where, fix=f"Its tasks: {known}.")
-        chosen += indices[task]
-    return rows.select(chosen)
+        chosen.update(indices[task])
+    return sorted(chosen)

@@ -39,11 +39,11 @@ def in_turn(predictions: Iterable[Prediction]) -> list[Prediction]:
 
 
 def _card(one: Prediction, kind: str) -> str:
-    expected = " | ".join(dict.fromkeys(one.references))
+    expected, said = " | ".join(dict.fromkeys(one.references)), "said (cut)" if one.cut else "said"
     return (
         f'<article><div class="quiet">{escape(_cut(one.task))}, row {one.row}</div>{_pictures(one.images)}'
         f'<div class="turn">{escape(_cut(one.question))}</div>'
-        f'<div class="turn {kind}"><b>said</b> {escape(_cut(one.answer.strip())) or "nothing"}</div>'
+        f'<div class="turn {kind}"><b>{said}</b> {escape(_cut(one.answer.strip())) or "nothing"}</div>'
         f'<div class="turn"><b>expected</b> {escape(_cut(expected))}</div></article>'
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qmixlora.data import Conversation
@@ -48,6 +50,29 @@ def test_an_export_is_compared_on_the_tasks_that_it_was_asked() -> None:
     assert compared.means["export"].points == pytest.approx(0.1) and compared.left_out == ["a"]
     with pytest.raises(UserError, match="no task in common"):
         compare({"one": right_in(80, ROWS[:100]), "two": right_in(80, ROWS[100:])})
+
+
+def test_an_export_of_tasks_that_alternate_is_compared_and_knows_its_rows() -> None:
+    rows = [row("abc"[index % 3], f"q{index}", "x") for index in range(9)]
+    numbers = [index for index in range(9) if index % 3]
+    of_export = score([rows[index] for index in numbers], ["x"] * 6, "test", numbers=numbers)
+    assert [one.row for one in of_export.predictions] == numbers
+    compared = compare({"run": score(rows, ["y"] * 9, "test"), "export": of_export})
+    assert compared.means["export"].points == 1 and compared.left_out == ["a"]
+
+
+def test_the_same_questions_about_other_images_are_not_compared() -> None:
+    """The same image in another place is the same."""
+
+    def about(folder: str, key: str | None) -> Scores:
+        scores = score(ROWS[:3], ["x"] * 3, "test")
+        keys = None if key is None else [key]
+        shown = [replace(one, images=[f"/{folder}/1.png"], image_keys=keys) for one in scores.predictions]
+        return replace(scores, predictions=shown)
+
+    with pytest.raises(UserError, match=r"sample 0, 'q0', shows other images for one \(/a/1.png\) than for two \(/b"):
+        compare({"one": about("a", "01"), "two": about("b", "02")})
+    assert compare({"one": about("a", "01"), "moved": about("b", "01"), "older": about("a", None)}).means
 
 
 def test_the_comparison_in_json_has_all_scores_and_differences() -> None:

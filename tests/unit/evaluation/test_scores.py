@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
 
 
+def test_scores_of_a_release_that_did_not_count_cut_answers_are_read(tmp_path: Path) -> None:
+    scores = score([row("a", "q", "x")], ["x"], "test")
+    written = scores.to_dict()
+    del written["tasks"]["a"]["cut"]
+    write_json(tmp_path / "scores.json", written)
+    prediction = asdict(scores.predictions[0])
+    del prediction["cut"]
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(prediction), encoding="utf-8")
+    assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
+
+
 def test_every_prediction_is_written_with_what_it_was_compared_with(tmp_path: Path) -> None:
     image = {"path": "/cat.png", "bytes": None}
     asked: Conversation = {**row("b", f"{IMAGE}\nq2", "y"), "images": [image], "references": ["y", "yes"]}
@@ -83,11 +95,11 @@ def test_every_prediction_is_written_with_what_it_was_compared_with(tmp_path: Pa
     assert [json.loads(line) for line in lines] == [
         {
             "row": 0, "task": "b", "question": "q2", "images": ["/cat.png"], "references": ["y", "yes"],
-            "answer": "yes", "score": 1.0, "seconds": None,
+            "answer": "yes", "score": 1.0, "seconds": None, "cut": False, "image_keys": None,
         },
         {
             "row": 1, "task": "a", "question": "q1", "images": [], "references": ["é"], "answer": "z", "score": 0.0,
-            "seconds": None,
+            "seconds": None, "cut": False, "image_keys": None,
         },
     ]  # fmt: skip
 

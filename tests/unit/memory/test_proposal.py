@@ -14,7 +14,7 @@ from qmixlora.memory.architectures import config_of
 from qmixlora.memory.commented import text_of, words_of
 from qmixlora.memory.proposal import Proposal, propose
 from qmixlora.memory.residuals import remember
-from qmixlora.recipe import validate
+from qmixlora.recipe import Train, validate
 
 CARD = 2 * 2**30
 
@@ -46,6 +46,15 @@ def test_a_small_data_set_is_logged_and_saved_in_time(fast: Proposal) -> None:
     assert fast.recipe.data.validation and spec.eval_every is not None and spec.save_every is not None
     assert spec.epochs > 1 and fast.steps / 100 <= spec.log_every < fast.steps / 20
     assert spec.eval_every <= fast.steps // 2 and spec.save_every <= fast.steps // 2
+
+
+def test_answers_may_be_generated_as_long_as_the_longest(backbone: Path, tmp_path: Path, fast: Proposal) -> None:
+    rows = [{"messages": [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red " * 50}]}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows * 4), encoding="utf-8")
+    made = propose(str(backbone), str(tmp_path / "rows.json"), CARD, "speed", "runs/own", ["model.dtype=float32"])
+    assert made.recipe.train.max_new_tokens == made.data.longest_answer > 50
+    assert "the longest answer" in made.reasons["train.max_new_tokens"]
+    assert fast.recipe.train.max_new_tokens == Train().max_new_tokens > fast.data.longest_answer  # never lowered
 
 
 def test_the_file_is_the_recipe_with_the_reasons(fast: Proposal) -> None:

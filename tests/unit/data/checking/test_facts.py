@@ -25,9 +25,9 @@ def asked(answer: str, index: int, task: str = "t", image: str | None = None) ->
 def facts(write_json: Callable[[str, Any], Path], processor: Any) -> Facts:
     """The facts of training and validation rows."""
 
-    def of(train: list[Any], validation: list[Any] | float) -> DataFacts:
+    def of(train: list[Any], validation: list[Any] | float, **more: Any) -> DataFacts:
         held_out = str(write_json("v.json", validation)) if isinstance(validation, list) else validation
-        data = Data(train=str(write_json("t.json", train)), validation=held_out)
+        data = Data(train=str(write_json("t.json", train)), validation=held_out, **more)
         return checked(data, Collator(processor, 2048), ["train", "validation"]).facts(Train(micro_batch_size=4))
 
     return of
@@ -70,6 +70,30 @@ def test_tasks_of_which_a_cut_split_has_nothing_are_told(facts: Facts) -> None:
 
 def test_a_split_that_is_cut_warns_of_nothing(facts: Facts) -> None:
     assert not facts(CLOSED, 0.2).warnings
+
+
+def test_answers_longer_than_what_is_generated_are_told_with_the_limit_that_they_need(facts: Facts) -> None:
+    """Of what is held out; of the training data only where nothing is."""
+    long, ending = "red " * 40, [asked("red " * 31, 1), asked("red " * 32, 2)]
+    [warning] = facts([asked(long, 0)], [asked(long, 0), asked("yes", 1), *ending]).warnings
+    assert (
+        warning.startswith("data.validation: 2 of 4 answers are longer") and warning.count("train.max_new_tokens") == 2
+    )
+    assert "train.max_new_tokens: 32)" in warning and "set train.max_new_tokens: 41" in warning
+    assert not facts([asked(long, 0)], [asked("red " * 31, 1)]).warnings
+
+
+def test_a_metric_of_no_task_is_told_with_the_nearest_name(
+    facts: Facts, write_json: Callable[[str, Any], Path]
+) -> None:
+    metrics = {"*": "exact", "t": "exact", "science-qa": "choice"}
+    [warning] = facts(CLOSED, 0.2, metrics=metrics).warnings
+    assert warning.startswith("data.metrics.science-qa: ") and "did you mean 't'?" in warning
+    both = [*CLOSED, *(asked("yes", index, task="science_qa") for index in range(9))]
+    [warning] = facts(both, 0.2, metrics=metrics).warnings
+    assert "did you mean 'science_qa'?" in warning
+    test = str(write_json("test.json", [asked("yes", 0, task="science-qa")]))
+    assert not facts(CLOSED, 0.2, metrics=metrics, test=test).warnings  # which was not looked at
 
 
 def test_reasons_are_counted_without_their_numbers(facts: Facts) -> None:

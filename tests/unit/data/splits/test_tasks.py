@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from qmixlora.data import indices_by_answer, indices_by_task, only_tasks
+from qmixlora.data import indices_by_answer, indices_by_task, indices_of_tasks, only_tasks
 from qmixlora.errors import UserError
 
 ROWS = datasets.Dataset.from_dict({"task": ["size", "color", "size", "digit"], "number": [0, 1, 2, 3]})
@@ -21,8 +21,9 @@ def test_a_conversation_is_found_by_the_task_of_each_of_its_answers() -> None:
     assert list(indices_by_task(rows).items()) == [("color", [1]), ("size", [0])]
 
 
-def test_the_rows_of_some_tasks_come_task_by_task() -> None:
-    assert only_tasks(ROWS, ["size", "color"], "split test")["number"][:] == [0, 2, 1]
+def test_the_rows_of_some_tasks_stay_in_their_order() -> None:
+    assert only_tasks(ROWS, ["size", "color", "size"], "split test")["number"][:] == [0, 1, 2]
+    assert indices_of_tasks(ROWS, ["digit", "color"], "split test") == [1, 3]
 
 
 def test_a_task_that_the_data_lacks_is_named_with_those_that_it_has() -> None:
