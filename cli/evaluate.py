@@ -108,8 +108,8 @@ def _scores(
     run: Path, split: str | None, data: Path | None, task: str | None, backbone: bool, console: Console
 ) -> Scores:
     from qmixlora.data import held_out_split, indices_of_tasks, load_source, load_split
-    from qmixlora.evaluation import evaluate as score
     from qmixlora.evaluation import UnscoredError, keep_unscored, too_long_to_answer
+    from qmixlora.evaluation import evaluate as score
     from qmixlora.export import exported_tasks
     from qmixlora.progress import progress
     from qmixlora.session import open_run

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from qmixlora.cli import compare, evaluate, inspect
 from rich.console import Console
 from rich.table import Table
 
-from qmixlora.cli import compare, evaluate, inspect
 from qmixlora.data import Conversation
 from qmixlora.evaluation import Scores, score
 from qmixlora.evaluation.comparison import compare as compared
