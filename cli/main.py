@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from qmixlora.errors import UserError
+from qmixlora.files import unusable
 from qmixlora.interrupts import Interrupted, raised
 
 from . import (
@@ -97,6 +98,10 @@ def run() -> None:
             app()
         except (UserError, Interrupted) as end:
             _end(end)
+        except OSError as error:
+            if (told := unusable(error)) is None:
+                raise
+            _end(told)
         except (RuntimeError, MemoryError) as error:
             from qmixlora.out_of_memory import is_out_of_memory
 

@@ -26,6 +26,7 @@ FULL = (  # of errors that mean a full disk
     "unexpected pos",  # and when it ends one
     "iostream error",  # C++
 )
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT}
 
 
 def cache_folder() -> Path:
@@ -41,6 +42,9 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
     There is a whole one at `path` at every moment, if there was one before. A crash leaves a file beside `path` whose
     name starts with a dot; the next attempt removes it. With
     `unless_there` a folder that another process has put in place meanwhile stays.
+
+    Raises:
+        UserError: a file would take the place of a folder, or a folder that of a file; what is there stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -51,7 +55,9 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
             _remove(temporary)
             return
         _put_into_place(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a name that somebody knows
         _remove(temporary)
         raise
 
@@ -121,8 +127,40 @@ def clear_disk_errors(folder: Path, fix: str) -> Iterator[None]:
         raise
 
 
+def check_can_be_written(folder: Path) -> None:
+    """Raise OSError if nothing can be written in a folder, or if it is not there and cannot be made: before long work,
+    whose result goes there.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
+def unusable(error: OSError) -> UserError | None:
+    """One clear message for a file or folder that the system lets nobody write or read there; None for errors of other
+    kinds, which are no mistakes of the user's. The cache has to be somewhere: of it everything is told.
+    """
+    if error.errno is None or not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    path, cache = Path(os.fsdecode(error.filename)).absolute(), cache_folder().absolute()
+    is_of_cache = path.is_relative_to(cache) or cache.is_relative_to(path)
+    if error.errno not in UNUSABLE and not is_of_cache:
+        return None
+    fix = "Set XDG_CACHE_HOME to a folder that can be written." if is_of_cache else "Choose another, or change that."
+    return UserError(f"A file or folder cannot be used: {error.strerror}.", where=str(path), fix=fix)
+
+
 def _put_into_place(temporary: Path, path: Path) -> None:
     """Rename a file or folder; a folder that is in its place (a rename replaces none) is removed after that."""
+    if path.exists() and path.is_dir() != temporary.is_dir():
+        there, new = ("folder", "file") if path.is_dir() else ("file", "folder")
+        raise UserError(
+            f"There is a {there} where a {new} would be written.",
+            where=str(path),
+            fix=f"Name another {new}, or move the {there} away.",
+        )
     if not path.is_dir() or path.is_symlink():
         temporary.replace(path)
     elif _exchanged(temporary, path):
