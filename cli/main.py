@@ -32,6 +32,7 @@ from . import (
     serve_files,
     train,
 )
+from .output import guarded, outlast
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
@@ -55,6 +56,8 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
 `qmixlora COMMAND --help` says more.
 """
+
+WORK = ("demo", "train", "eval", "export")  # verbs whose work is worth more than what they print
 
 app = typer.Typer(
     name="qmixlora",
@@ -85,15 +88,17 @@ app.add_typer(recipes.app, name="recipes")
 
 @app.callback(invoke_without_command=True)
 def first_steps(context: typer.Context) -> None:
+    if context.invoked_subcommand in WORK:
+        outlast()
     if context.invoked_subcommand is None:
         print(FIRST_STEPS, end="")
 
 
 def run() -> None:
-    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake, 128 and the number of
-    a signal that ended it.
+    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake, 74 when all is done but could
+    not be printed, 128 and the number of a signal that ended it (also where the reader of what it prints has left).
     """
-    with raised():
+    with raised(), guarded():
         try:
             app()
         except (UserError, Interrupted) as end:

@@ -66,8 +66,8 @@ def test_a_signal_ends_training_after_a_step_that_is_kept(
     with started("train", recipe_file, "train.max_steps=100000", "train.save_every=null") as process:
         wait_until(lambda: last_step(run) >= 2, process)
         process.send_signal(number)
-        out, err = ended(process, code)
-    assert "stopping after this step" in out and f"qmixlora train {run} --resume" in err
+        _, err = ended(process, code)
+    assert "stopping after this step" in err and f"qmixlora train {run} --resume" in err
     step = last_step(run)
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"checkpoint-{step}"]
     assert not list(run.glob(".*"))
