@@ -93,6 +93,21 @@ def test_a_signal_ends_other_verbs_without_a_traceback(recipe_file: Path, copied
     assert not list(copied_run.glob(".*"))
 
 
+def test_ctrl_c_while_the_command_is_imported_ends_it_quietly() -> None:
+    script = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'qmixlora.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from qmixlora.cli import run\n"
+        "run()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.long
 def test_a_signal_in_an_export_leaves_whole_exports_only(copied_run: Path) -> None:
     with started("export", copied_run, "--all", "--as", "merged", "--polish", "0") as process:
