@@ -77,12 +77,14 @@ def export(
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     here.folder_of_run(run)
     wanted: tuple[FormName, ...] = tuple(form.value for form in dict.fromkeys(forms or [Form.lora]))
-    if every == bool(task):
-        _check_tasks(wanted)
+    if every and task:
+        raise UserError("--all and --task do not go together.", where="command line", fix="Leave one of them out.")
     form_of_projector = _projector(projector, projector_rank)
     from .quiet import quiet
 
     quiet()
+    if not every and not task:
+        _check_tasks(wanted)
     from qmixlora.export import Request
     from qmixlora.export import export as run_export
     from qmixlora.report.page import refresh_report

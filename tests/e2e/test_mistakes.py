@@ -105,6 +105,13 @@ def test_a_process_ends_with_2_and_no_traceback(recipe_file: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_mistake_is_told_without_words_of_the_libraries(copied_run: Path) -> None:
+    for options in ((), ("--as", "live-gguf")):
+        done = command("export", copied_run, *options)
+        assert done.returncode == 2 and done.stderr.startswith("qmixlora: "), done.stderr
+        assert done.stdout == ""
+
+
 def test_a_process_that_trained_ends_with_0_and_our_own_words_alone(recipe_file: Path) -> None:
     done = command("train", recipe_file)
     assert done.returncode == 0 and "step     4/4" in done.stdout, done.stderr
