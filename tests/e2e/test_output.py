@@ -1,4 +1,4 @@
-"""What is printed can no longer be written: work goes on, and what is only to be printed ends quietly or in one line."""
+"""What is printed can no longer be written: work goes on, and listings end quietly or in one line."""
 
 from __future__ import annotations
 
