@@ -95,8 +95,8 @@ def first_steps(context: typer.Context) -> None:
 
 
 def run() -> None:
-    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake, 74 when all is done but
-    could not be printed, 128 and the number of a signal that ended it, and 141 where the reader of a listing has left.
+    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake, 74 when all is done
+    but nothing could be printed, 128 and the number of a signal that ended it, and 141 where a listing's reader left.
     """
     with raised(), guarded():
         try:
