@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from . import here
 from .ending import say_next
 
 LONGEST = 80  # characters of an answer that are shown
@@ -29,6 +30,8 @@ def data(
     """What a recipe's data holds, every row looked at; exits 1 if a run could not use some of it."""
     from qmixlora.recipe import load_recipe
 
+    if html is not None:
+        here.new_file(html, "--html")
     parsed = load_recipe(recipe, overrides or [])
     from .quiet import quiet
 

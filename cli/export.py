@@ -78,12 +78,11 @@ def export(
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     here.folder_of_run(run)
     wanted: tuple[FormName, ...] = tuple(form.value for form in dict.fromkeys(forms or [Form.lora]))
-    if every == bool(task):
-        _check_tasks(wanted)
     form_of_projector = _projector(projector, projector_rank)
     from .quiet import quiet
 
     quiet()
+    _check_tasks(every, task or [], wanted)
     from qmixlora.export import Request
     from qmixlora.export import export as run_export
     from qmixlora.report.page import refresh_report
@@ -111,11 +110,13 @@ def export(
         _show(exports, run, console)
 
 
-def _check_tasks(wanted: tuple[FormName, ...]) -> None:
-    """Raise UserError if a form is made of tasks, of which none are named."""
+def _check_tasks(every: bool, named: list[str], wanted: tuple[FormName, ...]) -> None:
+    """Raise UserError if tasks are named beside all of them, or if none are and a form is made of tasks."""
     from qmixlora.export import are_of_tasks
 
-    if are_of_tasks(wanted):
+    if every and named:
+        raise UserError("--all and --task do not go together.", where="command line", fix="Leave one of them out.")
+    if not every and not named and are_of_tasks(wanted):
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
 
 

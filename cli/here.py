@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qmixlora.errors import UserError, path_meant
+from qmixlora.files import check_can_be_written
 
 RUN = ("recipe.yaml",)
 MODEL = ("adapter_config.json", "config.json")  # beside a run: an export, or any model
@@ -32,6 +33,17 @@ def file(path: Path | None, flag: str) -> None:
     """Raise UserError if a file is named that is not there."""
     if path is not None and not path.is_file():
         raise UserError("There is no such file.", where=f"{flag} {path}", fix=path_meant(path))
+
+
+def new_file(path: Path, flag: str) -> None:
+    """Raise UserError if no file can be written at a path: a folder is there, or none to write it in; and OSError if
+    nothing can be written in that one.
+    """
+    if path.is_dir():
+        raise UserError("There is a folder where a file would be written.", where=f"{flag} {path}", fix="Name a file.")
+    if not path.parent.is_dir():
+        raise UserError("There is no such folder.", where=f"{flag} {path.parent}", fix=path_meant(path.parent))
+    check_can_be_written(path.parent)
 
 
 def held_out(folder: Path) -> str:

@@ -127,13 +127,14 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
 
 def _interference(run: Path, split: str | None, batches: int, console: Console, as_json: bool) -> None:
     from qmixlora.data import load_split
-    from qmixlora.files import write_json
+    from qmixlora.files import check_can_be_written, write_json
     from qmixlora.inspection.interference import POOLS, measure_interference
     from qmixlora.progress import progress
     from qmixlora.report.figures import draw_interference
     from qmixlora.report.readings import read_interference
     from qmixlora.session import open_run
 
+    check_can_be_written(run / FIGURES)
     session = open_run(run)
     default = "validation" if session.recipe.data.validation else "train"
     rows = load_split(session.recipe.data, split or default)

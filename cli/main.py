@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from qmixlora.errors import UserError
+from qmixlora.files import unusable
 from qmixlora.interrupts import Interrupted, raised
 
 from . import (
@@ -31,6 +32,7 @@ from . import (
     serve_files,
     train,
 )
+from .output import guarded, outlast
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
@@ -54,6 +56,8 @@ FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
 `qmixlora COMMAND --help` says more.
 """
+
+WORK = ("demo", "train", "eval", "export")  # verbs whose work is worth more than what they print
 
 app = typer.Typer(
     name="qmixlora",
@@ -84,19 +88,25 @@ app.add_typer(recipes.app, name="recipes")
 
 @app.callback(invoke_without_command=True)
 def first_steps(context: typer.Context) -> None:
+    if context.invoked_subcommand in WORK:
+        outlast()
     if context.invoked_subcommand is None:
         print(FIRST_STEPS, end="")
 
 
 def run() -> None:
-    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake, 128 and the number of
-    a signal that ended it.
+    """The `qmixlora` command. Exits 0 when done, 1 when a check failed, 2 for the user's mistake, 74 when all is done
+    but nothing could be printed, 128 and the number of a signal that ended it, and 141 where a listing's reader left.
     """
-    with raised():
+    with raised(), guarded():
         try:
             app()
         except (UserError, Interrupted) as end:
             _end(end)
+        except OSError as error:
+            if (told := unusable(error)) is None:
+                raise
+            _end(told)
         except (RuntimeError, MemoryError) as error:
             from qmixlora.out_of_memory import is_out_of_memory
 

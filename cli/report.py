@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from . import here
 from .ending import say_next_of
 
 
@@ -18,10 +19,9 @@ def report(
     ] = None,
 ) -> None:
     """A page about a run, or several side by side: scores, curves, answers, routing, exports; one file, no network."""
-    from .here import folder_of_run
-
     for run in runs:
-        folder_of_run(run)
+        here.folder_of_run(run)
+    here.new_file(out or runs[0] / "report.html", "--out")
     from .quiet import quiet
 
     quiet()

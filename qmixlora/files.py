@@ -26,6 +26,7 @@ FULL = (  # of errors that mean a full disk
     "unexpected pos",  # and when it ends one
     "iostream error",  # C++
 )
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT}
 
 
 def cache_folder() -> Path:
@@ -54,7 +55,9 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
             _remove(temporary)
             return
         _put_into_place(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a name that somebody knows
         _remove(temporary)
         raise
 
@@ -122,6 +125,31 @@ def clear_disk_errors(folder: Path, fix: str) -> Iterator[None]:
         if full or any(words in text for words in FULL):
             raise UserError("The disk is full.", where=str(folder.resolve()), fix=fix) from error
         raise
+
+
+def check_can_be_written(folder: Path) -> None:
+    """Raise OSError if nothing can be written in a folder, or if it is not there and cannot be made: before long work,
+    whose result goes there.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
+def unusable(error: OSError) -> UserError | None:
+    """One clear message for a file or folder that the system lets nobody write or read there; None for errors of other
+    kinds, which are no mistakes of the user's. The cache has to be somewhere: of it everything is told.
+    """
+    if error.errno is None or not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    path, cache = Path(os.fsdecode(error.filename)).absolute(), cache_folder().absolute()
+    is_of_cache = path.is_relative_to(cache) or cache.is_relative_to(path)
+    if error.errno not in UNUSABLE and not is_of_cache:
+        return None
+    fix = "Set XDG_CACHE_HOME to a folder that can be written." if is_of_cache else "Choose another, or change that."
+    return UserError(f"A file or folder cannot be used: {error.strerror}.", where=str(path), fix=fix)
 
 
 def _put_into_place(temporary: Path, path: Path) -> None:

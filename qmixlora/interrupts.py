@@ -32,8 +32,7 @@ class Interrupted(BaseException):
 class Requests:
     """Signals that came while they were deferred: the first is remembered, the second raises `Interrupted`."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self) -> None:
         self.number: int | None = None
 
     @contextmanager
@@ -46,8 +45,8 @@ class Requests:
         if self.number is not None:
             raise Interrupted(number, "The step was not finished; checkpoints that are in place are whole.")
         self.number = number
-        with suppress(OSError):  # the terminal may be gone
-            self.say(f"{SIGNALS[number]}: stopping after this step (again: at once)")
+        with suppress(OSError, RuntimeError):  # the terminal may be gone, or this comes in the middle of a line to it
+            print(f"{SIGNALS[number]}: stopping after this step (again: at once)", file=sys.stderr, flush=True)
 
 
 @contextmanager

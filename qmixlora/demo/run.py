@@ -16,15 +16,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from qmixlora.data import load_conversations, load_split
+from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores, TaskScore, blind_baseline, evaluate, write_results
 from qmixlora.export import Request, export
 from qmixlora.export.targets import Form
-from qmixlora.files import clear_disk_errors, write_json
+from qmixlora.files import check_can_be_written, clear_disk_errors, write_json
 from qmixlora.progress import progress
-from qmixlora.recipe import load_recipe
+from qmixlora.recipe import MADE_HERE, Recipe, load_recipe, load_run_recipe
 from qmixlora.report.page import refresh_report
 from qmixlora.session import Session, open_tuned_run
 from qmixlora.training import train_within_memory
+from qmixlora.training.history import RECIPE
+from qmixlora.training.owner import is_empty, owned
 from qmixlora.training.run import FULL_DISK
 
 EXPORTS: dict[Form, tuple[str, str]] = {"lora": ("exported", "LoRA"), "merged": ("merged", "merged checkpoint")}
@@ -54,15 +57,17 @@ def run_demo(
     A run that an earlier demo left in `out` is replaced; backbone and data set are kept.
 
     Raises:
-        UserError: as the verbs that it runs.
+        UserError: as the verbs that it runs; or `out/run` is there, and no demo's.
+        OSError: nothing can be written in `out`.
     """
     from . import resolve
 
     start = time.monotonic()
+    check_can_be_written(out)
+    recipe = load_recipe(demonstration.recipe, [*overrides, f"train.output={out / 'run'}"])
+    _make_room(recipe, out)
     with clear_disk_errors(out, FULL_DISK):
-        recipe = load_recipe(demonstration.recipe, [*overrides, f"train.output={out / 'run'}"])
         recipe = resolve(recipe, out / "data", console)
-        shutil.rmtree(recipe.train.output, ignore_errors=True)
         name = demonstration.recipe
         console.print(f"[bold]Training[/bold] MixLoRA on the NF4 backbone: {name}, in {escape(recipe.train.output)}")
         folder = train_within_memory(recipe, console=console)
@@ -87,6 +92,25 @@ def run_demo(
         soft_wrap=True,
     )
     return summary
+
+
+def _make_room(recipe: Recipe, out: Path) -> None:
+    """Remove the run that an earlier demo left, which has learned from the data that this one learns from. Raises
+    UserError if another one, or anything else, is in its place, or if it is still going on.
+    """
+    folder, data = Path(recipe.train.output), recipe.data.train
+    if is_empty(folder):
+        return
+    with owned(folder):
+        own = str(out / "data" / "train.json") if data in MADE_HERE else str(data)
+        former = str(load_run_recipe(folder).data.train) if (folder / RECIPE).is_file() else ""
+        if not former or Path(former).resolve() != Path(own).resolve():
+            raise UserError(
+                "There is something in the place of the demo's run that no demo has made.",
+                where=str(folder),
+                fix="Choose another --out, or move it away.",
+            )
+        shutil.rmtree(folder)
 
 
 def _evaluated(folder: Path, console: Console) -> Results:

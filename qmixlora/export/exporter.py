@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qmixlora.data import Collator
-from qmixlora.files import clear_disk_errors
+from qmixlora.files import check_can_be_written, clear_disk_errors
 from qmixlora.recipe import load_run_recipe
 from qmixlora.session import open_tuned_run
 
@@ -35,11 +35,13 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
     Raises:
         UserError: no such run, task or data; a form that cannot be made of the run; a base that cannot be merged into;
             a full disk.
+        OSError: nothing can be written in `folder/exports`, before anything is measured.
         CheckError: a merged checkpoint does not compute what its adapter computes; nothing of it stays.
     """
     makers, recipe = [MAKERS[form] for form in request.forms], load_run_recipe(folder)
     for maker in makers:
         maker.check(recipe, request)
+    check_can_be_written(folder / FOLDER)
     session = open_tuned_run(folder)
     assert isinstance(session.collator, Collator), "a run has a processor"
     job = Job(folder, session.recipe, request, console, session.collator)

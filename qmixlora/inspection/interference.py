@@ -92,8 +92,15 @@ def measure_interference(
     model is left as it was.
 
     Raises:
-        UserError: fewer than two tasks, or a task with fewer samples than batches.
+        UserError: a model without an adapter, fewer than two tasks, or a task with fewer samples than batches.
     """
+    parameters = _factors(session)
+    if not parameters:
+        raise UserError(
+            "Interference is measured in an adapter, and this model has none.",
+            where=session.recipe.model.id,
+            fix="Name the folder of a run.",
+        )
     by_task = indices_by_answer(rows)
     tasks = list(by_task)
     if len(tasks) < 2:
@@ -103,7 +110,6 @@ def measure_interference(
         raise UserError(
             f"Too few samples for {batches} batches per task.", where=", ".join(short), fix="Use a larger --split."
         )
-    parameters = _factors(session)
     gradients: dict[tuple[str, str], list[Tensor]] = {key: [] for key in parameters}
     with session.evaluating():
         for number, task in enumerate(tasks):

@@ -61,7 +61,7 @@ def started(recipe: Recipe, resume: bool, init_from: Path | None, console: Conso
             yield None
             return
         checkpoint, changed = begun
-        stop = Stop(recipe.train.max_minutes, lambda text: console.print(text, markup=False, highlight=False))
+        stop = Stop(recipe.train.max_minutes)
         yield Start(checkpoint, init_from, "resumed" if resume else "started", changed, stop)
 
 

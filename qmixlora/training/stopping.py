@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ class TimeIsUpError(UserError):
 class Stop(Requests, TrainerCallback):
     """Asks a run to stop, from now on. As a Trainer's callback it also stops an evaluation between two batches."""
 
-    def __init__(self, max_minutes: float | None, say: Callable[[str], None]) -> None:
-        super().__init__(say)
+    def __init__(self, max_minutes: float | None) -> None:
+        super().__init__()
         self.max_minutes = max_minutes
         self.end = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.has_stepped = False  # a start that only loads would never come to an end, however often it is made

@@ -83,7 +83,13 @@ def test_a_rank_of_the_projector_means_low_rank_factors(qmixlora: CommandLine, c
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [((), "--all"), (("--task", "juggling"), "no task 'juggling'")], ids=["none", "unknown"]
+    ("arguments", "words"),
+    [
+        ((), "--all"),
+        (("--task", "juggling"), "no task 'juggling'"),
+        (("--task", "digit", "--all"), "do not go together"),
+    ],
+    ids=["none", "unknown", "both"],
 )
 def test_export_says_which_tasks_it_can_export(
     qmixlora: CommandLine, run: Path, arguments: tuple[str, ...], words: str

@@ -59,6 +59,39 @@ def test_an_image_that_cannot_be_had_is_named_with_its_row(
         assert word in done.stderr
 
 
+def test_a_page_never_takes_the_place_of_a_folder(qmixlora: CommandLine, copied_run: Path, recipe_file: Path) -> None:
+    pictures = copied_run.parent / "pictures"
+    pictures.mkdir()
+    (pictures / "one.png").touch()
+    for verb in (["data", recipe_file, "--html"], ["report", copied_run, "--out"]):
+        done = qmixlora(*verb, pictures)
+        assert done.code == 2 and "There is a folder where a file would be written" in done.stderr, done.stderr
+        done = qmixlora(*verb, copied_run.parent / "none" / "page.html")
+        assert done.code == 2 and "There is no such folder" in done.stderr, done.stderr
+    assert (pictures / "one.png").is_file() and not (copied_run.parent / "none").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(
+    qmixlora: CommandLine, copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied_run / "exports").touch()  # a file in the folder's place: also for who may write everywhere
+    (copied_run / "figures").touch()
+    (copied_run / "report.html").mkdir()
+    for verb, where in [
+        (["export", copied_run, "--all"], "exports"),
+        (["inspect", copied_run, "--routing"], "figures"),
+        (["inspect", copied_run, "--interference"], "figures"),
+        (["report", copied_run], "report.html"),
+        (["demo", "--out", copied_run / "exports" / "demo"], "exports"),
+    ]:
+        done = qmixlora(*verb)
+        assert done.code == 2 and done.stdout == "" and done.stderr.startswith("qmixlora: "), (verb, done)
+        assert f"{copied_run / where}\n" in done.stderr, done.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(copied_run / "exports" / "cache"))
+    done = qmixlora("data", "tiny-cpu")
+    assert done.code == 2 and "XDG_CACHE_HOME" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, as a shell runs it."""
     line = [sys.executable, "-c", "from qmixlora.cli.main import run; run()", *map(str, arguments)]
@@ -72,6 +105,13 @@ def test_a_process_ends_with_2_and_no_traceback(recipe_file: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_mistake_is_told_without_words_of_the_libraries(copied_run: Path) -> None:
+    for options in ((), ("--as", "live-gguf")):
+        done = command("export", copied_run, *options)
+        assert done.returncode == 2 and done.stderr.startswith("qmixlora: "), done.stderr
+        assert done.stdout == ""
+
+
 def test_a_process_that_trained_ends_with_0_and_our_own_words_alone(recipe_file: Path) -> None:
     done = command("train", recipe_file)
     assert done.returncode == 0 and "step     4/4" in done.stdout, done.stderr

@@ -66,8 +66,8 @@ def test_a_signal_ends_training_after_a_step_that_is_kept(
     with started("train", recipe_file, "train.max_steps=100000", "train.save_every=null") as process:
         wait_until(lambda: last_step(run) >= 2, process)
         process.send_signal(number)
-        out, err = ended(process, code)
-    assert "stopping after this step" in out and f"qmixlora train {run} --resume" in err
+        _, err = ended(process, code)
+    assert "stopping after this step" in err and f"qmixlora train {run} --resume" in err
     step = last_step(run)
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"checkpoint-{step}"]
     assert not list(run.glob(".*"))
@@ -91,6 +91,21 @@ def test_a_signal_ends_other_verbs_without_a_traceback(recipe_file: Path, copied
         _, err = ended(process, 143)
     assert err.startswith("qmixlora: Stopped by SIGTERM")
     assert not list(copied_run.glob(".*"))
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_it_quietly() -> None:
+    script = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'qmixlora.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from qmixlora.cli import run\n"
+        "run()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ def test_every_folder_of_the_package_is_installed() -> None:
     installed = {listed["package-dir"].get(name, name.replace(".", "/")) for name in listed["packages"]}
     folders = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "qmixlora").rglob("__init__.py")}
     assert installed == folders | {"cli", "recipes"}
+
+
+def test_the_command_that_is_installed_is_there() -> None:
+    (command,) = project()["project"]["scripts"].values()
+    assert callable(pkgutil.resolve_name(command))
 
 
 def bounded() -> list[Requirement]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,16 @@ from safetensors import SafetensorError
 
 from qmixlora import files
 from qmixlora.errors import UserError
-from qmixlora.files import append_to_log, clear_disk_errors, read_log, replacing, write_json
+from qmixlora.files import (
+    append_to_log,
+    check_can_be_written,
+    clear_disk_errors,
+    read_log,
+    replacing,
+    unusable,
+    write_json,
+)
+from tests.disks import mounted
 
 
 def names(folder: Path) -> list[str]:
@@ -62,6 +72,22 @@ def test_a_folder_replaces_the_one_before_as_a_whole(tmp_path: Path) -> None:
         make_folder(temporary, "after")
     assert names(tmp_path / "a") == ["file"] and (tmp_path / "a" / "file").read_text() == "after"
     assert names(tmp_path) == ["a"]
+
+
+def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a", "before")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for name in ("a", "b"):
+        with pytest.raises(UserError, match="a folder where a file"), replacing(tmp_path / name) as temporary:
+            temporary.write_text("after")
+    assert names(tmp_path) == ["a", "b"] and (tmp_path / "b" / "file").read_text() == "before"
+
+
+def test_a_folder_never_replaces_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(UserError, match="a file where a folder"), replacing(tmp_path / "a") as temporary:
+        make_folder(temporary, "after")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "before"
 
 
 def test_the_folder_around_it_is_made(tmp_path: Path) -> None:
@@ -213,3 +239,46 @@ def test_other_errors_pass_as_they_are(tmp_path: Path, error: Exception) -> None
     with pytest.raises(type(error)) as raised, clear_disk_errors(tmp_path, "Free some space."):
         raise error
     assert raised.value is error
+
+
+def test_what_can_be_written_is_known_before(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_can_be_written(tmp_path)
+    check_can_be_written(tmp_path / "none" / "such")
+    for path in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(NotADirectoryError, match=re.escape(str(tmp_path / "file"))):
+            check_can_be_written(path)
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_on_a_read_only_disk_cannot_be_written(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "ro") as disk, pytest.raises(PermissionError):
+        check_can_be_written(disk / "none")
+
+
+def test_what_the_system_refuses_is_one_message_with_the_name_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError) as raised, replacing(tmp_path / "a") as temporary:
+        raise PermissionError(errno.EACCES, "Permission denied", str(temporary))
+    told = unusable(raised.value)
+    assert told is not None and "Permission denied" in told.what and told.where == str(tmp_path / "a")
+
+
+def test_a_full_disk_is_told_of_the_file_that_was_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as raised, replacing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    told = unusable(raised.value)
+    assert told is not None and "No space left" in told.what and told.where == str(tmp_path / "a")
+
+
+def test_of_the_cache_everything_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    for path in (tmp_path / "none", tmp_path / "none" / "qmixlora" / "file"):
+        told = unusable(FileNotFoundError(errno.ENOENT, "No such file or directory", str(path)))
+        assert told is not None and "XDG_CACHE_HOME" in told.fix
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "none", "/nowhere"), OSError("words"), OSError(errno.EACCES, "no name")]
+)
+def test_mistakes_of_ours_are_not_told_as_the_users(error: OSError) -> None:
+    assert unusable(error) is None

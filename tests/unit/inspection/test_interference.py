@@ -13,7 +13,7 @@ from qmixlora.errors import UserError
 from qmixlora.inspection.interference import Interference, interference_matrix, measure_interference
 from qmixlora.loss import supervised_loss
 from qmixlora.recipe import Recipe
-from qmixlora.session import Session, open_session
+from qmixlora.session import Session, open_model, open_session
 from tests.adapters import randomize
 from tests.unit.mixlora.conversations import conversation
 
@@ -119,6 +119,12 @@ def test_one_task_alone_cannot_interfere(session: Session) -> None:
     rows = load_split(session.recipe.data, "train")
     with pytest.raises(UserError, match="only one"):
         measure_interference(session, only_tasks(rows, ["digit"], "train"))
+
+
+def test_a_model_without_an_adapter_has_nothing_to_measure(make_recipe: Callable[..., Recipe]) -> None:
+    bare = open_model(make_recipe())
+    with pytest.raises(UserError, match="this model has none"):
+        measure_interference(bare, load_split(bare.recipe.data, "train"), batches=1)
 
 
 def test_a_task_with_fewer_samples_than_batches_is_named(session: Session) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,21 @@ def test_signals_raise_where_nothing_is_deferred_and_are_as_before_afterwards() 
     assert end.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError, RuntimeError("reentrant call inside <_io.BufferedWriter>")])
+def test_a_request_is_remembered_where_it_cannot_be_told(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception] | Exception
+) -> None:
+    class Unwritable(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    requests = Requests()
+    monkeypatch.setattr(sys, "stderr", Unwritable())
+    with requests.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert requests.number == signal.SIGTERM
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     """As `nohup` asks for."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -143,7 +160,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 
 
 def test_workers_leave_ctrl_c_to_their_parent_and_end_when_it_ends_them() -> None:
-    requests = Requests(lambda text: None)
+    requests = Requests()
     with requests.deferred():
         child = os.fork()
         if child == 0:
