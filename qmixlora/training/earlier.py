@@ -1,4 +1,4 @@
-"""What was made of an adapter that a later one of the same run takes the place of: its scores and exports, set aside."""
+"""What was made of a run's adapter, set aside when a later one takes its place: scores and exports."""
 
 from __future__ import annotations
 

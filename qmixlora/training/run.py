@@ -50,7 +50,8 @@ def train(
 
     The folder gets `recipe.yaml`, `history.jsonl`, `survey.json`, `checkpoints/`, `metrics.jsonl` and, at the end,
     `adapter/`; what was made of an earlier adapter goes into `earlier/`. With `resume` the run goes on from its last
-    complete checkpoint, as if it had never stopped; one that is finished stays as it is. `init_from` is the folder of a run whose adapter the new one begins with.
+    complete checkpoint, as if it had never stopped; one that is finished stays as it is. `init_from` is the folder of a
+    run whose adapter the new one begins with.
 
     Raises:
         UserError: anything wrong with recipe, data, model or folder; a full disk; or what the first-steps guard finds.

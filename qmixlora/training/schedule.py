@@ -50,8 +50,8 @@ def check_more_steps(recipe: Recipe, samples: int, batch: float | None = None) -
         raise UserError(
             f"The run is finished, at step {taken}, and of {steps} steps none are left to take.",
             where=f"{folder}: train.max_steps, train.epochs",
-            fix=f"Ask for more than {taken} steps, or leave them as they were. A shorter run is a new one, with another "
-            "train.output.",
+            fix=f"Ask for more than {taken} steps, or leave them as they were. A shorter run is a new one, in another "
+            "folder (train.output).",
         )
 
 

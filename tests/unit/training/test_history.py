@@ -165,8 +165,8 @@ def test_what_was_made_of_an_earlier_adapter_is_set_aside(run: Recipe) -> None:
     aside = folder / "earlier" / "step-4"
     assert all((aside / name).read_text() == name and not (folder / name).exists() for name in made)
     assert all((folder / name).is_file() for name in stays)
-    assert f"Set aside: evaluation.json, exports, interference.json, predictions-validation.jsonl of the adapter so far: \
-now in {aside}." in screen.getvalue()
+    moved = "evaluation.json, exports, interference.json, predictions-validation.jsonl"
+    assert f"Set aside: {moved} of the adapter so far: now in {aside}." in screen.getvalue()
 
 
 def test_what_was_made_of_the_same_adapter_stays(run: Recipe) -> None:
