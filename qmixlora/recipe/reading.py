@@ -56,7 +56,8 @@ def _values(name_or_path: str) -> tuple[dict[str, Any], str]:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"This is not YAML: {getattr(error, 'problem', error)}", where=where + line) from None
     if not isinstance(values, dict):
-        raise UserError("A recipe is a mapping with the sections model, adapter, data and train.", where=where)
+        *sections, last = Recipe.model_fields
+        raise UserError(f"A recipe is a mapping with the sections {', '.join(sections)} and {last}.", where=where)
     return values, where
 
 

@@ -37,7 +37,9 @@ def validate(values: dict[str, Any], where: str) -> Recipe:
         for item in errors:
             if item["type"] != "missing":
                 _drop(rest, item["loc"])
-        for section, key in (("model", "id"), ("data", "train")):
+        needed = [("model", "id"), ("data", "train")]
+        needed += [("data", "validation")] if any(item["loc"][:2] == ("data", "validation") for item in errors) else []
+        for section, key in needed:
             rest[section] = {key: "?", **(rest.get(section) or {})}
         with contextlib.suppress(ValidationError):
             problems += _conflicts(Recipe.model_validate(rest))
@@ -217,8 +219,17 @@ def _meant(word: str, loc: Sequence[Any]) -> str:
 
 
 def _of_the_meant_kind(errors: Sequence[Any]) -> list[Any]:
-    """The errors without those of a kind that a value was not meant to be: a list is no misspelt text."""
-    return [item for item in errors if not (item["loc"][-1] == "str" and isinstance(item.get("input"), list))]
+    """The errors without those of a kind that a value was not meant to be: a list is no misspelt text, nor is a number
+    where a number may stand.
+    """
+    numbers = {item["loc"][:-1] for item in errors if "float" in str(item["loc"][-1])}
+
+    def is_meant(item: Any) -> bool:
+        value = item.get("input")
+        is_another = isinstance(value, list) or (isinstance(value, float | int) and item["loc"][:-1] in numbers)
+        return not (item["loc"][-1] == "str" and is_another)
+
+    return [item for item in errors if is_meant(item)]
 
 
 def _keys_at(loc: Sequence[Any]) -> list[str]:
