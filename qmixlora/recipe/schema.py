@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from . import template
 
@@ -129,13 +128,7 @@ class Part(_Section):
     subset: str | None = Field(default=None, validation_alias=AliasChoices("subset", "name"))
 
 
-def _share_or_number(amount: float) -> float:
-    if amount > 1 and amount % 1:
-        raise PydanticCustomError("amount", "input should be a share below 1, or a whole number of rows")
-    return amount
-
-
-Amount = Annotated[float, Field(gt=0, strict=True), AfterValidator(_share_or_number)]  # below 1 a share, else so many
+Amount = Annotated[float, Field(gt=0, strict=True)]  # below 1 a share, else so many
 
 
 class Data(_Section):

@@ -71,7 +71,7 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
     problems += _batch_conflicts(recipe)
     problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data) + _part_conflicts(recipe.data)
-    problems += _metric_problems(recipe.data)
+    problems += _metric_problems(recipe.data) + _amount_problems(recipe.data)
     if not recipe.data.validation and recipe.data.train not in MADE_HERE:
         needing = [key for key in ("eval_every", "eval_generate", "early_stopping") if getattr(recipe.train, key)]
         problems += [f"train.{key}: there is nothing to evaluate on; set data.validation" for key in needing]
@@ -104,6 +104,16 @@ def _metric_problems(data: Data) -> list[str]:
             meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(METRICS)}"
             problems.append(f"data.metrics.{task}: there is no metric {name!r}; {meant}")
     return problems
+
+
+def _amount_problems(data: Data) -> list[str]:
+    """Name what is neither a share of the training data nor a number of its rows."""
+    amounts = {name: getattr(data, name) for name in ("validation", "test")}
+    return [
+        f"data.{name}: input should be a share below 1, or a whole number of rows, got {amount}"
+        for name, amount in amounts.items()
+        if isinstance(amount, float) and amount > 1 and amount % 1
+    ]
 
 
 def _secrets(values: Any, path: str = "") -> list[str]:
