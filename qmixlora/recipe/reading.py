@@ -79,6 +79,10 @@ def read_recipe(name_or_path: str) -> tuple[str, str]:
             where=str(path),
             fix=f"Go on with the run by --resume, or name {path / 'recipe.yaml'} with another train.output.",
         )
+    if name_or_path not in shipped and path.is_dir():
+        inside = [*sorted(path.glob("*.yaml")), *sorted(path.glob("*/recipe.yaml"))]
+        fix = f"Did you mean {inside[0]}?" if inside else "Name the path of a .yaml file, or a shipped recipe."
+        raise UserError("This is a folder, not a recipe.", where=str(path), fix=fix)
     if name_or_path not in shipped:
         raise UserError(
             f"There is no recipe {name_or_path!r}.{did_you_mean(name_or_path, shipped)}",
