@@ -152,7 +152,7 @@ def _cannot_be_opened(folder: Path, lacking: Sequence[str]) -> UserError:
     if any(folder.glob("*.gguf")):
         ask = f"Ask llama-server, which loads it: `qmixlora serve-files {folder.parent} --for llama-server`."
         return UserError("This export is a file for llama.cpp.", where=str(folder), fix=ask)
-    if (folder / "history.jsonl").is_file():
+    if (folder / "history.jsonl").is_file() and not (folder / "adapter").is_dir():  # a damaged one has it
         go_on = f"Go on with it: `qmixlora train {folder} --resume`."
         return UserError("The run is not finished: it has no adapter yet.", where=str(folder), fix=go_on)
     return UserError(
