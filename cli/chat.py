@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from qmixlora.errors import UserError
+
 from . import here
 
 
@@ -32,6 +34,10 @@ def chat(
     """
     here.folder_of_model(run)
     here.file(image, "--image")
+    if prompt is not None and not prompt.strip():
+        raise UserError("There is nothing to ask.", where="--prompt", fix="Say what, or leave it out to be asked.")
+    if web and not history:
+        raise UserError("On a page conversations go on.", where="--web, --no-history", fix="Leave one out.")
     if web:
         _serve(run, image, task, prompt)
         return
@@ -39,7 +45,6 @@ def chat(
 
     quiet()
     from qmixlora.chat import Chat
-    from qmixlora.errors import UserError
 
     console = Console()
     talk = Chat(run, image, task, lambda text: console.print(text, end="", markup=False, highlight=False))
@@ -60,8 +65,6 @@ def chat(
 
 def _serve(run: Path, image: Path | None, task: str | None, prompt: str | None) -> None:
     from importlib.util import find_spec
-
-    from qmixlora.errors import UserError
 
     if prompt:
         raise UserError("--prompt is answered here, and --web on a page.", where="command line", fix="Leave one out.")

@@ -55,7 +55,7 @@ def compare(
     if backbone:
         scores[f"backbone of {runs[0]}"] = read_results(runs[0], split, backbone=True)
     if blind:
-        here.folder_of_run(runs[0])
+        here.folder_with_recipe(runs[0])
         scores["blind guess"] = blind_guess(runs[0], split)
     comparison = compared(scores)
     if as_json:

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from .ending import say_next
 
+SAMPLES, OVER = 4, 0.15  # where none are given
+
 
 def doctor(
     model: Annotated[str | None, typer.Option(help="Look at a model instead: a folder, or an id on the hub.")] = None,
@@ -20,20 +22,20 @@ def doctor(
     data: Annotated[
         str | None, typer.Option(help="With --nf4: data whose first samples the layers are run on.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="With --data: so many samples.")] = 4,
-    over: Annotated[float, typer.Option(help="With --nf4: the error from which a kind is advised to be kept.")] = 0.15,
+    samples: Annotated[int | None, typer.Option(min=1, help="With --data: so many samples (default: 4).")] = None,
+    over: Annotated[
+        float | None,
+        typer.Option(help="With --nf4: the error from which a kind is advised to be kept (default: 0.15)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
     """Examine this machine, or the parts of a model: what there is, and what to do about what is lacking."""
     from .quiet import quiet
 
     quiet()
-    if model is None and (nf4 or data is not None):
-        from qmixlora.errors import UserError
-
-        raise UserError("There is no model to measure.", where="--nf4", fix="Name one with --model.")
+    _check_options(model, nf4, {"--data": data, "--samples": samples, "--over": over})
     if model is not None and nf4:
-        _measure(model, data, samples, over, as_json)
+        _measure(model, data, samples or SAMPLES, OVER if over is None else over, as_json)
         return
     if model is not None:
         _look_at(model, as_json)
@@ -51,6 +53,21 @@ def doctor(
         if all(finding.ok for finding in findings):
             _say_next()
     raise SystemExit(int(not all(finding.ok for finding in findings)))
+
+
+def _check_options(model: str | None, nf4: bool, of_nf4: dict[str, object]) -> None:
+    """Raise UserError for an option without the one that it goes with."""
+    from qmixlora.errors import UserError
+
+    given = next((name for name, value in of_nf4.items() if value is not None), None)
+    if model is None and (nf4 or given):
+        raise UserError(
+            "There is no model to measure.", where="--nf4" if nf4 else given or "", fix="Name one: --model."
+        )
+    if given and not nf4:
+        raise UserError(f"{given} is of --nf4, and nothing is measured without.", where=given, fix="Add --nf4.")
+    if of_nf4["--samples"] is not None and of_nf4["--data"] is None:
+        raise UserError("--samples is of --data, and there is none.", where="--samples", fix="Name some: --data.")
 
 
 def _say_next() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from . import here
+
 
 def say_next(console: Console, *words: str | Path | int, to: str = "", program: str = "qmixlora") -> None:
     """Print the words of a command as one would type them, and what it is good for."""
@@ -17,12 +19,16 @@ def say_next(console: Console, *words: str | Path | int, to: str = "", program: 
 
 def say_next_of(console: Console, folder: Path) -> None:
     """Print what comes next for a run, by what it has: scores, exports; for an export, that it can be asked."""
-    exports = sorted(file.parent for file in folder.glob("exports/*/fidelity.json"))
-    if not (folder / "adapter").is_dir():
+    exports = here.opened_exports(folder)
+    if not (folder / "adapter").is_dir() and (folder / "history.jsonl").is_file():
+        say_next(console, "train", folder, "--resume", to="the run is not finished")
+    elif not (folder / "adapter").is_dir():
         say_next(console, "chat", folder, "--image", "FILE", to="ask it about an image")
     elif not any(folder.glob("evaluation*.json")):
         say_next(console, "eval", folder, to="scores by task")
-    elif not exports:
+    elif not any(folder.glob(f"exports/*/{here.EXPORT}")):
         say_next(console, "export", folder, "--all", to=f"the first wrong answers: eval {folder} --wrong 5")
-    else:
+    elif exports:
         say_next(console, "chat", exports[0], "--image", "FILE", to="ask an export about an image")
+    else:
+        say_next(console, "serve-files", folder, "--for", "llama-server", to="what one types to serve them")

@@ -45,6 +45,8 @@ def evaluate(
                 "There is nothing to ask it: this model has no recipe, and no data.", where=str(run), fix=fix
             )
     here.file(data, "--data")
+    if data is not None and split is not None:
+        raise UserError("--data and --split say what is asked: give one of them.", where="command line")
     from .quiet import quiet
 
     quiet()

@@ -105,8 +105,7 @@ def export(
     console.print(refresh_report(run), markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
-        return
-    if exports:
+    elif exports:
         _show(exports, run, console)
 
 
@@ -143,7 +142,11 @@ def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
     console.print(
         f"Written to {run / 'exports'}, each with its fidelity.json.", markup=False, highlight=False, soft_wrap=True
     )
-    say_next(console, "chat", exports[0].folder, "--image", "FILE")
+    made = {one.folder.resolve() for one in exports}
+    if opened := [folder for folder in here.opened_exports(run) if folder.resolve() in made]:
+        say_next(console, "chat", opened[0], "--image", "FILE")
+    else:
+        say_next(console, "serve-files", run, "--for", "llama-server", to="what one types to serve them")
     for line in dict.fromkeys(note for fidelity in exports for note in fidelity.notes):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

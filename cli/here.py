@@ -8,6 +8,7 @@ from qmixlora.errors import UserError, path_meant
 from qmixlora.files import check_can_be_written
 
 RUN = ("recipe.yaml",)
+EXPORT = "fidelity.json"  # in every export
 MODEL = ("adapter_config.json", "config.json")  # beside a run: an export, or any model
 
 
@@ -20,8 +21,17 @@ def folder(path: Path, what: str = "a run or an export") -> Path:
 
 
 def folder_of_run(path: Path) -> Path:
-    """The folder of a run. Raises UserError if it is none."""
+    """The folder of a run. Raises UserError if it is none, such as an export's, which has the recipe of its run."""
+    if (path / EXPORT).is_file():
+        run = path.resolve().parent.parent
+        fix = f"Did you mean {run}?" if (run / RUN[0]).is_file() else "Name the folder of the run that it was made of."
+        raise UserError("This is the folder of an export, not of a run.", where=str(path), fix=fix)
     return _folder_with(path, RUN, "a run")
+
+
+def folder_with_recipe(path: Path) -> Path:
+    """The folder of a run or of an export. Raises UserError if it is neither."""
+    return _folder_with(path, RUN, "a run or an export")
 
 
 def folder_of_model(path: Path) -> Path:
@@ -29,8 +39,16 @@ def folder_of_model(path: Path) -> Path:
     return _folder_with(path, (*RUN, *MODEL), "a finished run, an export or a model")
 
 
+def opened_exports(run: Path) -> list[Path]:
+    """The folders of a run's exports that can be opened here: not those for llama.cpp."""
+    folders = (file.parent for file in run.glob(f"exports/*/{EXPORT}"))
+    return sorted(one for one in folders if any((one / name).is_file() for name in MODEL))
+
+
 def file(path: Path | None, flag: str) -> None:
-    """Raise UserError if a file is named that is not there."""
+    """Raise UserError if a file is named that is not there, or that is a folder."""
+    if path is not None and path.is_dir():
+        raise UserError("This is a folder, not a file.", where=f"{flag} {path}", fix="Name a file in it.")
     if path is not None and not path.is_file():
         raise UserError("There is no such file.", where=f"{flag} {path}", fix=path_meant(path))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from qmixlora.errors import UserError
 from qmixlora.recipe import json_schema, load_recipe, read_recipe, shipped_recipes
@@ -35,7 +35,7 @@ def list_recipes(
         return
     if not rows:
         raise UserError("No shipped recipe is like that.", where="recipes list", fix="Leave --family or --vram out.")
-    table = Table("name", "samples", "peak", "card", box=box.SIMPLE, pad_edge=False)
+    table = Table(Column("name", overflow="fold"), "samples", "peak", "card", box=box.SIMPLE, pad_edge=False)
     for row in sorted(rows, key=lambda row: (row["card_gb"] or 0, row["name"])):
         peak = f"{row['peak_gib']:.1f}" if row["peak_gib"] else ""
         card = f"{row['card_gb']} GB" if row["card_gb"] else "none"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from . import here
 from .ending import say_next_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _parsed(recipe: str, overrides: list[str], resume: bool, init_from: Path | N
     if resume and init_from:
         raise UserError("--init-from begins a new run: it does not go with --resume.", where="command line")
     if resume and Path(recipe).is_dir():  # the folder of a run, which may have been moved
+        here.folder_of_run(Path(recipe))
         return Edit({"train.output": recipe}).apply(load_run_recipe(Path(recipe), overrides))
     return load_recipe(recipe, overrides)
 

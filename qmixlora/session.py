@@ -138,17 +138,28 @@ def open_run(folder: Path) -> Session:
     is_model = (folder / "config.json").is_file()
     needed = [recipe_file, adapter / ADAPTER_WEIGHTS]
     if not is_model and (lacking := [_within(folder, file) for file in needed if not file.is_file()]):
-        raise UserError(
-            "This is not the folder of a finished run (recipe.yaml and adapter/), of an export, or of a model.",
-            where=f"{folder}: there is no {' and no '.join(lacking)}",
-            fix="Train a run with `qmixlora train RECIPE`, or name train.output of an earlier one.",
-        )
+        raise _cannot_be_opened(folder, lacking)
     recipe = load_run_recipe(folder) if recipe_file.is_file() else Recipe(model=Model(id=str(folder)), data=NO_DATA)
     if is_model:
         as_it_is = {"id": str(folder), "revision": None, "quantization": "none"}
         spec = without_levers(recipe.model).model_copy(update=as_it_is)
         return open_model(recipe.model_copy(update={"model": spec}))
     return _open_adapter(recipe, folder, adapter)
+
+
+def _cannot_be_opened(folder: Path, lacking: Sequence[str]) -> UserError:
+    """What a folder is that is not a finished run's, an export's or a model's, and what can be done with it."""
+    if any(folder.glob("*.gguf")):
+        ask = f"Ask llama-server, which loads it: `qmixlora serve-files {folder.parent} --for llama-server`."
+        return UserError("This export is a file for llama.cpp.", where=str(folder), fix=ask)
+    if (folder / "history.jsonl").is_file() and not (folder / "adapter").is_dir():  # a damaged one has it
+        go_on = f"Go on with it: `qmixlora train {folder} --resume`."
+        return UserError("The run is not finished: it has no adapter yet.", where=str(folder), fix=go_on)
+    return UserError(
+        "This is not the folder of a finished run (recipe.yaml and adapter/), of an export, or of a model.",
+        where=f"{folder}: there is no {' and no '.join(lacking)}",
+        fix="Train a run with `qmixlora train RECIPE`, or name train.output of an earlier one.",
+    )
 
 
 def open_tuned_run(folder: Path) -> TunedSession:

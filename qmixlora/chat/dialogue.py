@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from qmixlora.data import Collator, Conversation, ImageFile, Turn, check_header, locate, question_about
+from qmixlora.errors import UserError, path_meant
 from qmixlora.evaluation import generate_answers
 from qmixlora.session import Session
 
@@ -20,6 +21,8 @@ class Dialogue:
 
     def __init__(self, image: Path | None, task: str | None, max_pixels: int) -> None:
         self.task = task or ""
+        if image is not None and not image.is_file():
+            raise UserError("The image is missing.", where=str(image), fix=path_meant(image) or "Check the path.")
         self.images: list[ImageFile] = [] if image is None else [locate(image, Path(), "--image")]
         for file in self.images:
             check_header(file, max_pixels)

@@ -67,7 +67,12 @@ class Chat:
         """Route on another task from now on."""
         self.task = value or None
         self.dialogue.task = value
-        return f"Task: {value or 'none'}."
+        mixture = self.speakers.mixture
+        if mixture is None or mixture.route_on != "task":
+            return f"Task: {value or 'none'}. (Nothing is routed on it.)"
+        known = mixture.tasks or []
+        mean = "" if value in known else f" It is none of {', '.join(known)}, whose mean is taken."
+        return f"Task: {value or 'none'}.{mean}"
 
     def show(self, value: str) -> str:
         """Begin a new conversation about another image, or none."""

@@ -78,7 +78,7 @@ def propose(
     if fitting:
         recipe, chosen = fitting[0]
         larger = _more_on_a_larger_card(tries, plans, recipe, card)
-        _why(recipe, prefer, reasons)
+        _why(recipe, prefer, measured, reasons)
         by_tokens = (_by_tokens(recipe, measured) | given).apply(recipe)
         if prefer != "memory" and by_tokens != recipe and (its := planned(by_tokens)) and its.fits:
             recipe, chosen = by_tokens, its
@@ -99,10 +99,15 @@ def _planned(recipe: Recipe, *, card: int, residual: int) -> Plan | None:
         return None
 
 
-def _why(recipe: Recipe, prefer: Preference, reasons: dict[str, str]) -> None:
+def _why(recipe: Recipe, prefer: Preference, measured: Measured, reasons: dict[str, str]) -> None:
     """Say why as many samples at a time, with or without checkpointing."""
-    few = "one at a time takes the least memory" if prefer == "memory" else "as many at a time as fit with margin"
-    reasons["train.micro_batch_size"] = few
+    if prefer == "memory":
+        why = "one at a time takes the least memory"
+    elif recipe.train.micro_batch_size == _most(measured)[0] < BATCHES[0]:
+        why = f"of {measured.samples} samples no more at a time: an epoch is to have several steps"
+    else:
+        why = "as many at a time as fit with margin"
+    reasons["train.micro_batch_size"] = why
     reasons["train.checkpointing.enabled"] = (
         "layers are computed again in the backward pass, which saves their activations"
         if recipe.train.checkpointing.enabled
@@ -160,10 +165,15 @@ def _sizes(prefer: Preference, measured: Measured) -> list[Edit]:
     least = {"train.checkpointing.enabled": True, "train.micro_batch_size": 1}
     if prefer == "memory":
         return [Edit({**least, "train.loss_chunk": SMALL_CHUNK})]
-    most = [count for count in BATCHES if count <= max(1, measured.samples // 8)]
+    most = _most(measured)
     busy = [count for count in most if count * measured.mean >= FULL or count == most[0]]
     sizes = [*((False, count) for count in busy), *((True, count) for count in most)]
     return [Edit({"train.checkpointing.enabled": again, "train.micro_batch_size": count}) for again, count in sizes]
+
+
+def _most(measured: Measured) -> list[int]:
+    """The samples at a time that are tried, most first: of small data no more than an eighth."""
+    return [count for count in BATCHES if count <= max(1, measured.samples // 8)]
 
 
 def _by_tokens(recipe: Recipe, measured: Measured) -> Edit:

@@ -70,7 +70,7 @@ class MixLoraModel(BaseTuner):
         if config.route_on == "embedding" and not hasattr(model, "get_input_embeddings"):
             raise ValueError(
                 f"route_on='embedding' needs a model with input embeddings, and {type(model).__name__} has no "
-                "get_input_embeddings(). Route on 'instruction', 'prompt', 'all' or 'task'."
+                "get_input_embeddings(). Route on 'instruction', 'all' or 'task'."
             )
         if config.route_on == "task":
             table_TD = torch.randn(len(config.tasks or ()), config.task_dim, device=device_of(model))

@@ -58,7 +58,8 @@ def _values(name_or_path: str) -> tuple[dict[str, Any], str]:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"This is not YAML: {getattr(error, 'problem', error)}", where=where + line) from None
     if not isinstance(values, dict):
-        raise UserError("A recipe is a mapping with the sections model, adapter, data and train.", where=where)
+        *sections, last = Recipe.model_fields
+        raise UserError(f"A recipe is a mapping with the sections {', '.join(sections)} and {last}.", where=where)
     return values, where
 
 
@@ -80,6 +81,10 @@ def read_recipe(name_or_path: str) -> tuple[str, str]:
             where=str(path),
             fix=f"Go on with the run by --resume, or name {path / 'recipe.yaml'} with another train.output.",
         )
+    if name_or_path not in shipped and path.is_dir():
+        inside = [*sorted(path.glob("*.yaml")), *sorted(path.glob("*/recipe.yaml"))]
+        fix = f"Did you mean {inside[0]}?" if inside else "Name the path of a .yaml file, or a shipped recipe."
+        raise UserError("This is a folder, not a recipe.", where=str(path), fix=fix)
     if name_or_path not in shipped:
         raise UserError(
             f"There is no recipe {name_or_path!r}.{did_you_mean(name_or_path, shipped)}",

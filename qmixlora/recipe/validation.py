@@ -37,7 +37,9 @@ def validate(values: dict[str, Any], where: str) -> Recipe:
         for item in errors:
             if item["type"] != "missing":
                 _drop(rest, item["loc"])
-        for section, key in (("model", "id"), ("data", "train")):
+        needed = [("model", "id"), ("data", "train")]
+        needed += [("data", "validation")] if any(item["loc"][:2] == ("data", "validation") for item in errors) else []
+        for section, key in needed:
             rest[section] = {key: "?", **(rest.get(section) or {})}
         with contextlib.suppress(ValidationError):
             problems += _conflicts(Recipe.model_validate(rest))
@@ -69,7 +71,7 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("train.checkpointing.offload: there is nothing to offload while enabled is false")
     problems += _batch_conflicts(recipe)
     problems += _memory_conflicts(recipe) + _column_conflicts(recipe.data) + _part_conflicts(recipe.data)
-    problems += _metric_problems(recipe.data)
+    problems += _metric_problems(recipe.data) + _amount_problems(recipe.data)
     if not recipe.data.validation and recipe.data.train not in MADE_HERE:
         needing = [key for key in ("eval_every", "eval_generate", "early_stopping") if getattr(recipe.train, key)]
         problems += [f"train.{key}: there is nothing to evaluate on; set data.validation" for key in needing]
@@ -102,6 +104,16 @@ def _metric_problems(data: Data) -> list[str]:
             meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(METRICS)}"
             problems.append(f"data.metrics.{task}: there is no metric {name!r}; {meant}")
     return problems
+
+
+def _amount_problems(data: Data) -> list[str]:
+    """Name what is neither a share of the training data nor a number of its rows."""
+    amounts = {name: getattr(data, name) for name in ("validation", "test")}
+    return [
+        f"data.{name}: input should be a share below 1, or a whole number of rows, got {amount}"
+        for name, amount in amounts.items()
+        if isinstance(amount, float) and amount > 1 and amount % 1
+    ]
 
 
 def _secrets(values: Any, path: str = "") -> list[str]:
@@ -217,8 +229,17 @@ def _meant(word: str, loc: Sequence[Any]) -> str:
 
 
 def _of_the_meant_kind(errors: Sequence[Any]) -> list[Any]:
-    """The errors without those of a kind that a value was not meant to be: a list is no misspelt text."""
-    return [item for item in errors if not (item["loc"][-1] == "str" and isinstance(item.get("input"), list))]
+    """The errors without those of a kind that a value was not meant to be: a list is no misspelt text, nor is a number
+    where a number may stand.
+    """
+    numbers = {item["loc"][:-1] for item in errors if "float" in str(item["loc"][-1])}
+
+    def is_meant(item: Any) -> bool:
+        value = item.get("input")
+        is_another = isinstance(value, list) or (isinstance(value, float | int) and item["loc"][:-1] in numbers)
+        return not (item["loc"][-1] == "str" and is_another)
+
+    return [item for item in errors if is_meant(item)]
 
 
 def _keys_at(loc: Sequence[Any]) -> list[str]:

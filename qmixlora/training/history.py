@@ -140,6 +140,15 @@ class History:
         records = self._records()
         return bool(records) and records[-1].get("event") == "finished"
 
+    def finished_at(self) -> int | None:
+        """The step at which the run's last start came to its end; None for a run that did not."""
+        return int(self._records()[-1]["step"]) if self.finished() else None
+
+    def kept_step(self) -> int | None:
+        """The step that the adapter in the run's folder is of; None where that is not known."""
+        ends = [record for record in self._records() if record.get("event") == "finished"]
+        return int(ends[-1].get("kept_step", ends[-1]["step"])) if ends else None
+
     def processes(self) -> int:
         """The number of processes of the run's last start."""
         return next((int(record["processes"]) for record in reversed(self._records()) if "processes" in record), 1)

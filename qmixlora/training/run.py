@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from qmixlora import processes
-from qmixlora.adapter import check_fit_of_files, load_adapter, read_weights
+from qmixlora.adapter import ADAPTER_WEIGHTS, check_fit_of_files, load_adapter, read_weights
 from qmixlora.data import DataFacts, fingerprint, held_out_digests, indices_by_answer, splits_of, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing, write_json
@@ -25,14 +25,15 @@ from qmixlora.session import TunedSession, open_collator, open_session
 from .best import take_best
 from .callbacks import ProgressDisplay, RoutingLog
 from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
+from .earlier import set_aside
 from .features import with_cached_features
 from .finite import NotFiniteError
 from .guard import check_has_images
 from .history import History, check_same_adapter
 from .look_ahead import check_look_ahead
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step
-from .schedule import schedule_problems
-from .start import Start, started
+from .schedule import check_more_steps, schedule_problems
+from .start import MORE_STEPS, Start, started
 from .stopping import Stop, StopAskedError
 from .trackers import check_installed
 from .trainer import SupervisedTrainer, make_trainer
@@ -48,8 +49,9 @@ def train(
     """Train once, in the folder `recipe.train.output`, which is returned.
 
     The folder gets `recipe.yaml`, `history.jsonl`, `survey.json`, `checkpoints/`, `metrics.jsonl` and, at the end,
-    `adapter/`. With `resume` the run goes on from its last complete checkpoint, as if it had never stopped; one that is
-    finished stays as it is. `init_from` is the folder of a run whose adapter the new one begins with.
+    `adapter/`; what was made of an earlier adapter goes into `earlier/`. With `resume` the run goes on from its last
+    complete checkpoint, as if it had never stopped; one that is finished stays as it is. `init_from` is the folder of a
+    run whose adapter the new one begins with.
 
     Raises:
         UserError: anything wrong with recipe, data, model or folder; a full disk; or what the first-steps guard finds.
@@ -72,10 +74,13 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     tasks = list(indices_by_answer(rows))
     _check_tasks(recipe, tasks)
     check_has_images(recipe, rows)
+    batch = _samples_of_a_batch(recipe, facts)
+    if not start.changed.keys().isdisjoint(MORE_STEPS):
+        check_more_steps(recipe, len(rows), batch)
     session = unless_out_of_memory(lambda: opened(recipe, tasks, start.init_from))
     if session is None:
         raise OutOfMemoryError(Moment("loading", start.checkpoint), folder)
-    for problem in [*facts.warnings, *schedule_problems(recipe, len(rows), _samples_of_a_batch(recipe, facts))]:
+    for problem in [*facts.warnings, *schedule_problems(recipe, len(rows), batch)]:
         console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     history, digest, step = History(folder), fingerprint(rows), Moment("loading", start.checkpoint).step
     history.check_data(digest)
@@ -104,6 +109,8 @@ def _keep(session: TunedSession, state: TrainerState, console: Console) -> None:
     best, step = state.best_global_step, take_best(session, state, folder)
     with replacing(folder / "adapter") as temporary:
         session.model.save_pretrained(str(temporary))
+        if aside := set_aside(folder, temporary / ADAPTER_WEIGHTS):
+            console.print(f"Set aside: {aside}.", markup=False, highlight=False, soft_wrap=True)
     told = f"Kept: the adapter of step {step}, of {state.global_step}."
     if step != best:
         console.print(f"{told} The best was that of step {best}, whose checkpoint is gone.", highlight=False)

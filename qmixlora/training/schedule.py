@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qmixlora import processes
+from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe, steps_of
+
+from .history import History
 
 FEW = 10  # optimiser steps in which nothing is learned
 SHORT = 0.1  # the share of a run's steps after which something is logged or saved at the latest, in the advice
@@ -14,8 +19,8 @@ def schedule_problems(recipe: Recipe, samples: int, batch: float | None = None) 
     a micro-batch has on average, where it is filled by tokens.
     """
     spec = recipe.train
-    together = (batch or spec.micro_batch_size) * processes.count()
-    steps, effective = steps_of(recipe, samples, together), round(together * spec.gradient_accumulation)
+    steps, together = _steps(recipe, samples, batch)
+    effective = round(together * spec.gradient_accumulation)
     often = max(1, int(SHORT * steps))
     problems = []
     if steps < FEW and spec.max_steps is None:
@@ -33,3 +38,24 @@ def schedule_problems(recipe: Recipe, samples: int, batch: float | None = None) 
             f"train.save_every={max(1, steps // 4)}."
         )
     return problems
+
+
+def check_more_steps(recipe: Recipe, samples: int, batch: float | None = None) -> None:
+    """Raise UserError if a run that is finished is to go on, for no more steps than it has taken; the rest as in
+    `schedule_problems`.
+    """
+    folder = Path(recipe.train.output)
+    taken, (steps, _) = History(folder).finished_at(), _steps(recipe, samples, batch)
+    if taken is not None and steps <= taken:
+        raise UserError(
+            f"The run is finished, at step {taken}, and of {steps} steps none are left to take.",
+            where=f"{folder}: train.max_steps, train.epochs",
+            fix=f"Ask for more than {taken} steps, or leave them as they were. A shorter run is a new one, in another "
+            "folder (train.output).",
+        )
+
+
+def _steps(recipe: Recipe, samples: int, batch: float | None) -> tuple[int, float]:
+    """The optimiser steps of a run, and the samples that all processes compute at a time."""
+    together = (batch or recipe.train.micro_batch_size) * processes.count()
+    return steps_of(recipe, samples, together), together

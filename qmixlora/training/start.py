@@ -80,7 +80,9 @@ def _begun(recipe: Recipe, resume: bool, console: Console) -> tuple[Path | None,
         raise UserError(
             "There is no checkpoint to resume from.",
             where=str(folder / "checkpoints"),
-            fix="Remove the folder and train without --resume; set train.save_every to have checkpoints.",
+            fix="Train without --resume."
+            if is_empty(folder)
+            else "Remove the folder and train without --resume; set train.save_every to have checkpoints.",
         )
     differs = [str(change) for change in changes] + (History(folder).other_libraries() if resume else [])
     for difference in differs:

@@ -62,7 +62,7 @@ class Source:
             rows = lambda: _of_data_set(data, source)  # noqa: E731  # as for files
             return cls(name, folder, data.data.nbytes, data._fingerprint, rows, (folder, *_caches()))
         if not path.is_file():
-            fix = path_meant(path) or "Check data.train and its siblings."
+            fix = path_meant(path) or "Check the path."
             raise UserError("There is no such data file.", where=source, fix=fix)
         _refuse(subset, source)
         stat = path.stat()

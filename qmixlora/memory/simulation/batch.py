@@ -20,11 +20,13 @@ from qmixlora.backbone.image_tokens import largest_images, placeholder_of
 from qmixlora.backbone.image_tokens.families import is_measured
 from qmixlora.data import IGNORED, Collator, sizes_of, taught, token_batches
 from qmixlora.data.checking.survey import Survey
+from qmixlora.errors import path_meant
 from qmixlora.recipe import Data, Model, Recipe
 from qmixlora.session import make_collator
 
 from ..architectures import config_of
 
+NO_DATA = "-"  # data.train where a model is planned by its name alone
 MADE_UP = "made up: one image per sample, half of the text supervised"
 
 
@@ -37,7 +39,7 @@ class Batch:
     image_tokens: int = 0  # of the sample with the most
     source: str = MADE_UP
     tasks: int = 1  # in the training data, as far as it is known
-    unmeasured: str | None = None  # why the data at hand was not measured
+    unmeasured: str | None = None  # why the recipe's data was not measured
 
     def to_dict(self) -> dict[str, Any]:
         """The batch in a plan's JSON."""
@@ -51,24 +53,33 @@ class Batch:
 
 
 def is_at_hand(recipe: Recipe) -> bool:
-    """Whether the training data is a on this machine, in files or folders."""
-    return all(Path(source).exists() for source in recipe.data.sources)
+    """Whether the training data is on this machine, in files or folders."""
+    return not _missing(recipe)
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    """The sources of training data that are no file or folder here."""
+    return [source for source in recipe.data.sources if not Path(source).exists()]
 
 
 def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> list[Batch]:
     """The batches to plan with: the worst of the data at hand, unless `tokens` says how long samples are; without
-    data, or without a processor to measure it with, a synthetic one whose source says so.
+    data, or without a processor to measure it with, a synthetic one that says so, and why.
 
     Raises UserError as `worst_batches` and `synthetic_batch`.
     """
-    if tokens is not None or not is_at_hand(recipe):
-        return [synthetic_batch(config, recipe, tokens or recipe.data.max_length)]
-    try:
-        return worst_batches(recipe, config)
-    except (OSError, ValueError, ImportError) as error:  # no processor here: the model has not been downloaded
-        made_up = synthetic_batch(config, recipe, recipe.data.max_length)
-        reason = str(error).strip().partition("\n")[0]
-        return [replace(made_up, unmeasured=f"{type(error).__name__}: {reason}")]
+    if tokens is not None:
+        return [synthetic_batch(config, recipe, tokens)]
+    unmeasured = None
+    if missing := [source for source in _missing(recipe) if source != NO_DATA]:
+        unmeasured = f"there is no {missing[0]} here. {path_meant(Path(missing[0]))}".rstrip()
+    if is_at_hand(recipe):
+        try:
+            return worst_batches(recipe, config)
+        except (OSError, ValueError, ImportError) as error:  # no processor here: the model has not been downloaded
+            reason = str(error).strip().partition("\n")[0]
+            unmeasured = f"{type(error).__name__}: {reason}"
+    return [replace(synthetic_batch(config, recipe, recipe.data.max_length), unmeasured=unmeasured)]
 
 
 def worst_batches(recipe: Recipe, config: PretrainedConfig) -> list[Batch]:

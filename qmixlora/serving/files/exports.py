@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +48,39 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Exports:
-    """A folder of exports: LoRAs of PEFT, LoRAs of llama.cpp, merged checkpoints."""
+    """A folder of exports: LoRAs of PEFT, LoRAs of llama.cpp, merged checkpoints.
+
+    A form is read when it is asked for, so that one that cannot be read is in the way of its own servers alone.
+    """
 
     folder: Path
-    loras: tuple[Adapter, ...]
-    ggufs: tuple[Adapter, ...]
+    lora_folders: tuple[Path, ...]
+    gguf_folders: tuple[Path, ...]
     merged: tuple[Path, ...]
+
+    @cached_property
+    def loras(self) -> tuple[Adapter, ...]:
+        """Raises UserError for one that cannot be read or has lost its base."""
+        return tuple(map(_lora, self.lora_folders))
+
+    @cached_property
+    def ggufs(self) -> tuple[Adapter, ...]:
+        """Raises UserError as `loras`."""
+        return tuple(_gguf(path, self.lora_folders) for path in self.gguf_folders)
 
 
 def read_exports(folder: Path) -> Exports:
     """The exports in a folder, or in the `exports/` of a run's.
 
     Raises:
-        UserError: there are none, or one of them cannot be read or has lost its base.
+        UserError: there are none.
     """
     folder = folder / "exports" if (folder / "exports").is_dir() else folder
     if not folder.is_dir():
         raise UserError("There is no such folder.", where=str(folder), fix="Name the folder of a run, or its exports.")
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    loras = tuple(_lora(path) for path in folders if (path / ADAPTER_CONFIG).is_file())
-    ggufs = tuple(_gguf(path, loras) for path in folders if path.name.endswith("-gguf"))
+    loras = tuple(path for path in folders if (path / ADAPTER_CONFIG).is_file())
+    ggufs = tuple(path for path in folders if path.name.endswith("-gguf"))
     merged = tuple(path for path in folders if path.name.endswith("-merged") and (path / CONFIG).is_file())
     if not (loras or ggufs or merged):
         raise UserError("There are no exports.", where=str(folder), fix="Make some: qmixlora export RUN --all.")
@@ -98,12 +112,12 @@ def _lora(folder: Path) -> Adapter:
     )
 
 
-def _gguf(folder: Path, loras: Sequence[Adapter]) -> Adapter:
+def _gguf(folder: Path, lora_folders: Sequence[Path]) -> Adapter:
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:
         raise UserError(f"There is not one GGUF file but {len(files)}.", where=str(folder), fix=COPY)
     own = folder.parent / BASE
-    base = str(own) if own.is_dir() else next((lora.base for lora in loras), "")
+    base = str(own) if own.is_dir() else next((_lora(path).base for path in lora_folders), "")
     return Adapter(path=files[0], base=base, **_common(folder))
 
 

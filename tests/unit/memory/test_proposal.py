@@ -77,6 +77,13 @@ def test_texts_of_several_columns_are_put_together_and_what_is_not_used_is_said(
     assert all("Columns that are not used: 'id' (" in one for one in said)
 
 
+def test_the_batch_of_small_data_is_limited_by_the_data(fast: Proposal, proposed: Callable[..., Proposal]) -> None:
+    assert fast.recipe.train.micro_batch_size == 4  # of 60, at most an eighth
+    assert fast.reasons["train.micro_batch_size"].startswith("of 60 samples no more at a time")
+    two = proposed("speed", "train.micro_batch_size=2")
+    assert two.reasons["train.micro_batch_size"] == "as many at a time as fit with margin"
+
+
 def test_the_least_memory_is_that_of_one_sample_with_checkpointing(
     proposed: Callable[..., Proposal], fast: Proposal
 ) -> None:

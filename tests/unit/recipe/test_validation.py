@@ -37,6 +37,17 @@ def test_every_mistake_is_reported_at_once_with_its_path() -> None:
         assert expected in message
 
 
+@pytest.mark.parametrize(
+    ("amount", "words"),
+    [(1.5, "a share below 1, or a whole number of rows"), (0, "greater than 0"), (True, "a valid number")],
+)
+def test_an_amount_that_cannot_be_cut_is_one_mistake(amount: Any, words: str) -> None:
+    message = mistakes_in(
+        {"model": {"id": "m"}, "data": {"train": "t", "validation": amount}, "train": {"eval_every": 5}}
+    )
+    assert "has 1 mistake:" in message and "data.validation: input should be " + words in message
+
+
 def test_the_message_says_where_the_mistakes_are_and_where_the_keys_are_listed() -> None:
     message = mistakes_in(WRONG)
     assert "where: r.yaml" in message and "fix:" in message

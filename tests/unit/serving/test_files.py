@@ -179,6 +179,15 @@ def test_what_no_server_can_be_told_of_is_refused(exports: Path, tmp_path: Path)
         read_exports(tmp_path / "exports" / "base")
 
 
+def test_an_export_that_a_server_does_not_take_is_not_in_its_way(exports: Path) -> None:
+    """Such as a LoRA that lies on an earlier base, for llama-server."""
+    gguf_of(exports)
+    edit(exports / "a-lora" / "base.json", projector="of an earlier run")
+    assert (written(exports, "llama-server") / "start.sh").is_file()
+    with pytest.raises(UserError, match="lies on another base"):
+        written(exports, "vllm")
+
+
 def test_the_verb_takes_a_runs_folder_and_says_where_it_wrote(qmixlora: CommandLine, exports: Path) -> None:
     done = qmixlora("serve-files", exports.parent, "--for", "vllm")
     assert done.code == 0 and f"sh {exports / 'serve-vllm' / 'start.sh'}" in done.stdout, done.stderr

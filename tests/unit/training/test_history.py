@@ -145,6 +145,46 @@ def test_a_run_that_was_given_more_steps_and_stopped_is_not_finished(run: Recipe
     assert read_log(folder / "history.jsonl")[-1]["step"] == 6
 
 
+@pytest.mark.parametrize(
+    ("fewer", "steps"), [(["train.max_steps=3"], 3), (["train.max_steps=null", "train.epochs=0.01"], 1)]
+)
+def test_a_finished_run_is_not_given_fewer_steps(run: Recipe, fewer: list[str], steps: int) -> None:
+    folder = Path(run.train.output)
+    before = content(folder)
+    with pytest.raises(UserError, match=f"finished, at step 4, and of {steps} steps none are left"):
+        train(edited(run, fewer), resume=True, console=QUIET)
+    assert content(folder) == before
+
+
+def test_what_was_made_of_an_earlier_adapter_is_set_aside(run: Recipe) -> None:
+    folder, screen = Path(run.train.output), io.StringIO()
+    made = ("evaluation.json", "predictions-validation.jsonl", "interference.json", "exports/a-lora/fidelity.json")
+    stays = ("evaluation-test-backbone.json", "predictions-test-backbone.jsonl")
+    for name in (*made, *stays):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    longer = edited(run, ["train.max_steps=5"])
+    train(longer, resume=True, console=Console(file=screen, width=500))
+    aside = folder / "earlier" / "step-4"
+    assert all((aside / name).read_text() == name and not (folder / name).exists() for name in made)
+    assert all((folder / name).is_file() for name in stays)
+    moved = "evaluation.json, exports, interference.json, predictions-validation.jsonl"
+    assert f"Set aside: {moved} of the adapter so far: now in {aside}." in screen.getvalue()
+
+
+def test_what_was_made_of_the_same_adapter_stays(run: Recipe) -> None:
+    """Such as where the end of a run is taken again."""
+    folder = Path(run.train.output)
+    (folder / "evaluation.json").write_text("{}")
+    history = (folder / "history.jsonl").read_text().splitlines(keepends=True)
+    (folder / "history.jsonl").write_text("".join(history[:-1]))
+    train(run, resume=True, console=QUIET)
+    assert (folder / "evaluation.json").is_file() and not (folder / "earlier").exists()
+    (folder / "evaluation.json").unlink()
+    train(edited(run, ["train.max_steps=5"]), resume=True, console=QUIET)
+    assert not (folder / "earlier").exists()  # nothing was to set aside
+
+
 def test_a_new_run_begins_with_what_another_learned(run: Recipe, tmp_path: Path) -> None:
     other = Path(run.train.output)
     new = edited(run, [f"train.output={tmp_path / 'new'}", "train.learning_rate=1e-30", "train.max_steps=1"])

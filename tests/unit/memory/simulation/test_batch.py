@@ -14,8 +14,8 @@ from qmixlora.data import IGNORED
 from qmixlora.errors import UserError
 from qmixlora.memory import plan, plan_with_advice
 from qmixlora.memory.architectures import config_of
-from qmixlora.memory.simulation.batch import batches_of, synthetic_batch
-from qmixlora.recipe import Recipe
+from qmixlora.memory.simulation.batch import MADE_UP, NO_DATA, batches_of, synthetic_batch
+from qmixlora.recipe import Recipe, edited
 
 from ..helpers import recipe_of
 
@@ -48,6 +48,15 @@ def test_advice_is_for_the_worst_batch(recipe: Recipe) -> None:
     [batch] = batches_of(recipe, config_of(recipe.model), None)
     planned = plan_with_advice(recipe).plan
     assert planned.batch.to_dict() == batch.to_dict() and planned.peak == plan(recipe, batch=batch).peak > 0
+
+
+def test_a_plan_without_its_data_says_so(recipe: Recipe) -> None:
+    mistyped = edited(recipe, [f"data.train={recipe.data.train}".replace("data.json", "dat.json")])
+    [batch] = batches_of(mistyped, config_of(recipe.model), None)
+    assert f"there is no {mistyped.data.train} here. Did you mean {recipe.data.train}?" == batch.unmeasured
+    assert batch.source == MADE_UP
+    for planned, tokens in ((mistyped, 64), (edited(recipe, [f"data.train='{NO_DATA}'"]), None)):  # none was to measure
+        assert batches_of(planned, config_of(recipe.model), tokens)[0].unmeasured is None
 
 
 def test_samples_are_as_long_as_the_user_says(recipe: Recipe) -> None:
