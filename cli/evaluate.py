@@ -37,16 +37,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """Scores by task and their mean, by real generation; kept in a file, with every answer, if nothing is left out."""
-    for run in runs:
-        here.folder_of_model(run)
-        if data is None and not (run / "recipe.yaml").is_file():
-            fix = "Name a file with questions and answers: --data F."
-            raise UserError(
-                "There is nothing to ask it: this model has no recipe, and no data.", where=str(run), fix=fix
-            )
-    here.file(data, "--data")
-    if data is not None and split is not None:
-        raise UserError("--data and --split say what is asked: give one of them.", where="command line")
+    _check(runs, split, data)
     from .quiet import quiet
 
     quiet()
@@ -76,6 +67,20 @@ def evaluate(
         print(json.dumps(results if len(runs) > 1 else results[str(runs[0])], indent=2))
     if failed:
         raise failed[0]
+
+
+def _check(runs: list[Path], split: str | None, data: Path | None) -> None:
+    """Raise UserError unless it is plain whom to ask what."""
+    for run in runs:
+        here.folder_of_model(run)
+        if data is None and not (run / "recipe.yaml").is_file():
+            fix = "Name a file with questions and answers: --data F."
+            raise UserError(
+                "There is nothing to ask it: this model has no recipe, and no data.", where=str(run), fix=fix
+            )
+    here.file(data, "--data")
+    if data is not None and split is not None:
+        raise UserError("--data and --split say what is asked: give one of them.", where="command line")
 
 
 def _show(scores: Scores, title: str, console: Console) -> None:
