@@ -22,6 +22,7 @@ from qmixlora.errors import UserError, path_meant
 from qmixlora.progress import reading, tracked
 
 from .json_files import Row, Rows, read_json, read_json_lines, read_lines
+from .typed import meant_by
 
 BATCH = 32  # rows that are taken out of a table at a time; each may hold pictures
 PIECE = 1 << 20  # bytes of a Parquet file that are read at a time
@@ -198,12 +199,13 @@ def _texts(file: BinaryIO, name: str) -> Iterator[str]:
 def _read_parquet(_: BinaryIO, name: str) -> Rows:
     # buffered: a piece of a page at a time; a page may hold a thousand pictures
     with parquet.ParquetFile(name, pre_buffer=False, buffer_size=PIECE) as table:
-        yield from _rows_of(table.iter_batches(BATCH), name, table.metadata.num_rows)
+        yield from _rows_of(table.iter_batches(BATCH), table.schema_arrow, name, table.metadata.num_rows)
 
 
-def _rows_of(batches: Iterable[Any], name: str, count: int) -> Rows:
+def _rows_of(batches: Iterable[Any], schema: pyarrow.Schema, name: str, count: int) -> Rows:
+    meant = meant_by(schema)
     values = tracked((value for batch in batches for value in batch.to_pylist()), "reading data", count)
-    return (Row(f"{name}, row {index} (from 0)", value) for index, value in enumerate(values))
+    return (Row(f"{name}, row {index} (from 0)", meant(value)) for index, value in enumerate(values))
 
 
 def _refuse(subset: str | None, source: str) -> None:
@@ -261,7 +263,7 @@ def _caches() -> tuple[Path, ...]:
 
 def _of_data_set(data: datasets.Dataset, source: str) -> Rows:
     """The rows of a data set, of which nothing is decoded: pictures stay files."""
-    return _rows_of(data.with_format("arrow").iter(BATCH), source, len(data))
+    return _rows_of(data.with_format("arrow").iter(BATCH), data.features.arrow_schema, source, len(data))
 
 
 def _names_a_split(folder: Path) -> bool:
