@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import datasets
 import pyarrow
+from datasets.info import DatasetInfosDict
 from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -88,10 +89,12 @@ class Tables:
     @classmethod
     def of(cls, builder: datasets.DatasetBuilder, split: str) -> Tables | None:
         """Those of a split that the library would read by guessing the types of cells (`00501` is 501 there, and `NA`
-        is null); None if it has none, or its card says how they are read.
+        is null); None if it has none, or its card names classes or says how they are read.
         """
         files = [Path(file) for file in builder.config.data_files[split]]
-        if builder.info.features is not None:
+        # not builder.info, which has the types that the library once guessed
+        by_card = DatasetInfosDict.from_directory(builder.base_path).get(builder.config.name)
+        if by_card is not None and "ClassLabel" in repr(by_card.features):
             return None
         if isinstance(builder, ImageFolder):
             files = [file for file in files if file.name in builder.METADATA_FILENAMES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,38 @@ def test_every_cell_of_a_table_in_a_folder_is_a_text(name: str, cells: list[str]
     saved(table, "".join(("\t" if "tsv" in name else ",").join(row) + "\n" for row in rows))
     values = rows_of(tmp_path / "set")
     assert [value["a"] for value in values if isinstance(value, dict)] == cells
+
+
+@pytest.mark.parametrize("name", ["data.csv", "metadata.csv"])
+def test_a_typed_table_in_the_cache_of_the_library_is_not_used(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "x.png") if name == "metadata.csv" else None
+    saved(folder / name, "file_name,a\nx.png,00501\n")
+    [typed] = datasets.load_dataset(str(folder))["train"]
+    [value] = rows_of(folder)
+    assert isinstance(value, dict) and (typed["a"], value["a"]) == (501, "00501")
+
+
+CLASSES = "{class_label: {names: {'0': cat, '1': dog}}}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cell", "read"), [(CLASSES, "1", "dog"), ("string", "01", "01"), ("int64", "01", "01")]
+)
+def test_a_table_in_a_folder_whose_card_has_types(dtype: str, cell: str, read: str, tmp_path: Path) -> None:
+    saved(tmp_path / "data.csv", f"a\n{cell}\n")
+    saved(tmp_path / "README.md", f"---\ndataset_info:\n  features:\n  - name: a\n    dtype: {dtype}\n---\n")
+    assert rows_of(tmp_path) == [{"a": read}]
+
+
+@pytest.mark.parametrize("name", ["train.csv.zip", "train.zip"])
+def test_a_packed_table_in_a_folder_is_refused(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("train.csv", "q,a\n1,00501\n")
+    with pytest.raises(UserError, match="A table in a folder") as caught:
+        rows_of(tmp_path)
+    assert caught.value.where.endswith(name)
 
 
 def test_a_table_in_a_folder_is_read_as_the_card_says(tmp_path: Path) -> None:
