@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 
 import datasets
 import pyarrow
+from datasets.info import DatasetInfosDict
+from datasets.packaged_modules.csv.csv import Csv, CsvConfig
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.constants import HF_HUB_CACHE
 from pyarrow import parquet
 
@@ -20,6 +23,7 @@ from qmixlora.errors import UserError, path_meant
 from qmixlora.progress import reading, tracked
 
 from .json_files import Row, Rows, read_json, read_json_lines, read_lines
+from .typed import meant_by
 
 BATCH = 32  # rows that are taken out of a table at a time; each may hold pictures
 PIECE = 1 << 20  # bytes of a Parquet file that are read at a time
@@ -59,15 +63,81 @@ class Source:
             data = _data_set(source, split, subset)
             folder = path if path.is_dir() else Path()
             name = str(path.resolve()) if path.is_dir() else source
+            if isinstance(data, Tables):
+                state = [(str(file), *_state(file)) for file in data.files]
+                return cls(name, folder, sum(size for _, size, _ in state), state, data.rows, (folder,))
             rows = lambda: _of_data_set(data, source)  # noqa: E731  # as for files
             return cls(name, folder, data.data.nbytes, data._fingerprint, rows, (folder, *_caches()))
         if not path.is_file():
             fix = path_meant(path) or "Check the path."
             raise UserError("There is no such data file.", where=source, fix=fix)
         _refuse(subset, source)
-        stat = path.stat()
-        state = stat.st_size, stat.st_mtime_ns
-        return cls(str(path.resolve()), path.parent, stat.st_size, state, lambda: _file_rows(path))
+        size, changed = _state(path)
+        return cls(str(path.resolve()), path.parent, size, (size, changed), lambda: _file_rows(path))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Tables of text (CSV) that are one split of a folder, and what reads them. In an `imagefolder` they are metadata:
+    columns `file_name` and `..._file_name` name pictures, `image_column` is what the first is called in the rows.
+    """
+
+    files: list[Path]
+    read: Callable[[Any, str], Rows]
+    image_column: str | None
+
+    @classmethod
+    def of(cls, builder: datasets.DatasetBuilder, split: str) -> Tables | None:
+        """Those of a split that the library would read by guessing the types of cells (`00501` is 501 there, and `NA`
+        is null); None if it has none, or its card names classes or says how they are read.
+        """
+        files = [Path(file) for file in builder.config.data_files[split]]
+        # not builder.info, which has the types that the library once guessed
+        by_card = DatasetInfosDict.from_directory(builder.base_path).get(builder.config.name)
+        if by_card is not None and "ClassLabel" in repr(by_card.features):
+            return None
+        if isinstance(builder, ImageFolder):
+            files = [file for file in files if file.name in builder.METADATA_FILENAMES]
+            is_text = bool(files) and not builder.config.drop_metadata and all(_form(file) == ".csv" for file in files)
+            return cls(files, _read_table_text(","), builder.BASE_COLUMN_NAME) if is_text else None
+        if not isinstance(builder, Csv):
+            return None
+        separator = builder.config.sep
+        usual = CsvConfig(sep=separator).pd_read_csv_kwargs == builder.config.pd_read_csv_kwargs
+        if not usual or len(separator) != 1:
+            return None
+        packed = next((file for file in files if _form(file) not in READERS), None)
+        if packed is not None:
+            raise UserError("A table in a folder is a file, or one and .gz.", where=str(packed), fix="Unpack it.")
+        return cls(files, _read_table_text(separator), None)
+
+    def rows(self) -> Rows:
+        for file in self.files:
+            for row in _file_rows(file, self.read):
+                yield row if self.image_column is None or isinstance(row, UserError) else self._with_images(row, file)
+
+    def _with_images(self, row: Row, file: Path) -> Row:
+        value: dict[str, Any] = {}
+        named = False
+        for column, cell in row.value.items():
+            if column == "file_name" or column.endswith("_file_name"):
+                named = True
+                path = {"bytes": None, "path": str(file.parent / cell)} if cell else None
+                value[column.removesuffix("file_name").removesuffix("_") or str(self.image_column)] = path
+            else:
+                value[column] = cell
+        if not named:
+            fix = "Name the column of pictures so."
+            raise UserError(
+                "The table has no column file_name, nor one that ends in _file_name.", where=str(file), fix=fix
+            )
+        return Row(row.where, value)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """(bytes, nanoseconds of the last change) of a file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _form(path: Path) -> str:
@@ -75,11 +145,13 @@ def _form(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
-def _file_rows(path: Path) -> Rows:
+def _file_rows(path: Path, read: Callable[[Any, str], Rows] | None = None) -> Rows:
+    """The rows of a file, as its suffix tells or as `read` has them."""
+
     def rows() -> Rows:
         unpacked = gzip.open if path.suffix.lower() == ".gz" else nullcontext
         with reading(path) as raw, unpacked(raw) as file:
-            yield from READERS[_form(path)](file, str(path))
+            yield from (read or READERS[_form(path)])(file, str(path))
 
     return _until_broken(rows(), str(path))
 
@@ -95,7 +167,7 @@ def _until_broken(rows: Rows, source: str) -> Rows:
         raise UserError(f"The data file is broken or cut short: {error}", where=last) from None
 
 
-def _read_table_text(delimiter: str) -> Callable[[BinaryIO, str], Rows]:
+def _read_table_text(delimiter: str) -> Callable[[Any, str], Rows]:
     """A reader of CSV (RFC 4180) with this delimiter; every cell is a text."""
 
     def read(file: BinaryIO, name: str) -> Rows:
@@ -130,12 +202,13 @@ def _texts(file: BinaryIO, name: str) -> Iterator[str]:
 def _read_parquet(_: BinaryIO, name: str) -> Rows:
     # buffered: a piece of a page at a time; a page may hold a thousand pictures
     with parquet.ParquetFile(name, pre_buffer=False, buffer_size=PIECE) as table:
-        yield from _rows_of(table.iter_batches(BATCH), name, table.metadata.num_rows)
+        yield from _rows_of(table.iter_batches(BATCH), table.schema_arrow, name, table.metadata.num_rows)
 
 
-def _rows_of(batches: Iterable[Any], name: str, count: int) -> Rows:
+def _rows_of(batches: Iterable[Any], schema: pyarrow.Schema, name: str, count: int) -> Rows:
+    meant = meant_by(schema)
     values = tracked((value for batch in batches for value in batch.to_pylist()), "reading data", count)
-    return (Row(f"{name}, row {index} (from 0)", value) for index, value in enumerate(values))
+    return (Row(f"{name}, row {index} (from 0)", meant(value)) for index, value in enumerate(values))
 
 
 def _refuse(subset: str | None, source: str) -> None:
@@ -147,7 +220,7 @@ def _refuse(subset: str | None, source: str) -> None:
         )
 
 
-def _data_set(source: str, split: str, subset: str | None) -> datasets.Dataset:
+def _data_set(source: str, split: str, subset: str | None) -> datasets.Dataset | Tables:
     folder = Path(source)
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
     if saved:
@@ -155,21 +228,33 @@ def _data_set(source: str, split: str, subset: str | None) -> datasets.Dataset:
     try:
         if saved:
             data = datasets.load_from_disk(source)
-        elif folder.is_dir():
-            data = datasets.load_dataset(source, subset)
-        else:
-            data = datasets.load_dataset(source, subset, split=split)
+            return data if isinstance(data, datasets.Dataset) else data[_chosen(data, split, source)]
+        if not folder.is_dir():
+            return datasets.load_dataset(source, subset, split=split)
+        builder = datasets.load_dataset_builder(source, subset)
+        chosen = _chosen(builder.config.data_files, split, source)
+        tables = Tables.of(builder, chosen)
+        if tables is not None:
+            return tables
+        builder.download_and_prepare()
+        return builder.as_dataset(chosen)
+    except UserError:
+        raise
     except Exception as error:  # many kinds, from many libraries
         have = f"Check data.{split}: a data file, a folder, or a data set on the hub."
         if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             have = "Name one of them with subset, beside data.train or in a part of it."
         raise UserError(f"Cannot load the data set: {error}", where=source, fix=have) from None
-    if isinstance(data, datasets.Dataset):
-        return data
-    if split not in data and not (list(data) == ["train"] and folder.is_dir() and not _names_a_split(folder)):
-        have = ", ".join(map(str, data))
-        raise UserError(f"The data set has no split {split!r}.", where=source, fix=f"It has: {have}.")
-    return data[split] if split in data else data["train"]
+
+
+def _chosen(splits: Iterable[Any], split: str, source: str) -> str:
+    """The split to be read of those that a folder has. Raises UserError if it is not among them."""
+    names = [str(name) for name in splits]
+    if split in names:
+        return split
+    if names == ["train"] and not _names_a_split(Path(source)):
+        return "train"
+    raise UserError(f"The data set has no split {split!r}.", where=source, fix=f"It has: {', '.join(names)}.")
 
 
 def _caches() -> tuple[Path, ...]:
@@ -181,7 +266,7 @@ def _caches() -> tuple[Path, ...]:
 
 def _of_data_set(data: datasets.Dataset, source: str) -> Rows:
     """The rows of a data set, of which nothing is decoded: pictures stay files."""
-    return _rows_of(data.with_format("arrow").iter(BATCH), source, len(data))
+    return _rows_of(data.with_format("arrow").iter(BATCH), data.features.arrow_schema, source, len(data))
 
 
 def _names_a_split(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,85 @@ def test_a_folder_of_pictures_has_their_metadata(metadata: str, tmp_path: Path) 
     [value] = rows_of(folder, split="test")  # the folder has no splits: it is the data of any
     assert isinstance(value, dict) and value["a"] == "seven"
     assert Path(value["image"]["path"]) == folder / "x.png" and value["image"]["bytes"] is None
+
+
+# what a library that guesses types makes of them: 501, 3.1, null, null, null, True, a number that is rounded
+CELLS = ["00501", "3.10", "NA", "None", "null", "True", "12345678901234567890123"]
+
+
+@pytest.mark.parametrize("cells", [[cell] for cell in CELLS] + [CELLS], ids=[*CELLS, "all"])
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv", "data.csv.gz", "metadata.csv", "sub/metadata.csv"])
+def test_every_cell_of_a_table_in_a_folder_is_a_text(name: str, cells: list[str], tmp_path: Path) -> None:
+    table = tmp_path / "set" / name
+    table.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(table.parent / "x.png") if "metadata" in name else None
+    rows = [("file_name", "a"), *(("x.png", cell) for cell in cells)]
+    saved(table, "".join(("\t" if "tsv" in name else ",").join(row) + "\n" for row in rows))
+    values = rows_of(tmp_path / "set")
+    assert [value["a"] for value in values if isinstance(value, dict)] == cells
+
+
+@pytest.mark.parametrize("name", ["data.csv", "metadata.csv"])
+def test_a_typed_table_in_the_cache_of_the_library_is_not_used(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "x.png") if name == "metadata.csv" else None
+    saved(folder / name, "file_name,a\nx.png,00501\n")
+    [typed] = datasets.load_dataset(str(folder))["train"]
+    [value] = rows_of(folder)
+    assert isinstance(value, dict) and (typed["a"], value["a"]) == (501, "00501")
+
+
+CLASSES = "{class_label: {names: {'0': cat, '1': dog}}}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cell", "read"), [(CLASSES, "1", "dog"), ("string", "01", "01"), ("int64", "01", "01")]
+)
+def test_a_table_in_a_folder_whose_card_has_types(dtype: str, cell: str, read: str, tmp_path: Path) -> None:
+    saved(tmp_path / "data.csv", f"a\n{cell}\n")
+    saved(tmp_path / "README.md", f"---\ndataset_info:\n  features:\n  - name: a\n    dtype: {dtype}\n---\n")
+    assert rows_of(tmp_path) == [{"a": read}]
+
+
+@pytest.mark.parametrize("name", ["train.csv.zip", "train.zip"])
+def test_a_packed_table_in_a_folder_is_refused(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("train.csv", "q,a\n1,00501\n")
+    with pytest.raises(UserError, match="A table in a folder") as caught:
+        rows_of(tmp_path)
+    assert caught.value.where.endswith(name)
+
+
+def test_a_table_in_a_folder_is_read_as_the_card_says(tmp_path: Path) -> None:
+    saved(tmp_path / "data.csv", "q;a\n1;00501\n")
+    configs = "configs:\n- config_name: default\n  data_files: data.csv\n  sep: ';'\n"
+    saved(tmp_path / "README.md", f"---\n{configs}---\n")
+    assert rows_of(tmp_path) == [{"q": "1", "a": "00501"}]
+
+
+def test_metadata_name_several_pictures_from_their_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for name in "xy":
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / f"{name}.png")
+    saved(tmp_path / "train" / "metadata.csv", "left_file_name,file_name,a\nx.png,y.png,1\nx.png,,2\n")
+    both = [{"bytes": None, "path": str(tmp_path / "train" / f"{name}.png")} for name in "xy"]
+    first, second = {"left": both[0], "image": both[1], "a": "1"}, {"left": both[0], "image": None, "a": "2"}
+    assert rows_of(tmp_path) == [first, second]
+
+
+def test_metadata_that_name_no_pictures_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    saved(tmp_path / "metadata.csv", "file,a\nx.png,1\n")
+    with pytest.raises(UserError, match="no column file_name"):
+        rows_of(tmp_path)
+
+
+def test_a_folder_whose_table_changes_is_another_source(tmp_path: Path) -> None:
+    table = tmp_path / "set" / "data.csv"
+    table.parent.mkdir()
+    found = [Source.find(str(saved(table, text).parent), "train") for text in ("q,a\n1,2\n", "q,a\n1,20\n")]
+    assert found[0].state != found[1].state and [source.size for source in found] == [8, 9]
 
 
 @pytest.mark.parametrize("make", [to_saved_splits, to_folder_of_files])
