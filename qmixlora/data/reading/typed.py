@@ -28,6 +28,8 @@ def _meaning(kind: pyarrow.DataType, feature: Any) -> Meant | None:
     """What values of a type mean; None for what they are already. `feature` is that of `datasets`, if there is one."""
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
+        if names == [str(number) for number in range(len(names))]:  # which may count options
+            return None
         return lambda number: names[number] if 0 <= number < len(names) else None
     if kind in SHORT:
         own = SHORT[kind]

@@ -90,3 +90,10 @@ def test_numbers_that_are_none_stay_so(tmp_path: Path) -> None:
         "1e+20",
         "16777216.0",
     ]
+
+
+def test_classes_whose_names_are_their_numbers_count_options_still(tmp_path: Path) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["0", "1"])})
+    datasets.Dataset.from_dict({"label": [1]}, features=features).save_to_disk(str(tmp_path / "saved"))
+    (row,) = Source.find(str(tmp_path / "saved"), "train", None).rows()
+    assert isinstance(row, Row) and row.value == {"label": 1}
