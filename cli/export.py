@@ -153,12 +153,12 @@ def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
 
 def _table(exports: list[Fidelity]) -> Table:
     """One line per export: the scores of the live model, of its adapter and of other forms of it."""
-    first = exports[0]
     measured: dict[str, dict[str, Measurement]] = {}
     for fidelity in exports:
         measured.setdefault("+".join(fidelity.tasks), {}).update(fidelity.measurements)
     forms = list(dict.fromkeys(form for own in measured.values() for form in own))
-    title = f"Exact match, split {first.split}" + (" (not held out: trained on)" if first.split == "train" else "")
+    splits = dict.fromkeys(fidelity.split for fidelity in exports)
+    title = "Exact match, split " + ", ".join(splits) + (" (not held out: trained on)" if "train" in splits else "")
     table = Table(title=escape(title), box=box.SIMPLE_HEAD)
     table.add_column("export", no_wrap=True)
     for column in ("polished", "live", *forms, "same words", "loss", "update error"):

@@ -43,17 +43,23 @@ class Job:
     console: Console
     collator: Collator
 
-    @cached_property
+    @property
     def training_rows(self) -> Dataset:
         return self.rows("train")
 
-    @cached_property
+    @property
     def validation_rows(self) -> Dataset | None:
         return self.rows("validation") if self.recipe.data.validation else None
 
     def rows(self, split: str) -> Dataset:
         """The rows of a split as the run was taught them."""
-        return taught(self.recipe.data, self.collator, [split]).rows[split]
+        if split not in self._rows:
+            self._rows[split] = taught(self.recipe.data, self.collator, [split]).rows[split]
+        return self._rows[split]
+
+    @cached_property
+    def _rows(self) -> dict[str, Dataset]:
+        return {}
 
     @property
     def polish_steps(self) -> int:

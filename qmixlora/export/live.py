@@ -66,12 +66,12 @@ def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live
     targets = make_targets(request, tasks)
     wanted = [task for task in tasks if any(task in target.shares for target in targets)]
     matrices = mixing_matrices(session, learned, job.folder, request.calibration, wanted, lambda: job.training_rows)
-    split = held_out_split(job.recipe.data)
-    held_out, samples = job.rows(split), request.samples or job.recipe.export.samples
+    samples = request.samples or job.recipe.export.samples
     measured = []
     for number, target in enumerate(targets, start=1):
         job.say(f"{number}/{len(targets)} {target.name}: measuring the live model")
-        rows, mix_LEF = rows_of(held_out, target, samples, split), target.mixing_matrix(matrices)
+        split = _measured_on(job, target)
+        rows, mix_LEF = rows_of(job.rows(split), target, samples, split), target.mixing_matrix(matrices)
         fingerprint = fingerprint_of(job, target, mix_LEF) if job.polish_steps else None
         polished = None if fingerprint is None else kept(job, target, fingerprint)
         decides = fingerprint is not None and polished is None and request.polish is None
@@ -89,6 +89,15 @@ def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live
             )
         )
     return measured
+
+
+def _measured_on(job: Job, target: Target) -> str:
+    """The split of a target's rows: the training data, said so, where its tasks are too small to have any held out."""
+    split = held_out_split(job.recipe.data)
+    if split == "train" or not target.shares.keys().isdisjoint(job.rows(split)["task"]):
+        return split
+    job.say(f"{target.name}: no sample of it is in the split {split}; measured on samples that it was trained on.")
+    return "train"
 
 
 def _check(job: Job, session: TunedSession, target: Target) -> Check:

@@ -39,7 +39,7 @@ def test_one_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_a_signal_reaches_all_of_them_once(tmp_path: Path) -> None:
     count = f"open('{tmp_path}/' + str(rank), 'a').write('x'), sys.exit(143)"
-    script = f"signal.signal(signal.SIGTERM, lambda *_: ({count})); print('ready', flush=True); {WAITING}"
+    script = f"signal.signal(signal.SIGTERM, lambda *_: ({count})); os.write(1, b'ready\\n'); {WAITING}"
     line = f"import sys; from qmixlora.launch import launch; sys.exit(launch(2, {command(script)!r}))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", line], stdout=subprocess.PIPE, text=True, env=environment) as process:

@@ -75,7 +75,7 @@ def test_a_split_that_is_cut_warns_of_nothing(facts: Facts) -> None:
 def test_answers_longer_than_what_is_generated_are_told_with_the_limit_that_they_need(facts: Facts) -> None:
     """Of what is held out; of the training data only where nothing is."""
     long, ending = "red " * 40, [asked("red " * 31, 1), asked("red " * 32, 2)]
-    [warning] = facts([asked(long, 0)], [asked(long, 0), asked("yes", 1), *ending]).warnings
+    [warning] = facts([asked(long, 9)], [asked(long, 0), asked("yes", 1), *ending]).warnings
     assert (
         warning.startswith("data.validation: 2 of 4 answers are longer") and warning.count("train.max_new_tokens") == 2
     )
