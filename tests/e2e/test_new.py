@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ def test_new_train_and_export_lead_to_adapters(
         done = qmixlora(*command)
         assert done.code == 0, done.stderr
     assert list((run / "exports").glob("*/adapter_model.safetensors"))
+    # ten tasks of three samples, of which three are held out: what has none there is measured on training samples
+    fidelities = [json.loads(path.read_text()) for path in (run / "exports").glob("*/fidelity.json")]
+    splits = [one["split"] for one in fidelities]
+    assert {*splits} == {"validation", "train"} and all(
+        one["held_out"] == (one["split"] != "train") for one in fidelities
+    )
+    assert done.stdout.count("measured on samples that it was trained on") == splits.count("train")
     again = qmixlora("new", "--model", backbone, "--data", data / "train.json", "--vram", 2, "--out", file)
     assert again.code == 2 and "The file exists" in again.stderr
 
