@@ -19,7 +19,7 @@ from .rendering.lengths import Lengths, lengths_of, sizes_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
 from .rendering.token_batches import longest_first, token_batches
 from .splits.identity import fingerprint
-from .splits.loading import held_out_digests, held_out_split, load_source, load_split, splits_of
+from .splits.loading import held_out_split, load_source, load_split, splits_of
 from .splits.tasks import indices_by_answer, indices_by_task, indices_of_tasks, only_tasks
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "content_key",
     "fingerprint",
     "generated_lengths",
-    "held_out_digests",
     "held_out_split",
     "image_size",
     "image_tokens_of",

@@ -12,7 +12,7 @@ from transformers.trainer_callback import TrainerState
 
 from qmixlora import processes
 from qmixlora.adapter import ADAPTER_WEIGHTS, check_fit_of_files, load_adapter, read_weights
-from qmixlora.data import DataFacts, fingerprint, held_out_digests, indices_by_answer, splits_of, taught
+from qmixlora.data import DataFacts, fingerprint, indices_by_answer, splits_of, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing, write_json
 from qmixlora.manifest import MANIFEST, seal
@@ -145,7 +145,7 @@ def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts, dict[str,
     """
     splits = [split for split in splits_of(recipe.data) if split != "test"]
     found = taught(recipe.data, open_collator(recipe), splits)
-    return found.rows, found.facts(recipe.train), held_out_digests(recipe.data)
+    return found.rows, found.facts(recipe.train), found.read_in.held_out
 
 
 def _samples_of_a_batch(recipe: Recipe, facts: DataFacts) -> float:

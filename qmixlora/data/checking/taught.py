@@ -15,7 +15,7 @@ from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.answers import one_answer_each
 from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.rendering import rendering_problem
-from qmixlora.data.splits.loading import read_splits, source_of
+from qmixlora.data.splits.loading import Splits, read_splits, source_of
 from qmixlora.recipe import Data, Train
 
 from .answer_lengths import too_long_to_generate
@@ -33,6 +33,7 @@ class Checked:
     collator: Collator
     loaded: Mapping[str, Loaded]
     verdicts: Mapping[str, Verdict]  # on what was loaded, and what was refused before
+    read_in: Splits  # as it was read
     rewritten: Sequence[str] = ()  # what the chat template makes otherwise of answers, a sentence for each split
 
     @cached_property
@@ -71,7 +72,8 @@ def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
     `read_splits`.
     """
     loaded, verdicts, rewritten = dict[str, Loaded](), dict[str, Verdict](), list[str]()
-    for split, one in read_splits(data, splits).items():
+    read_in = read_splits(data, splits)
+    for split, one in read_in.loaded.items():
         rows = one_answer_each(one.rows, collator.template)
         verdict = verdict_on(rows, collator, data)
         refused = Refusals.of_all([one.refused, verdict.refusals])
@@ -80,7 +82,7 @@ def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
         first = rows.select(verdict.kept[:RENDERED])
         problems = Counter(filter(None, (rendering_problem(collator, row) for row in records(first))))
         rewritten += [f"data.{split}: {n} of the first {len(first)} samples: {why}" for why, n in problems.items()]
-    return Checked(data, collator, loaded, verdicts, rewritten)
+    return Checked(data, collator, loaded, verdicts, read_in, rewritten)
 
 
 def taught(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:

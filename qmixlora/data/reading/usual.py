@@ -10,7 +10,7 @@ from typing import Any
 
 from qmixlora.errors import UserError
 
-from .rows import DIALOGUES, TASK_FIELDS
+from .rows import DIALOGUES, SYSTEM_FIELDS, TASK_FIELDS
 from .sources import Source
 from .texts import is_blank
 
@@ -21,7 +21,7 @@ USUAL: Mapping[str, Sequence[str]] = {  # the first of these that a table has so
     "options": ("options", "choices"),
 }
 LETTERED = "", "option_"  # before letters, of options in columns of their own
-BEFORE = ("system", "system_prompt", "context", "passage", "hint")  # texts above a question
+BEFORE = (*SYSTEM_FIELDS, "context", "passage", "hint")  # texts above a question
 AFTER = ("input",)  # and below it: what an instruction is about
 
 

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from datasets import Dataset, concatenate_datasets
@@ -32,7 +33,7 @@ OWN = (
 
 def load_split(data: Data, split: str) -> Dataset:
     """The conversations of one split of a recipe. Raises UserError as `read_splits`, and as `Loaded.usable`."""
-    return read_splits(data, [split])[split].usable(source_of(data, split), data.on_bad_sample)
+    return read_splits(data, [split]).loaded[split].usable(source_of(data, split), data.on_bad_sample)
 
 
 def load_source(data: Data, source: str, split: str) -> Dataset:
@@ -63,7 +64,20 @@ def is_cut(data: Data, split: str) -> bool:
     return split in _amounts(data)
 
 
-def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
+@dataclass(frozen=True)
+class Splits:
+    """Some splits of a recipe; and all that are cut from its training data, if that was read."""
+
+    loaded: Mapping[str, Loaded]
+    cut: Mapping[str, Dataset]
+
+    @cached_property
+    def held_out(self) -> dict[str, str]:
+        """A digest of each split that is cut, which tells whether it is the same another time."""
+        return {split: fingerprint(rows) for split, rows in self.cut.items()}
+
+
+def read_splits(data: Data, splits: Sequence[str]) -> Splits:
     """Some splits of a recipe, each source read once.
 
     What is refused in the training data is told of the split `train`, and where that is not asked for, of the first
@@ -79,30 +93,23 @@ def read_splits(data: Data, splits: Sequence[str]) -> dict[str, Loaded]:
             raise UserError(f"The recipe has no split {split!r}.", where="data", fix=f"It has: {have}.")
     amounts = _amounts(data)
     own = {split: _read(data, getattr(data, split), split) for split in splits if split not in {"train", *amounts}}
-    cut_or_train = [split for split in splits if split not in own]
+    cut_or_train, parts = [split for split in splits if split not in own], dict[str, Dataset]()
     if cut_or_train:
         sources = _training_sources(data)
         parts = _parted(data, sources)
-        _check_held_out(data, parts)
         teller = "train" if "train" in cut_or_train else cut_or_train[0]
         for split in cut_or_train:
             refused, part = (sources.refused if split == teller else Refusals()), parts[split]
             own[split] = Loaded(part, refused, sources.read if refused.count else len(part))
-    return {split: own[split] for split in splits}
+    found = Splits({split: own[split] for split in splits}, {split: parts[split] for split in amounts if parts})
+    _check_held_out(data, found)
+    return found
 
 
-def held_out_digests(data: Data) -> dict[str, str]:
-    """A digest of each split that is cut from the training data, which tells whether it is the same another time."""
-    if not (amounts := _amounts(data)):
-        return {}
-    parts = _parted(data, _training_sources(data))
-    return {split: fingerprint(parts[split]) for split in amounts}
-
-
-def _check_held_out(data: Data, parts: Mapping[str, Dataset]) -> None:
+def _check_held_out(data: Data, found: Splits) -> None:
     """Raise UserError if what is cut is not what the run of the recipe held out: it may have been trained on."""
     amounts = _amounts(data)
-    if data.held_out is None and amounts:
+    if data.held_out is None and found.cut:
         named = " and ".join(f"data.{split}" for split in amounts)
         print(
             f"{named}: the run is of a release that did not record what it held out. If the data has changed since, "
@@ -110,7 +117,7 @@ def _check_held_out(data: Data, parts: Mapping[str, Dataset]) -> None:
             file=sys.stderr,
         )
     for split, digest in (data.held_out or {}).items():
-        if split in amounts and fingerprint(parts[split]) != digest:
+        if split in found.cut and found.held_out[split] != digest:
             raise UserError(
                 f"The rows that are cut for {split} are not those that the run held out: it was trained on some of "
                 "them. The data, or how it is cut, has changed since.",
