@@ -135,7 +135,7 @@ def _scores(
     model = _bare(session, run) if backbone else contextlib.nullcontext()
     try:
         with model, progress(f"answers of {run}", console) as tell:
-            return score(session, rows, split, lambda done: tell(done, len(rows)), numbers)
+            return score(session, rows, split, lambda done: tell(done, len(rows)), numbers).with_image_keys(rows)
     except UnscoredError as error:
         raise keep_unscored(run, error, backbone=backbone) from error
 
@@ -167,10 +167,9 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 
 def _wrong(prediction: Any) -> str:
-    images = ", ".join(path or "in the data" for path in prediction.images)
     said = f"[red]{escape(prediction.answer.strip()) or 'nothing'}[/red]" + " (cut)" * prediction.cut
     expected = escape(" | ".join(dict.fromkeys(prediction.references)))
     return (
         f"[bold]{escape(prediction.task)}[/bold] {prediction.row}: {escape(prediction.question)}\n"
-        f"  said {said}, expected {expected}" + (f"\n  {escape(images)}" if images else "")
+        f"  said {said}, expected {expected}" + (f"\n  {escape(prediction.shown)}" if prediction.images else "")
     )

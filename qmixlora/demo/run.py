@@ -134,7 +134,7 @@ def _evaluated(folder: Path, console: Console) -> Results:
 
 def _scored(session: Session, rows: Dataset, split: str, console: Console) -> Scores:
     with progress(f"answers, split {split}", console) as tell:
-        return evaluate(session, rows, split, lambda done: tell(done, len(rows)))
+        return evaluate(session, rows, split, lambda done: tell(done, len(rows))).with_image_keys(rows)
 
 
 def _exported(folder: Path, forms: tuple[Form, ...], console: Console) -> Results:

@@ -92,7 +92,7 @@ def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> 
         if None not in (one.image_keys, two.image_keys) and one.image_keys != two.image_keys:
             raise UserError(
                 f"They were not asked the same: sample {one.row}, {one.question!r}, shows other images for {first} "
-                f"({_paths(one)}) than for {name} ({_paths(two)}).",
+                f"({one.shown or 'none'}) than for {name} ({two.shown or 'none'}).",
                 where=f"split {reference.split}",
                 fix="Evaluate both on the same images.",
             )
@@ -114,7 +114,3 @@ def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> 
 
 def _asked(prediction: Prediction) -> tuple[object, ...]:
     return prediction.task, prediction.question, prediction.references
-
-
-def _paths(prediction: Prediction) -> str:
-    return ", ".join(path or "in the data" for path in prediction.images) or "none"

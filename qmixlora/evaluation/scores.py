@@ -35,6 +35,11 @@ class Prediction:
     cut: bool = False  # at the longest that an answer may be: it had not ended
     image_keys: list[str] | None = None  # of their content, as `content_key`; None where the images were not read
 
+    @property
+    def shown(self) -> str:
+        """Its images in words; nothing where it has none."""
+        return ", ".join(path or "in the data" for path in self.images)
+
 
 @dataclass(frozen=True)
 class TaskScore:
@@ -66,6 +71,12 @@ class Scores:
     def cut(self) -> int:
         """The answers that were cut, of all tasks."""
         return sum(task.cut for task in self.tasks.values())
+
+    def with_image_keys(self, rows: Sequence[Conversation]) -> Scores:
+        """The scores of these rows, all their images read: where they are kept, to be compared. Raises OSError."""
+        keys = [[content_key(image) for image in row["images"]] for row in rows]
+        predictions = [replace(one, image_keys=own) for one, own in zip(self.predictions, keys, strict=True)]
+        return replace(self, predictions=predictions)
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
@@ -189,19 +200,15 @@ def evaluate(
     """
     data, first_of_task = session.recipe.data, list({row["task"]: row for row in rows}.values())
     score(first_of_task, [row["turns"][-1]["text"] for row in first_of_task], split, data)
-    keys = [[content_key(image) for image in row["images"]] for row in rows]
     answers = full_answers(session, rows, session.recipe.train.eval_batch_size, None, on_progress)
     try:
-        scores = score(rows, answers, split, data, numbers)
+        return score(rows, answers, split, data, numbers)
     except Exception as error:
         unscored = [
             asdict(Prediction(index, row["task"], *_asked(row), _references(row), one.text, 0.0, one.seconds, one.cut))
             for index, row, one in zip(numbers or range(len(rows)), rows, answers, strict=True)
         ]
         raise UnscoredError(error, split, [{**one, "score": None} for one in unscored]) from error
-    return replace(
-        scores, predictions=[replace(one, image_keys=own) for one, own in zip(scores.predictions, keys, strict=True)]
-    )
 
 
 def blind_baseline(

@@ -80,7 +80,8 @@ def test_evaluation_is_the_score_of_the_answers(session: Session, rows: Dataset)
 
 def test_predictions_tell_images_apart_by_their_content(session: Session, rows: Dataset, tmp_path: Path) -> None:
     def keys(shown: list[Conversation]) -> list[list[str] | None]:
-        return [one.image_keys for one in evaluate(session, Dataset.from_list(shown), "test").predictions]
+        data = Dataset.from_list(shown)
+        return [one.image_keys for one in evaluate(session, data, "test").with_image_keys(data).predictions]
 
     first, second = list(rows)[:2]
     copy = shutil.copyfile(str(first["images"][0]["path"]), tmp_path / "copy.png")
