@@ -70,7 +70,7 @@ def random_routing(trainer: Any) -> None:
         drawn = [torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(inputs["input_ids"].device)
 
-    _replace_condition(trainer, lambda original: noise)
+    replace_condition(trainer, lambda original: noise)
 
 
 def instructions(routing: Routing, ids_BS: Tensor) -> list[Tensor]:
@@ -95,7 +95,7 @@ def word_dropout(trainer: Any) -> None:
 
         return condition
 
-    _replace_condition(trainer, changed, in_training=True)
+    replace_condition(trainer, changed, in_training=True)
 
 
 def condition_dropout(probability: float) -> Any:
@@ -112,7 +112,7 @@ def condition_dropout(probability: float) -> Any:
 
         return condition
 
-    return lambda trainer: _replace_condition(trainer, changed, in_training=True)
+    return lambda trainer: replace_condition(trainer, changed, in_training=True)
 
 
 def condition_noise(size: float) -> Any:
@@ -125,10 +125,10 @@ def condition_noise(size: float) -> Any:
 
         return condition
 
-    return lambda trainer: _replace_condition(trainer, changed, in_training=True)
+    return lambda trainer: replace_condition(trainer, changed, in_training=True)
 
 
-def _replace_condition(trainer: Any, changed: Callable[[Condition], Condition], *, in_training: bool = False) -> None:
+def replace_condition(trainer: Any, changed: Callable[[Condition], Condition], *, in_training: bool = False) -> None:
     """Make conditions (N x D) by another function of a batch's routing, made from the tuner's own; or in training
     alone.
     """

@@ -33,6 +33,7 @@ from qmixlora.backbone.full_precision import train_in_fp32
 from qmixlora.mixlora import MixLoraConfig, MixLoraLayer, selection
 from qmixlora.mixlora import model as tuner_module
 from qmixlora.mixlora.inputs import image_token_ids
+from qmixlora.mixlora.routing import Routing
 from qmixlora.mixlora.running_means import Center
 from qmixlora.mixlora.selection import mean_over
 from qmixlora.recipe import edited
@@ -145,7 +146,7 @@ def question_read_ahead(blocks: int, sample: int = 512) -> Callable[[Any], None]
     """
 
     def prepare(trainer: Any) -> None:
-        tuner, model = trainer.model.base_model, trainer.model.base_model.model
+        model = trainer.model.base_model.model
         lower = [layer for layers in list(_blocks(trainer).values())[:blocks] for layer in layers]
         decoder = model.get_decoder()
 
@@ -172,11 +173,11 @@ def question_read_ahead(blocks: int, sample: int = 512) -> Callable[[Any], None]
         before = (before_ND - before_ND.mean(dim=0)).norm(dim=1).mean()
         white_DD *= before / ((states_ND - mean_1D) @ white_DD).norm(dim=1).mean()
 
-        def condition(name: str, inputs: dict[str, Tensor]) -> Tensor:
-            states_ND, _ = read(experiments.instructions(tuner.mixlora_routing.current, inputs["input_ids"]))
+        def condition(routing: Routing, inputs: dict[str, Tensor]) -> Tensor:
+            states_ND, _ = read(experiments.instructions(routing, inputs["input_ids"]))
             return (states_ND - mean_1D) @ white_DD
 
-        tuner._condition = condition
+        experiments.replace_condition(trainer, lambda original: condition)
 
     return prepare
 

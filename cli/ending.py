@@ -19,7 +19,9 @@ def say_next(console: Console, *words: str | Path | int, to: str = "", program: 
 
 def say_next_of(console: Console, folder: Path) -> None:
     """Print what comes next for a run, by what it has: scores, exports; for an export, that it can be asked."""
-    exports = here.opened_exports(folder)
+    from qmixlora.chat import opened_exports
+
+    exports = opened_exports(folder)
     if not (folder / "adapter").is_dir() and (folder / "history.jsonl").is_file():
         say_next(console, "train", folder, "--resume", to="the run is not finished")
     elif not (folder / "adapter").is_dir():

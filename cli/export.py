@@ -142,8 +142,10 @@ def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
     console.print(
         f"Written to {run / 'exports'}, each with its fidelity.json.", markup=False, highlight=False, soft_wrap=True
     )
+    from qmixlora.chat import opened_exports
+
     made = {one.folder.resolve() for one in exports}
-    if opened := [folder for folder in here.opened_exports(run) if folder.resolve() in made]:
+    if opened := [folder for folder in opened_exports(run) if folder.resolve() in made]:
         say_next(console, "chat", opened[0], "--image", "FILE")
     else:
         say_next(console, "serve-files", run, "--for", "llama-server", to="what one types to serve them")

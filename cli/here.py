@@ -39,12 +39,6 @@ def folder_of_model(path: Path) -> Path:
     return _folder_with(path, (*RUN, *MODEL), "a finished run, an export or a model")
 
 
-def opened_exports(run: Path) -> list[Path]:
-    """The folders of a run's exports that can be opened here: not those for llama.cpp."""
-    folders = (file.parent for file in run.glob(f"exports/*/{EXPORT}"))
-    return sorted(one for one in folders if any((one / name).is_file() for name in MODEL))
-
-
 def file(path: Path | None, flag: str) -> None:
     """Raise UserError if a file is named that is not there, or that is a folder."""
     if path is not None and path.is_dir():

@@ -2,6 +2,6 @@
 
 from .dialogue import Dialogue
 from .lines import Chat
-from .speakers import Speakers, factors_at_work
+from .speakers import Speakers, factors_at_work, opened_exports
 
-__all__ = ["Chat", "Dialogue", "Speakers", "factors_at_work"]
+__all__ = ["Chat", "Dialogue", "Speakers", "factors_at_work", "opened_exports"]

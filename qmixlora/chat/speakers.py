@@ -31,7 +31,7 @@ class Speakers:
         self.sessions, self.recipe = {OWN: own}, own.recipe
         config = own.model.active_peft_config if isinstance(own, TunedSession) else None
         self.mixture = config if isinstance(config, MixLoraConfig) else None
-        self.names = [OWN, *([BACKBONE] if config else []), *_exports(folder)]
+        self.names = [OWN, *([BACKBONE] if config else []), *(export.name for export in opened_exports(folder))]
 
     @contextmanager
     def speaking(self, name: str) -> Iterator[Session]:
@@ -57,12 +57,10 @@ class Speakers:
         return free_memory() >= ROOM * int(largest)
 
 
-def _exports(folder: Path) -> list[str]:
-    """The exports of a run that can be opened: not those for llama.cpp."""
-    exports = [path.parent for path in (folder / "exports").glob("*/fidelity.json")]
-    return sorted(
-        one.name for one in exports if any((one / file).is_file() for file in (ADAPTER_CONFIG, "config.json"))
-    )
+def opened_exports(run: Path) -> list[Path]:
+    """The folders of a run's exports that can be opened here: not those for llama.cpp."""
+    exports = [path.parent for path in (run / "exports").glob("*/fidelity.json")]
+    return sorted(one for one in exports if any((one / file).is_file() for file in (ADAPTER_CONFIG, "config.json")))
 
 
 def factors_at_work(session: Session) -> tuple[dict[int, float], int] | None:
