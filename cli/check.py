@@ -11,6 +11,7 @@ from rich.console import Console
 
 from qmixlora.errors import UserError
 
+from . import here
 from .ending import say_next
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def check(
     name: Annotated[str | None, typer.Option(help="What the server calls it (default: as the export).")] = None,
     base: Annotated[str | None, typer.Option(help="The base of the adapter (default: its own).")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Make a fingerprint of another tool's adapter.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the fingerprint that is made: auto, float32, bfloat16.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the fingerprint that is made: auto (default), float32, bfloat16.")
+    ] = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Mean difference of log-probabilities (default: by the dtype).")
     ] = None,
@@ -42,8 +45,13 @@ def check(
         raise UserError("Say which export: qmixlora check EXPORT, or --adapter DIR.", where="command line")
     if sum(map(bool, (url, llama_server, peft, transformers))) > 1:
         raise UserError("One server at a time.", where="--url, --llama-server, --peft, --transformers")
+    here.only_with("--adapter", adapter is not None, {"--dtype": dtype})
+    here.only_with("--url or --llama-server", bool(url or llama_server), {"--name": name})
+    here.only_with(
+        "--adapter or --peft", adapter is not None or not (url or llama_server or transformers), {"--base": base}
+    )
     if adapter is not None:
-        _make(adapter, base, dtype, console)
+        _make(adapter, base, dtype or "auto", console)
         if not (url or llama_server or peft or transformers):
             say_next(console, "check", adapter, "--url", "URL", to="whether a server applies it")
             return

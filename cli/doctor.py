@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from . import here
 from .ending import say_next
 
 SAMPLES, OVER = 4, 0.15  # where none are given
@@ -64,10 +65,8 @@ def _check_options(model: str | None, nf4: bool, of_nf4: dict[str, object]) -> N
         raise UserError(
             "There is no model to measure.", where="--nf4" if nf4 else given or "", fix="Name one: --model."
         )
-    if given and not nf4:
-        raise UserError(f"{given} is of --nf4, and nothing is measured without.", where=given, fix="Add --nf4.")
-    if of_nf4["--samples"] is not None and of_nf4["--data"] is None:
-        raise UserError("--samples is of --data, and there is none.", where="--samples", fix="Name some: --data.")
+    here.only_with("--nf4", nf4, of_nf4)
+    here.only_with("--data", of_nf4["--data"] is not None, {"--samples": of_nf4["--samples"]})
 
 
 def _say_next() -> None:

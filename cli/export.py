@@ -47,7 +47,9 @@ Forms = Annotated[
         " the mixture itself (adapter.router: model), once for all tasks.",
     ),
 ]
-MergeInto = Annotated[Base, typer.Option(help="What to merge into: as training saw it, or as it is on the disk.")]
+MergeInto = Annotated[
+    Base | None, typer.Option(help="What to merge into: as training saw it (nf4, default), or as it is on the disk.")
+]
 Polish = Annotated[
     int | None, typer.Option(min=0, help="Further steps on the task (default: the recipe's, where it lost some).")
 ]
@@ -65,7 +67,7 @@ def export(
     every: Annotated[bool, typer.Option("--all", help="Every task of the run.")] = False,
     forms: Forms = None,
     together: Annotated[bool, typer.Option("--together", help="One static adapter for all these tasks.")] = False,
-    base: MergeInto = "nf4",
+    base: MergeInto = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Cut the updates to this rank (default: exact).")] = None,
     polish: Polish = None,
     calibration: Annotated[str | None, typer.Option(help="Samples for the routing (default: as trained).")] = None,
@@ -78,6 +80,9 @@ def export(
     """Turn a run into ordinary adapters or checkpoints, in RUN/exports, and report the losses."""
     here.folder_of_run(run)
     wanted: tuple[FormName, ...] = tuple(form.value for form in dict.fromkeys(forms or [Form.lora]))
+    here.only_with("--as merged", "merged" in wanted, {"--base": base})
+    in_adapters = {"--projector": projector, "--projector-rank": projector_rank}
+    here.only_with("--as lora", not {"merged", "live-gguf"}.issuperset(wanted), in_adapters)
     form_of_projector = _projector(projector, projector_rank)
     from .quiet import quiet
 
@@ -92,7 +97,7 @@ def export(
         tasks=tuple(task or ()),
         forms=wanted,
         together=together,
-        base=base,
+        base=base or "nf4",
         rank=rank,
         polish=polish,
         calibration=calibration,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from qmixlora.errors import UserError, path_meant
@@ -56,6 +57,19 @@ def new_file(path: Path, flag: str) -> None:
     if not path.parent.is_dir():
         raise UserError("There is no such folder.", where=f"{flag} {path.parent}", fix=path_meant(path.parent))
     check_can_be_written(path.parent)
+
+
+def only_with(whole: str, is_there: bool, parts: Mapping[str, object]) -> None:
+    """Raise UserError for an option (one that is not None) that says nothing without another one, `whole`, if it is not
+    there.
+    """
+    given = next((name for name, value in parts.items() if value is not None), None)
+    if given and not is_there:
+        raise UserError(
+            f"{given} is of {whole}, and nothing would come of it.",
+            where=given,
+            fix=f"Add {whole}, or leave {given} out.",
+        )
 
 
 def held_out(folder: Path) -> str:

@@ -19,6 +19,7 @@ from . import here
 from .ending import say_next, say_next_of
 
 FIGURES = "figures"  # in the run's folder
+SAMPLES, BATCHES = 3, 4
 SHOWN = 12  # tasks: more of them do not fit a terminal as a matrix
 STYLES = {"supervised": "bold green", "routing": "blue", "other": "dim"}
 KINDS = {"supervised": "what is learned", "routing": "what is routed on", "other": "the rest"}
@@ -28,21 +29,26 @@ MARKS = {"supervised": "[[{}]]", "routing": "<<{}>>", "other": "{}"}  # where th
 def inspect(
     subject: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or the folder of a run.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for train.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many samples to show.")] = 3,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many samples to show (default: 3).")] = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
     routing: Annotated[bool, typer.Option("--routing", help="How a run routes its tasks, with figures.")] = False,
     interference: Annotated[
         bool, typer.Option("--interference", help="How much the tasks of a run disturb each other, with a figure.")
     ] = False,
-    batches: Annotated[int, typer.Option(min=1, help="Batches per task for --interference.")] = 4,
+    batches: Annotated[
+        int | None, typer.Option(min=1, help="Batches per task for --interference (default: 4).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """Decoded samples as the model gets them: supervised tokens green, routing tokens blue, image tokens counted.
 
     Of a run also: the factors that its tasks use (--routing), and whose gradients oppose each other (--interference).
     """
+    here.only_with("--interference", interference, {"--batches": batches})
     if routing or interference:
         here.folder_of_run(Path(subject))
+        here.only_with("--interference", interference, {"--split": split})
+        _refuse_of_samples(samples, overrides or [])
     from .quiet import quiet
 
     quiet()
@@ -52,13 +58,24 @@ def inspect(
     if routing:
         _routing(Path(subject), console, as_json)
     if interference:
-        _interference(Path(subject), split, batches, console, as_json)
+        _interference(Path(subject), split, batches or BATCHES, console, as_json)
     if interference:
         say_next_of(console, Path(subject))
     elif routing:
         say_next(console, "inspect", subject, "--interference", to="whose steps work against whose")
     else:
-        _samples(subject, overrides or [], split or "train", samples, console, as_json)
+        _samples(subject, overrides or [], split or "train", samples or SAMPLES, console, as_json)
+
+
+def _refuse_of_samples(samples: int | None, overrides: list[str]) -> None:
+    """Raise UserError for what is of the samples alone, which are not shown beside --routing and --interference."""
+    given = next(iter([*(["--samples"] if samples else []), *overrides]), None)
+    if given:
+        raise UserError(
+            f"{given} is of the samples, which are not shown with --routing and --interference.",
+            where=given,
+            fix="Leave it out, or look at the samples by a command of their own.",
+        )
 
 
 def _samples(subject: str, overrides: list[str], split: str, count: int, console: Console, as_json: bool) -> None:

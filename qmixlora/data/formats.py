@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
 RESERVED = "\ufdd0", "\ufdd1"  # Unicode keeps them for a program's own use; no text that is handed on holds them
 IMAGE = "image".join(RESERVED)  # where an image stands: nothing that data can say, as `<image>` is
+BESIDE_IMAGES = re.compile(r"\A(?:\s*\n|\s+)")  # between images and the first line of the words behind them
 
 
 class Turn(TypedDict):
@@ -51,9 +53,9 @@ def question_about(images: Sequence[ImageFile], question: str, task: str = "") -
 
 
 def to_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Turns as chat-template messages, with content lists. White space stays where it stands between words, an image
-    among them or not; at both ends of a turn it is taken off, as it is between its first or last word and the images
-    before or behind it.
+    """Turns as chat-template messages, with content lists. White space stays as it stands, but for that between images
+    before all words and the first line of these, whose indentation stays, and between the last word and images behind
+    it.
     """
     messages = []
     for turn in turns:
@@ -64,8 +66,10 @@ def to_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
             if index:
                 content.append({"type": "image"})
             if index in spoken:
-                text = text.lstrip() if index == spoken[0] else text
-                text = text.rstrip() if index == spoken[-1] else text
+                if index and index == spoken[0]:
+                    text = BESIDE_IMAGES.sub("", text, count=1)
+                if index == spoken[-1] < len(texts) - 1:
+                    text = text.rstrip()
                 content.append({"type": "text", "text": text})
         messages.append({"role": turn["role"], "content": content})
     return messages

@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -93,24 +94,29 @@ def number(answer: str, references: Sequence[str], tolerance: float = 0.0) -> fl
     return 0.0
 
 
-def _ends_in(said: Sequence[Sequence[float]], right: Sequence[float], tolerance: float) -> bool:
+def _ends_in(said: Sequence[Sequence[Decimal]], right: Sequence[Decimal], tolerance: float) -> bool:
     """Whether the last quantities, each of them whole, have these numbers."""
-    last: list[float] = []
+    last: list[Decimal] = []
     for quantity in reversed(said):
         if len(last) >= len(right):
             break
         last = [*quantity, *last]
     return len(last) == len(right) and all(
-        abs(one - other) <= tolerance * abs(other) for one, other in zip(last, right, strict=True)
+        one == other or abs(one - other) <= Decimal(str(tolerance)) * abs(other)
+        for one, other in zip(last, right, strict=True)
     )
 
 
 def contains(answer: str, references: Sequence[str]) -> float:
     """Whether the words of a reference stand together somewhere in the answer; a number is one word (`5` is not in
-    `3.5`, nor `12` in `12,000`).
+    `3.5`, nor `12` in `12,000`). A reference without a word (`+`) is looked for as it is written.
     """
     said = f" {' '.join(whole_words(answer))} "
-    return float(any(f" {' '.join(whole_words(reference))} " in said for reference in references))
+    for reference in references:
+        part = " ".join(whole_words(reference))
+        if f" {part} " in said if part else reference.strip() in answer:
+            return 1.0
+    return 0.0
 
 
 def f1(answer: str, references: Sequence[str]) -> float:

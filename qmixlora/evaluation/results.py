@@ -8,7 +8,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from qmixlora.data import load_split
+from qmixlora.data import load_split, splits_of
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, clear_read_errors, replacing, write_json
 from qmixlora.recipe import load_run_recipe
@@ -84,7 +84,13 @@ def read_results(folder: Path, split: str, *, backbone: bool = False) -> Scores:
 def blind_guess(folder: Path, split: str) -> Scores:
     """The `blind_baseline` of a run: what its training answers alone are worth on a split of its recipe.
 
-    Raises UserError as `load_split`.
+    Raises UserError as `load_split`, and where the answers are of another file.
     """
     data = load_run_recipe(folder).data
+    if split not in splits_of(data):
+        raise UserError(
+            f"A blind guess is made for a split of the recipe, which {split} is not.",
+            where="--blind",
+            fix=f"Leave --blind out, or name one of {', '.join(splits_of(data))}.",
+        )
     return blind_baseline(load_split(data, "train"), load_split(data, split), split, data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from decimal import Decimal
 
 ARTICLES = {"a", "an", "the"}
 NUMBERS = {
@@ -74,14 +75,14 @@ def whole_words(text: str) -> list[str]:
     return [word for part in parts for word in ([part] if QUANTITY.match(part) else words(part, articles=True))]
 
 
-def quantities_in(text: str) -> list[list[float]]:
+def quantities_in(text: str) -> list[list[Decimal]]:
     """The quantities of a text, in their order, each with its numbers: 1,234.5 is one number, 3-5, 1/2 and 9:30 are one
     quantity of two; a share in percent is as it is written (5 % is 5). Where there is no digit: the names of numbers up
     to ten.
     """
     found = [one.group() for one in QUANTITY.finditer(text)]
     found = found or [word for word in vqa_wording(text).split() if word.isdecimal()]
-    return [[float(number) for number in re.findall(rf"{SIGN}{UNSIGNED}", _plain(one))] for one in found]
+    return [[Decimal(number) for number in re.findall(rf"{SIGN}{UNSIGNED}", _plain(one))] for one in found]
 
 
 def _plain(number: str) -> str:

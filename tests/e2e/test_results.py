@@ -97,6 +97,18 @@ def test_a_run_is_compared_with_its_backbone_and_the_blind_guess(
     assert differences["blind guess"]["mean"]["points"] > 0, "a run of a few steps knows less"
 
 
+def test_a_blind_guess_is_made_for_splits_of_the_recipe_alone(
+    qmixlora: CommandLine, evaluated: dict[str, Path], tmp_path: Path
+) -> None:
+    run = evaluated["lora"]
+    turns = [{"role": "user", "content": "what colour?"}, {"role": "assistant", "content": "red"}]
+    rows = [{"messages": turns, "task": "color"}]
+    (tmp_path / "six.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert qmixlora("eval", run, "--data", tmp_path / "six.json").code == 0
+    done = qmixlora("compare", run, "--blind", "--split", "file-six")
+    assert done.code == 2 and "which file-six is not" in done.stderr and "Leave --blind out" in done.stderr
+
+
 def test_what_was_not_evaluated_is_not_compared(qmixlora: CommandLine, evaluated: dict[str, Path]) -> None:
     done = qmixlora("compare", *evaluated.values(), "--split", "train")
     assert done.code == 2 and f"qmixlora eval {evaluated['mixlora']} --split train" in done.stderr

@@ -15,15 +15,18 @@ def test_messages_put_the_image_where_its_mark_stands() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("Is <> red and\n<>\n blue? ", ["Is ", None, " red and\n", None, "\n blue?"]),
+        ("Is <> red and\n<>\n blue? ", ["Is ", None, " red and\n", None, "\n blue? "]),
         ("<>\nwhat ?", [None, "what ?"]),
-        ("<> <>\n what ?\n<>", [None, None, "what ?", None]),
+        ("<> what ?", [None, "what ?"]),
+        ("<> <>\nwhat ?\n<>", [None, None, "what ?", None]),
+        ("<>\n\n    if x:\n        y\n", [None, "    if x:\n        y\n"]),
+        ("    if x:\n        y\n<>", ["    if x:\n        y", None]),
         ("a <> <> b", ["a ", None, None, " b"]),
-        ("\n a  b \n", ["a  b"]),
+        ("\n a  b \n", ["\n a  b \n"]),
         ("<>", [None]),
     ],
 )
-def test_white_space_stays_between_words_with_an_image_among_them(text: str, parts: list[str | None]) -> None:
+def test_white_space_stays_but_beside_images_before_or_behind_all_words(text: str, parts: list[str | None]) -> None:
     content = to_messages([{"role": "user", "text": text.replace("<>", IMAGE)}])[0]["content"]
     assert [part.get("text") for part in content] == parts
 

@@ -78,6 +78,8 @@ CASES = [
     ("number", "three", ["3"], 1),
     ("number", "1,200 of them", ["1200"], 1),
     ("number", "30", ["3"], 0),
+    ("number", "9007199254740992", ["9007199254740993"], 0),  # as floats they are the same
+    ("number", "1" * 5000, ["1"], 0),
     ("number", "-3", ["3"], 0),
     ("number", "none at all", ["several"], 0),
     ("number", "\u00b2", ["4"], 0),
@@ -100,6 +102,9 @@ CASES = [
     ("contains", "12,000 people", ["12000"], 1),
     ("contains", "at 10:30", ["30"], 0),
     ("contains", "5, or 6", ["5"], 1),
+    ("contains", "It is the + sign", ["+"], 1),
+    ("contains", "-", ["+"], 0),
+    ("contains", "It is the + sign", ["-"], 0),
     ("contains", "\u7ea2\u8272\u7684\u8f66", ["\u7ea2\u8272"], 1),
     ("f1", "the cat sat", ["a cat sat down"], 0.8),
     ("f1", "it's 3,000", ["its 3000"], 1),

@@ -134,7 +134,7 @@ def test_the_tokens_are_those_of_the_processor_alone(picture: Path, family: str)
     collator, row = collator_of(family), row_of([("what is it?\n", "a red circle", 1), ("why?", "so", 0)], picture)
     processor, image = collator.processor, Image.open(picture)
     messages = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?\n"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "a red circle"}]},
         {"role": "user", "content": [{"type": "text", "text": "why?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "so"}]},
