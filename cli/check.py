@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from qmixlora.serving.fingerprint import Fingerprint
 
 
+Dtype = Annotated[str | None, typer.Option(help="Of the fingerprint that is made: auto (default), float32, bfloat16.")]
+Tolerance = Annotated[
+    float | None, typer.Option(min=0, help="Mean difference of log-probabilities (default: by the dtype).")
+]
+
+
 def check(
     export: Annotated[Path | None, typer.Argument(help="The folder of an export.")] = None,
     url: Annotated[str | None, typer.Option(help="A server of OpenAI's protocol (vLLM, SGLang).")] = None,
@@ -28,12 +34,8 @@ def check(
     name: Annotated[str | None, typer.Option(help="What the server calls it (default: as the export).")] = None,
     base: Annotated[str | None, typer.Option(help="The base of the adapter (default: its own).")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Make a fingerprint of another tool's adapter.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the fingerprint that is made: auto (default), float32, bfloat16.")
-    ] = None,
-    tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Mean difference of log-probabilities (default: by the dtype).")
-    ] = None,
+    dtype: Dtype = None,
+    tolerance: Tolerance = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Ask a server whether it applies an export: exit 0 if it does, 1 if it answers as anything else."""
@@ -45,14 +47,13 @@ def check(
         raise UserError("Say which export: qmixlora check EXPORT, or --adapter DIR.", where="command line")
     if sum(map(bool, (url, llama_server, peft, transformers))) > 1:
         raise UserError("One server at a time.", where="--url, --llama-server, --peft, --transformers")
+    is_served, is_here = bool(url or llama_server), peft or not transformers
+    here.only_with("--url or --llama-server", is_served, {"--name": name})
     here.only_with("--adapter", adapter is not None, {"--dtype": dtype})
-    here.only_with("--url or --llama-server", bool(url or llama_server), {"--name": name})
-    here.only_with(
-        "--adapter or --peft", adapter is not None or not (url or llama_server or transformers), {"--base": base}
-    )
+    here.only_with("--adapter or --peft", adapter is not None or (is_here and not is_served), {"--base": base})
     if adapter is not None:
         _make(adapter, base, dtype or "auto", console)
-        if not (url or llama_server or peft or transformers):
+        if not (is_served or peft or transformers):
             say_next(console, "check", adapter, "--url", "URL", to="whether a server applies it")
             return
     from qmixlora.serving.check import check as run_check
@@ -70,11 +71,10 @@ def check(
         print(json.dumps(report.to_dict(), indent=2))
     else:
         _show(report, console)
-        if report.verdict == "applied" and not (url or llama_server):
+        if report.verdict == "applied" and not is_served:
             server = "--llama-server" if fingerprint.form == "gguf" else "--url"
             say_next(console, "check", export, server, "URL", to="whether a server applies it, too")
-    if report.verdict != "applied":
-        raise typer.Exit(1)
+    raise typer.Exit(int(report.verdict != "applied"))
 
 
 def _asked(

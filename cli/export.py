@@ -81,9 +81,7 @@ def export(
     here.folder_of_run(run)
     wanted: tuple[FormName, ...] = tuple(form.value for form in dict.fromkeys(forms or [Form.lora]))
     here.only_with("--as merged", "merged" in wanted, {"--base": base})
-    in_adapters = {"--projector": projector, "--projector-rank": projector_rank}
-    here.only_with("--as lora", not {"merged", "live-gguf"}.issuperset(wanted), in_adapters)
-    form_of_projector = _projector(projector, projector_rank)
+    form_of_projector = _projector(projector, projector_rank, wanted)
     from .quiet import quiet
 
     quiet()
@@ -124,8 +122,12 @@ def _check_tasks(every: bool, named: list[str], wanted: tuple[FormName, ...]) ->
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
 
 
-def _projector(form: Projector | None, rank: int | None) -> Projector:
-    """Where a trained projector goes: a rank alone means low-rank. Raises UserError where the two disagree."""
+def _projector(form: Projector | None, rank: int | None, wanted: tuple[FormName, ...]) -> Projector:
+    """Where a trained projector goes: a rank alone means low-rank. Raises UserError where the two disagree, or no
+    adapter is made that it would go into.
+    """
+    has_adapters = not {"merged", "live-gguf"}.issuperset(wanted)
+    here.only_with("--as lora", has_adapters, {"--projector": form, "--projector-rank": rank})
     if rank is None or form in (None, "low-rank"):
         return form or ("base" if rank is None else "low-rank")
     raise UserError(

@@ -29,8 +29,8 @@ class Conversation(TypedDict):
     """One sample. There are as many images as `IMAGE` marks in all turns, in their order.
 
     `task` is that of the last answer. `tasks` are those of all answers where they differ, and `references` all right
-    answers to the last question where the data has several; else there are none, or no key. `origin` is its place in
-    the data, for messages.
+    answers to the last question where the data has several; `learned` says of every answer whether it is to be learned,
+    where not all are. Else there are none, or no key. `origin` is its place in the data, for messages.
     """
 
     turns: list[Turn]
@@ -38,6 +38,7 @@ class Conversation(TypedDict):
     task: str
     tasks: NotRequired[list[str]]
     references: NotRequired[list[str]]
+    learned: NotRequired[list[bool]]
     origin: NotRequired[str]
 
 

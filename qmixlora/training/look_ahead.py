@@ -93,7 +93,7 @@ def _up_to(row: Conversation, end: int) -> Conversation:
     """The first `end` turns of a row, with their pictures."""
     turns = row["turns"][:end]
     shown = sum(turn["text"].count(IMAGE) for turn in turns)
-    return {**row, "turns": turns, "images": row["images"][:shown], "tasks": []}
+    return {**row, "turns": turns, "images": row["images"][:shown], "tasks": [], "learned": []}
 
 
 def _inverted(image: ImageFile) -> ImageFile:

@@ -21,7 +21,7 @@ KEYS = ("from", "value"), ("role", "content")
 SOURCES = ("image", "path", "url", "image_url")
 IMAGE_FIELDS = ("image", "images")
 MEDIA = ("video", "audio")
-LEARNED = ("weight", "loss", "loss_scale", "train", "train_detail")  # how much of an answer peers learn: 1 is all
+LEARNED = ("weight", "loss", "loss_scale", "train", "train_detail")  # of an answer: how much of it peers learn
 THOUGHTS = ("reasoning_content", "thinking")  # what some generate before an answer
 MEDIUM_OF = {key: medium for medium in MEDIA for key in (medium, f"{medium}s")}
 
@@ -71,27 +71,30 @@ def _spoken(turn: Any, name: str) -> Spoken:
     role = _role(speaker)
     what = {"assistant": "an answer", "user": "a question", "system": "a system turn"}[role]
     task = _task_of(turn, role)
-    if role == "assistant":
-        _refuse_other_than_learned(turn)
+    is_learned = role != "assistant" or _is_learned(turn)
     parts: list[str | Picture]
     parts = [_part(part, what) for part in content] if isinstance(content, list) else [as_text(content, what)]
-    spoken, own = Spoken(role, parts, task), own_images(turn)
+    spoken, own = Spoken(role, parts, task, is_learned), own_images(turn)
     return placed([spoken], own)[0] if own else spoken
 
 
-def _refuse_other_than_learned(answer: Mapping[str, Any]) -> None:
-    """Refuse (FormatError) an answer that is not to be learned as it stands."""
-    for key in LEARNED:
-        value = answer.get(key)
-        if not is_blank(value) and value != 1:
-            told = json.dumps(value) if isinstance(value, bool | int | float) else kind(value)
+def _is_learned(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer is to be learned. Raises FormatError for one that is to be learned in part, or otherwise than
+    it stands.
+    """
+    said = {key: value for key in LEARNED if not is_blank(value := answer.get(key))}
+    for key, value in said.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            told = json.dumps(value) if isinstance(value, int | float) else kind(value)
             raise FormatError(
-                f"has an answer with {key!r}: {told}, but all answers are learned alike; end the dialogue before it, "
-                "or remove the key"
+                f"has an answer with {key!r}: {told}, but an answer is learned whole (1, true) or not at all (0, false)"
             )
+    if len(set(map(bool, said.values()))) > 1:
+        raise FormatError(f"has an answer that is to be learned and not, by {' and '.join(map(repr, said))}")
     for key in THOUGHTS:
         if not is_blank(answer.get(key)):
             raise FormatError(f"has an answer with {key!r}; write into the answer what is to be learned, or remove it")
+    return all(said.values())
 
 
 def _task_of(turn: Mapping[str, Any], role: str) -> str | None:

@@ -136,6 +136,7 @@ def _conversation(sample: Sample, where: str, images: ImageLooks) -> Conversatio
         "task": sample.task,
         "tasks": sample.tasks,
         "references": sample.references,
+        "learned": sample.learned,
         "origin": where,
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qmixlora.data.formats import FormatError, Turn
+from qmixlora.data.formats import IMAGE, FormatError, Turn
 from qmixlora.recipe import Columns
 
 from .columns import spoken_in_columns
@@ -37,7 +37,8 @@ class Reading:
 
 class Sample(NamedTuple):
     """A row in the one form, its images as the data names or holds them (a text, or a mapping). `task` is that of the
-    last answer; `tasks` are those of all answers, where they differ.
+    last answer; `tasks` are those of all answers, where they differ, and `learned` whether each is to be learned, where
+    not all are.
     """
 
     turns: list[Turn]
@@ -45,6 +46,7 @@ class Sample(NamedTuple):
     task: str
     references: list[str]
     tasks: list[str]
+    learned: list[bool]
 
 
 def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
@@ -59,8 +61,20 @@ def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
     check_order(spoken)
     turns, images = with_pictures(spoken, own)
     tasks = _tasks(row, reading, [turn.task for turn in spoken if turn.role == "assistant"])
-    differ = len(set(tasks)) > 1
-    return Sample(turns, [_image(image) for image in images], tasks[-1], references, tasks if differ else [])
+    learned = [turn.is_learned for turn in spoken if turn.role == "assistant"]
+    if not any(learned):
+        raise FormatError("has no answer that is to be learned")
+    while not learned.pop():  # what comes after the last one that is learned teaches nothing
+        turns, tasks = turns[:-2], tasks[:-1]
+    shown = sum(turn["text"].count(IMAGE) for turn in turns)
+    return Sample(
+        turns,
+        [_image(image) for image in images[:shown]],
+        tasks[-1],
+        references,
+        tasks if len(set(tasks)) > 1 else [],
+        [] if all(learned) else [*learned, True],
+    )
 
 
 def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:

@@ -27,11 +27,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Spoken:
-    """What one speaker says; `role` is user, assistant or system. `task` is an answer's own, if it names one."""
+    """What one speaker says; `role` is user, assistant or system. `task` is an answer's own, if it names one, and
+    `is_learned` whether it is to be learned.
+    """
 
     role: str
     parts: list[str | Picture]
     task: str | None = None
+    is_learned: bool = True
 
     @property
     def text(self) -> str:

@@ -39,8 +39,11 @@ def _parts(row: dict[str, Any], template: ChatTemplate) -> Iterator[dict[str, An
             yield row
             return
         asked = [earlier["text"] for earlier in turns[:index] if earlier["role"] != "assistant"]
-        images = sum(text.count(IMAGE) for text in asked)
-        tasks = (row.get("tasks") or [])[: index - len(asked)]  # of the answers up to this one
-        taught = tasks if template.teaches_all(turns[:index]) and len(tasks) > 1 else []
-        own = {"task": tasks[-1], "tasks": taught} if tasks else {}
+        images, answers = sum(text.count(IMAGE) for text in asked), index - len(asked)
+        first = 0 if template.teaches_all(turns[:index]) else answers - 1  # of the answers that this part teaches
+        tasks, learned = (row.get("tasks") or [])[:answers], (row.get("learned") or [])[:answers]
+        if learned and not any(learned[first:]):
+            continue
+        own = {"task": tasks[-1], "tasks": tasks[first:] if answers - first > 1 else []} if tasks else {}
+        own |= {"learned": [] if all(learned[first:]) else learned[first:]}
         yield {**row, **own, "turns": turns[:index], "images": row["images"][:images]}

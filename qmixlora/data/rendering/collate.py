@@ -57,10 +57,11 @@ class Collator:
 
     Calling it gives what the processor gives (`input_ids` B x S, `attention_mask`, `pixel_values`, ...) padded on the
     right, and
-      labels        B x S, the token on answers, the token that ends each of them included, -100 everywhere else
+      labels        B x S, the token on answers that are learned, the token that ends each of them included, -100
+                    everywhere else
       segments      B x S, the number of each token's segment, -1 on padding. A segment is an answer, with the token
                     that ends it, and all that stands between it and the answer before
-      routing_mask  B x S, true in every segment before its first supervised token, never on padding
+      routing_mask  B x S, true in every segment before its answer, never on padding
       tasks         B task labels; for a row whose answers are of several tasks, a list of one for each segment
 
     Where `template.teaches_all` does not hold for a row, its last answer alone is supervised (`one_answer_each` makes a
@@ -81,8 +82,9 @@ class Collator:
         for row, ids_S, sample in zip(rows, batch["input_ids"], samples, strict=True):
             with _naming(row):
                 self._check(sample, ids_S)
-        segments_BS, labels_BS = segments_and_labels(batch, samples, asks=False)
-        routing_mask_BS = prompt_mask(labels_BS, batch["attention_mask"], segments_BS)
+        segments_BS, answers_BS = segments_and_answers(batch, samples, asks=False)
+        routing_mask_BS = prompt_mask(answers_BS, batch["attention_mask"], segments_BS)
+        labels_BS = learned_alone(answers_BS, rows, samples)
         tasks = [segment_tasks(row, len(sample.spans)) for row, sample in zip(rows, samples, strict=True)]
         return {**batch, "labels": labels_BS, "segments": segments_BS, "routing_mask": routing_mask_BS, "tasks": tasks}
 
@@ -99,7 +101,7 @@ class Collator:
             with _naming(row):
                 texts.append(self.template.prompt(row["turns"]))
         batch, samples = self._encode(texts, rows, "left")
-        segments_BS, answers_BS = segments_and_labels(batch, samples, asks=True)
+        segments_BS, answers_BS = segments_and_answers(batch, samples, asks=True)
         return batch, {
             "tasks": [segment_tasks(row, len(own.spans) + 1) for row, own in zip(rows, samples, strict=True)],
             "segments": segments_BS,
@@ -204,20 +206,32 @@ class Collator:
                 )
 
 
-def segments_and_labels(batch: dict[str, Any], samples: Sequence[Encoded], asks: bool) -> tuple[Tensor, Tensor]:
+def segments_and_answers(batch: dict[str, Any], samples: Sequence[Encoded], asks: bool) -> tuple[Tensor, Tensor]:
     """(the number of every token's segment, -1 on padding; the tokens of answers, -100 elsewhere), both B x S.
 
     `asks`: what comes after the last answer is a question, of another segment; else it belongs to that answer's.
     """
     segments_BS = batch["attention_mask"].long() - 1
-    labels_BS = torch.full_like(segments_BS, IGNORED)
-    for own_S, labels_S, ids_S, sample in zip(segments_BS, labels_BS, batch["input_ids"], samples, strict=True):
+    answers_BS = torch.full_like(segments_BS, IGNORED)
+    for own_S, answers_S, ids_S, sample in zip(segments_BS, answers_BS, batch["input_ids"], samples, strict=True):
         begin = int((own_S == 0).long().argmax())  # after the padding on the left
         for number, (start, end) in enumerate(sample.spans, start=1):
-            labels_S[begin + start : begin + end] = ids_S[begin + start : begin + end]
+            answers_S[begin + start : begin + end] = ids_S[begin + start : begin + end]
             if asks or number < len(sample.spans):
                 own_S[begin + end : begin + len(sample.ids)] = number
-    return segments_BS, labels_BS
+    return segments_BS, answers_BS
+
+
+def learned_alone(answers_BS: Tensor, rows: Sequence[Conversation], samples: Sequence[Encoded]) -> Tensor:
+    """Of answers (B x S, not padded on the left), those that are to be learned."""
+    labels_BS = answers_BS.clone()
+    for labels_S, row, sample in zip(labels_BS, rows, samples, strict=True):
+        taught = zip(
+            reversed(sample.spans), reversed(row.get("learned") or []), strict=False
+        )  # of some, the last alone
+        for start, end in (span for span, is_learned in taught if not is_learned):
+            labels_S[start:end] = IGNORED
+    return labels_BS
 
 
 def segment_tasks(row: Conversation, segments: int) -> str | list[str]:

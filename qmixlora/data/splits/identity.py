@@ -25,8 +25,8 @@ def text_keys(rows: Dataset) -> dict[int, int]:
 
 
 def fingerprint(rows: Dataset) -> str:
-    """What tells data apart: the texts, tasks and images of its rows in their order. (Of images it is the names and the
-    sizes of bytes, so that data can be moved.)
+    """What tells data apart: the texts, tasks and images of its rows in their order, and which answers are learned. (Of
+    images it is the names and the sizes of bytes, so that data can be moved.)
     """
     digest = hashlib.sha256()
     for batch in rows.with_format("arrow").iter(ROWS):  # by column: no image's bytes are taken out
@@ -36,6 +36,9 @@ def fingerprint(rows: Dataset) -> str:
         counts = pc.list_value_length(batch["images"]).to_pylist()
         told = (batch["turns"].to_pylist(), batch["task"].to_pylist(), counts, names, sizes)
         digest.update(repr(told).encode(errors="replace"))
+        for name in ("tasks", "learned"):  # of answers, where they differ
+            if name in batch.column_names and any(of_answers := batch[name].to_pylist()):
+                digest.update(repr((name, of_answers)).encode(errors="replace"))
     return digest.hexdigest()[:32]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import compress, repeat
+from typing import Any
 
 from datasets import Dataset
 
@@ -16,10 +18,15 @@ def indices_by_task(rows: Dataset) -> dict[str, list[int]]:
 
 
 def indices_by_answer(rows: Dataset) -> dict[str, list[int]]:
-    """The positions of the samples that have an answer of a task, of every task, sorted by its name."""
+    """The positions of the samples that have an answer of a task to be learned, of every task, sorted by its name."""
     if "tasks" not in rows.column_names:
         return indices_by_task(rows)
-    return _inverted(row["tasks"] or [row["task"]] for row in records(rows.select_columns(["task", "tasks"])))
+    columns = [name for name in ("task", "tasks", "learned") if name in rows.column_names]
+    return _inverted(map(_learned_tasks, records(rows.select_columns(columns))))
+
+
+def _learned_tasks(row: Mapping[str, Any]) -> Iterable[str]:
+    return compress(row["tasks"], row.get("learned") or repeat(True)) if row["tasks"] else [row["task"]]
 
 
 def _inverted(tasks: Iterable[Iterable[str]]) -> dict[str, list[int]]:

@@ -45,6 +45,20 @@ def test_an_answer_may_say_that_it_is_learned() -> None:
     assert to_sample({"messages": turns}, Reading()) == to_sample({"messages": plain}, Reading())
 
 
+@pytest.mark.parametrize("said", [{"weight": 0}, {"loss": False}, {"train": False, "loss_scale": 0.0}])
+def test_an_answer_that_is_not_learned_is_part_of_the_dialogue(said: dict[str, Any]) -> None:
+    sample = to_sample({"messages": [ASKED, {**ANSWER, **said}, ASKED, ANSWER]}, Reading())
+    plain = to_sample({"messages": [ASKED, ANSWER, ASKED, ANSWER]}, Reading())
+    assert sample == plain._replace(learned=[False, True])
+
+
+def test_a_dialogue_ends_with_the_last_answer_that_is_learned() -> None:
+    shown = {"role": "user", "content": [{"type": "image", "image": "b.png"}, TEXT]}
+    turns = [{**ASKED, "image": "a.png"}, ANSWER, shown, {**ANSWER, "weight": 0}]
+    sample = to_sample({"messages": turns, "task": ["digit", "size"]}, Reading())
+    assert sample == to_sample({"messages": turns[:2], "task": "digit"}, Reading())
+
+
 def test_blank_system_turns_are_left_out() -> None:
     turns = [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}, ANSWER]
     assert len(to_sample({"messages": turns}, Reading()).turns) == 2
@@ -114,16 +128,16 @@ def test_beside_picture_parts_marks_are_text() -> None:
         ({"conversations": [{"from": "observation", "value": "a"}]}, "role 'observation'; calls of tools"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "has 'tool_calls'"),
         *(
-            ({"messages": [ASKED, {**ANSWER, key: value}]}, f"has an answer with '{key}': {told}, but all")
+            ({"messages": [ASKED, {**ANSWER, key: value}]}, f"has an answer with '{key}': {told}, but an answer")
             for key, value, told in (
-                ("weight", 0, "0"),
                 ("weight", 0.5, "0.5"),
-                ("loss", False, "false"),
-                ("loss_scale", 0.0, "0.0"),
-                ("train", False, "false"),
+                ("weight", 2, "2"),
+                ("loss", "no", "a text"),
                 ("train_detail", [{"begin_offset": 0}], "a list"),
             )
         ),
+        ({"messages": [ASKED, {**ANSWER, "weight": 0, "train": True}]}, "learned and not, by 'weight' and 'train'"),
+        ({"messages": [ASKED, {**ANSWER, "weight": 0}]}, "no answer that is to be learned"),
         ({"messages": [ASKED, {**ANSWER, "reasoning_content": "so"}]}, "has an answer with 'reasoning_content'"),
         (asking({"type": "audio"}), "type 'audio'; audio is not read"),
         (asking({"type": "input_audio", "input_audio": {}}), "audio is not read"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +81,18 @@ def test_answers_of_several_tasks_have_a_label_for_each_segment(
     sample = {"image": image, "task": ["digit", "size"], "conversations": [HUMAN, GPT, *HOW_BIG]}
     rows = list(load_conversations(str(write_json("m.json", [sample, {**sample, "task": "size"}]))))
     assert collator(rows)["tasks"] == collator.routed_prompts(rows)[1]["tasks"] == [["digit", "size"], "size"]
+
+
+def test_an_answer_that_is_not_learned_has_no_labels_and_its_segment_is_as_ever(
+    collator: Collator, write_json: Write, image: str
+) -> None:
+    plain = of_turns([HUMAN, GPT, *HOW_BIG], write=write_json, image=image)
+    rows = of_turns([HUMAN, {**GPT, "loss": False}, *HOW_BIG], write=write_json, image=image)
+    batch, learned = collator(rows), collator(plain)
+    assert decoded(collator, batch, 0, "labels") == "large <eos>"
+    assert decoded(collator, learned, 0, "labels") == "seven <eos> large <eos>"
+    for name in ("input_ids", "segments", "routing_mask"):
+        assert torch.equal(batch[name], learned[name]), name
 
 
 def test_every_sample_has_its_task(batch: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from qmixlora.data import IMAGE, Collator, one_answer_each, rendering_of, rendering_problem
+from qmixlora.data import IGNORED, IMAGE, Collator, one_answer_each, rendering_of, rendering_problem
 from qmixlora.data.reading.store import FEATURES
 from qmixlora.data.rendering.letters import START
 from qmixlora.errors import UserError
@@ -27,7 +27,8 @@ def collator_of(template: str, tokens: str = "bytes", family: str = "qwen3_vl", 
 def row_of(*texts: str, **more: Any) -> Any:
     roles = ("user", "assistant")
     turns = [{"role": roles[index % 2], "text": text} for index, text in enumerate(texts)]
-    return {"turns": turns, "images": [], "task": "t", "tasks": [], "references": [], "origin": "here", **more}
+    lists: dict[str, Any] = {"images": [], "tasks": [], "references": [], "learned": []}
+    return {"turns": turns, "task": "t", "origin": "here", **lists, **more}
 
 
 def notes(template: str, **arguments: Any) -> str:
@@ -97,6 +98,24 @@ def test_a_sample_of_every_answer_has_its_task() -> None:
     asked = {**row_of("what ?", "<think>\nhm\n</think>\n\nred", "why ?", "so"), "task": "b", "tasks": ["a", "b"]}
     rows = one_answer_each(Dataset.from_list([asked], features=FEATURES), collator_of(THINKS.template).template)
     assert rows["task"][:] == ["a", "b"] and rows["tasks"][:] == [[], []]
+
+
+def test_no_sample_is_made_of_an_answer_that_is_not_learned() -> None:
+    thought = "<think>x</think>"
+    turns = ("a", "b", "c", f"{thought}d", "e", "f", "g", "h")
+    collator = collator_of(LEAVES_OUT)
+    for learned, ends in (
+        ([False, True, False, True], [4, 8]),
+        ([True, False, False, True], [4, 8]),
+        ([False, False, True, True], [6, 8]),
+    ):
+        asked = {**row_of(*turns), "learned": learned}
+        rows = list(one_answer_each(Dataset.from_list([asked], features=FEATURES), collator.template))
+        assert [len(row["turns"]) for row in rows] == ends, learned
+        labels = collator(rows)["labels"]
+        taught = [collator.processor.tokenizer.decode(own_S[own_S != IGNORED]) for own_S in labels]
+        expected = [answer for answer, is_learned in zip(turns[1::2], learned, strict=True) if is_learned]
+        assert [text.removesuffix("<|im_end|>").strip() for text in taught] == expected
 
 
 def test_a_sample_of_one_of_several_answers_is_one_segment() -> None:

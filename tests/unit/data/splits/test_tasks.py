@@ -21,6 +21,11 @@ def test_a_conversation_is_found_by_the_task_of_each_of_its_answers() -> None:
     assert list(indices_by_task(rows).items()) == [("color", [1]), ("size", [0])]
 
 
+def test_a_task_whose_answers_are_not_learned_is_none() -> None:
+    columns = {"task": ["a", "b"], "tasks": [["b", "a"], []], "learned": [[False, True], []]}
+    assert list(indices_by_answer(datasets.Dataset.from_dict(columns)).items()) == [("a", [0]), ("b", [1])]
+
+
 def test_the_rows_of_some_tasks_stay_in_their_order() -> None:
     assert only_tasks(ROWS, ["size", "color", "size"], "split test")["number"][:] == [0, 1, 2]
     assert indices_of_tasks(ROWS, ["digit", "color"], "split test") == [1, 3]
