@@ -154,11 +154,11 @@ def test_a_pickle_is_never_run(qmixlora: CommandLine, weights: Weights, killed: 
     ("name", "damage"),
     [
         ("metrics.jsonl", lambda file: file.write_bytes(file.read_bytes()[:-20])),
-        ("metrics.jsonl", zeroed),
-        ("metrics.jsonl", missing),
+        pytest.param("metrics.jsonl", zeroed, marks=pytest.mark.long),
+        pytest.param("metrics.jsonl", missing, marks=pytest.mark.long),
         ("metrics.jsonl", lambda file: file.write_text('{"step": "x"}\n[1]\n{"loss": 1}\n')),
         ("routing.safetensors", truncated),
-        ("routing.safetensors", missing),
+        pytest.param("routing.safetensors", missing, marks=pytest.mark.long),
     ],
     ids=["torn last line", "log of zeros", "no log", "log of other things", "cut record", "no record"],
 )

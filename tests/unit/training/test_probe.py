@@ -55,14 +55,14 @@ def without_onednn() -> Iterator[None]:
         ({}, {}, []),
         pytest.param({}, {"checkpointing": {"enabled": False}}, [], marks=pytest.mark.long),
         pytest.param({}, {"gradient_accumulation": 1, "loss_chunk": None}, [], marks=pytest.mark.long),
-        ({"method": "lora", "r": 16}, {"optimizer": "paged_adamw_8bit"}, []),
+        pytest.param({"method": "lora", "r": 16}, {"optimizer": "paged_adamw_8bit"}, [], marks=pytest.mark.long),
         ({"pairing": "conditional", "gate": "straight_through", "route_on": "instruction"}, {}, []),
         pytest.param({"route_on": "task"}, {"checkpointing": {"every_n_layers": 2}}, [], marks=pytest.mark.long),
         ({}, {}, ["model.offload_embeddings=true", "model.stream_layers=3"]),
         pytest.param({}, {}, ["model.quantize_vision=nf4"], marks=pytest.mark.long),
-        ({"projector": "lora"}, {}, ["model.quantize_vision=int8"]),
-        ({}, {"mlp_chunk": 128}, []),
-        ({"projector": "frozen"}, {"cache_features": True}, []),
+        pytest.param({"projector": "lora"}, {}, ["model.quantize_vision=int8"], marks=pytest.mark.long),
+        pytest.param({}, {"mlp_chunk": 128}, [], marks=pytest.mark.long),
+        pytest.param({"projector": "frozen"}, {"cache_features": True}, [], marks=pytest.mark.long),
     ],
 )
 def test_a_probe_measures_what_was_planned(

@@ -54,7 +54,14 @@ def same(folder: Path, other: Path) -> bool:
     return own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_finishes_the_step_and_keeps_it(
     make_recipe: Callable[..., Recipe], signalled: Callable[..., None], tmp_path: Path, number: int, code: int
 ) -> None:

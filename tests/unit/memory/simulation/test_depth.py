@@ -25,10 +25,10 @@ HYBRID, WITH_CROSS_ATTENTION = "Qwen/Qwen3.5-0.8B", "meta-llama/Llama-3.2-11B-Vi
     [
         ({}, []),
         ({"pairing": "conditional", "gate": "straight_through", "route_on": "all"}, ["train.gradient_accumulation=1"]),
-        ({"method": "lora", "r": 8}, ["train.checkpointing.every_n_layers=3"]),
-        ({}, ["train.checkpointing.enabled=false"]),
+        pytest.param({"method": "lora", "r": 8}, ["train.checkpointing.every_n_layers=3"], marks=pytest.mark.long),
+        pytest.param({}, ["train.checkpointing.enabled=false"], marks=pytest.mark.long),
         ({}, ["model.stream_layers=7", "model.offload_embeddings=true"]),
-        ({}, ["train.checkpointing.offload=true"]),
+        pytest.param({}, ["train.checkpointing.offload=true"], marks=pytest.mark.long),
     ],
 )
 def test_shallow_models_give_what_the_deep_one_gives(
@@ -41,10 +41,10 @@ def test_shallow_models_give_what_the_deep_one_gives(
 @pytest.mark.parametrize(
     ("model", "depth", "overrides"),
     [
-        (HYBRID, 12, []),
+        pytest.param(HYBRID, 12, [], marks=pytest.mark.long),
         (HYBRID, 12, ["train.checkpointing.enabled=false"]),
-        (HYBRID, 12, ["train.checkpointing.every_n_layers=2"]),
-        (WITH_CROSS_ATTENTION, 15, []),  # in every fifth layer, by its number
+        pytest.param(HYBRID, 12, ["train.checkpointing.every_n_layers=2"], marks=pytest.mark.long),
+        pytest.param(WITH_CROSS_ATTENTION, 15, [], marks=pytest.mark.long),  # in every fifth layer, by its number
         (WITH_CROSS_ATTENTION, 15, ["train.checkpointing.enabled=false"]),
     ],
 )

@@ -49,7 +49,12 @@ def run(blocks: list[Block], rows: int = 8, width: int = 64) -> Account:
     return account
 
 
-@pytest.mark.parametrize("model", [LLAVA_7B, QWEN_7B, "google/gemma-3-4b-it", "Qwen/Qwen3-VL-2B-Instruct"])
+LONG = (QWEN_7B, "google/gemma-3-4b-it")
+
+
+@pytest.mark.parametrize(
+    "model", [LLAVA_7B, "Qwen/Qwen3-VL-2B-Instruct", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
+)
 def test_a_plan_with_replayed_blocks_is_the_plan(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, tokens = recipe_of(model), 1100
     first, again = plan(recipe, tokens=tokens), plan(recipe, tokens=tokens)
