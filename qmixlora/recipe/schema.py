@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from . import template
+from .section import Section
 
 PATHS = ("path", "image_root")  # of a part of the data
 EMBEDDED, REAL = "embedded", "real"  # values of model.id and data.train for the demo's own backbones and data
@@ -18,14 +19,7 @@ OWN_INPUT = ("all", "instruction")  # values of adapter.route_on: the condition 
 MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins to warn; cameras stay below it
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    def __hash__(self) -> int:
-        return hash(self.model_dump_json())  # pydantic's own fails on a value that is a list or a dictionary
-
-
-class Model(_Section):
+class Model(Section):
     """The frozen backbone."""
 
     id: str = Field(description="hub id, local folder, or 'embedded' or 'real' for the demo's own backbones")
@@ -62,7 +56,7 @@ class Model(_Section):
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
 
 
-class Adapter(_Section):
+class Adapter(Section):
     """The trainable part."""
 
     method: Literal["mixlora", "lora"] = Field(default="mixlora", description="lora: plain PEFT LoRA, the baseline")
@@ -89,7 +83,7 @@ class Adapter(_Section):
     )
 
 
-class Columns(_Section):
+class Columns(Section):
     """The columns of a table of questions and answers, by what they hold.
 
     Any further key is a text of its own (`hint: lecture`), which `data.template` puts into the question.
@@ -111,7 +105,7 @@ class Columns(_Section):
         return {"question": self.question, **(self.__pydantic_extra__ or {})}
 
 
-class Part(_Section):
+class Part(Section):
     """One source of a mixture; what it leaves out is as in `data`."""
 
     path: str = Field(description="as data.train")
@@ -131,7 +125,7 @@ class Part(_Section):
 Amount = Annotated[float, Field(gt=0, strict=True)]  # below 1 a share, else so many
 
 
-class Data(_Section):
+class Data(Section):
     """Conversations with images, or a table of questions and answers (docs/data.md)."""
 
     train: str | list[Part] = Field(
@@ -197,7 +191,7 @@ class Data(_Section):
         return self.template if self.template is not None else template.NAMED if has_options else template.OPEN
 
 
-class Checkpointing(_Section):
+class Checkpointing(Section):
     """Activation checkpointing (always non-reentrant)."""
 
     enabled: bool = True
@@ -205,7 +199,7 @@ class Checkpointing(_Section):
     offload: bool = Field(default=False, description="keep what is saved in host memory")
 
 
-class Train(_Section):
+class Train(Section):
     """The run."""
 
     output: str = Field(default="runs/latest", description="the run's folder")
@@ -263,7 +257,7 @@ class Train(_Section):
     )
 
 
-class Export(_Section):
+class Export(Section):
     """The exports of the run."""
 
     polish: int = Field(
@@ -272,7 +266,7 @@ class Export(_Section):
     samples: int = Field(default=256, ge=1, description="held-out samples per task that an export is measured on")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One run of qmixlora."""
 
     model: Model

@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,6 +17,7 @@ from qmixlora.errors import UserError, without_secrets
 from . import template
 from .migration import migrate
 from .schema import MADE_HERE, METRICS, OWN_INPUT, Columns, Data, Recipe
+from .section import section_in
 from .synonyms import meant_by
 
 
@@ -215,8 +216,9 @@ def _explain(item: Any, values: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{path}: missing"
     got = item.get("input")
-    quote = " (YAML reads on, off, yes and no as booleans: quote the word)" if isinstance(got, bool) else ""
-    return f"{path}: {item['msg'].lower()}, got {got!r}{quote}"
+    quote = "" if item["type"] in {"int_type", "float_type"} else ": quote the word"
+    why = f" (YAML reads on, off, yes and no as booleans{quote})" if isinstance(got, bool) else ""
+    return f"{path}: {item['msg'].lower()}, got {got!r}{why}"
 
 
 def _meant(word: str, loc: Sequence[Any]) -> str:
@@ -248,17 +250,10 @@ def _keys_at(loc: Sequence[Any]) -> list[str]:
         if isinstance(part, int):  # of a list, whose kind of items is known already
             continue
         field = section.model_fields.get(part)
-        section = field and _section_in(field.annotation)
+        section = field and section_in(field.annotation)
         if section is None:
             return []
     return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> Any:
-    """The section that a key of this annotation holds: itself, or one of its kinds, or items of a list; or None."""
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    return next((found for one in get_args(annotation) if (found := _section_in(one)) is not None), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
 
-from qmixlora.recipe import edited, validate
+from qmixlora.recipe import Edit, Recipe, edited, validate
+from qmixlora.recipe.section import Section
 
 from .helpers import MINIMAL, mistakes_in
 
@@ -101,3 +103,38 @@ def test_layers_are_streamed_with_the_default_checkpointing() -> None:
 def test_batches_by_tokens_and_by_length_contradict_each_other() -> None:
     values = {**MINIMAL, "data": {"train": "d.json", "group_by_length": True}, "train": {"batch_tokens": 4096}}
     assert "leave data.group_by_length out" in mistakes_in(values)
+
+
+def numbers_of(section: type[Section], path: str = "") -> Iterator[str]:
+    """The paths of all values that are numbers, or none, or one kind of several."""
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from numbers_of(field.annotation, f"{path}{key}.")
+        elif {int, float} & {field.annotation, *get_args(field.annotation)}:
+            yield f"{path}{key}"
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_boolean_is_no_number(value: bool) -> None:
+    paths = {*numbers_of(Recipe), "data.validation", "data.test"}
+    assert {"train.max_steps", "train.learning_rate", "adapter.r", "train.checkpointing.every_n_layers"} <= paths
+    told = mistakes_in(Edit(dict.fromkeys(paths, value)).put_into({"model": {"id": "m"}, "data": {"train": "d"}}))
+    for path in paths:
+        assert f"\n    {path}: input should be a valid " in told
+    assert told.count(f"got {value} (YAML reads on, off, yes and no as booleans)") == len(paths)
+
+
+def test_a_boolean_is_no_number_in_a_part_of_the_data() -> None:
+    told = mistakes_in({**MINIMAL, "data": {"train": [{"path": "a", "weight": True}]}})
+    assert "1 mistake:" in told and "data.train.0.weight: input should be a valid number, got True" in told
+
+
+def test_a_boolean_stays_one_where_it_is_one_kind_of_several() -> None:
+    assert edited(validate(MINIMAL, "x"), ["data.group_by_length=yes"]).data.group_by_length is True
+
+
+@pytest.mark.parametrize(("written", "steps"), [("10", 10), (10.0, 10), ("1e-4", None)])
+def test_a_number_may_still_be_written_as_text_or_with_a_point(written: Any, steps: int | None) -> None:
+    key = "max_steps" if steps else "learning_rate"
+    train = validate({**MINIMAL, "train": {key: written}}, "x").train
+    assert getattr(train, key) == (steps or 1e-4)
