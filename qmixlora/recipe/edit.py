@@ -13,7 +13,7 @@ from qmixlora.errors import UserError
 
 from .migration import migrated
 from .schema import Recipe
-from .unique_keys import load_yaml
+from .strict_yaml import load_yaml
 from .validation import validate
 
 
@@ -97,7 +97,7 @@ def _as_typed(value: Any) -> str:
 
 def _reads_as_itself(text: str) -> bool:
     try:
-        return text == text.strip() and yaml.safe_load(text) == text
+        return text == text.strip() and load_yaml(text) == text
     except yaml.YAMLError:
         return False
 

@@ -15,7 +15,7 @@ from qmixlora.errors import UserError, path_meant
 from .edit import Edit
 from .migration import migrate
 from .schema import Recipe
-from .unique_keys import load_yaml
+from .strict_yaml import load_yaml
 from .validation import did_you_mean, validate
 
 

@@ -73,6 +73,44 @@ def test_a_key_may_stand_again_beside_what_is_merged(write: Write) -> None:
     assert load_recipe(write(again + merged)).data.max_length == 9
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {id: m}\ntrain: {output: 2024-02-30}", "'2024-02-30' cannot be read as timestamp; quote it"),
+        ("model: {id: m}\ntrain: {output: !!int abc}", "'abc' cannot be read as int"),
+        ("model: {id: m}\ntrain: {output: !!bool maybe}", "'maybe' cannot be read as bool"),
+        ("model: {id: m}\ntrain: {output: !!timestamp ''}", "'' cannot be read as timestamp"),
+        ("model: {id: m}\ntrain: {seed: " + "9" * 5000 + "}", "999' cannot be read as int"),
+        ("model: {id: m}\nkeep: &own [*own]", "a value stands in itself"),
+        ("model: {id: m}\ndata: &own {train: d, metrics: *own}", "a value stands in itself"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_its_line(write: Write, text: str, message: str) -> None:
+    with pytest.raises(UserError, match="This is not YAML") as refused:
+        load_recipe(write(text))
+    assert message in str(refused.value) and refused.value.where.endswith("line 2")
+
+
+def test_what_is_nested_too_deeply_is_refused(write: Write) -> None:
+    with pytest.raises(UserError, match="This is not YAML: it is nested too deeply"):
+        load_recipe(write("a: " + "[" * 500 + "]" * 500))
+
+
+@pytest.mark.parametrize("text", ["2024-02-30", "!!int abc", "9" * 5000, "&own [*own]", "[" * 500 + "]" * 500])
+def test_an_override_that_cannot_be_is_refused(write: Write, text: str) -> None:
+    with pytest.raises(UserError, match="not a YAML value") as refused:
+        load_recipe(write(yaml.safe_dump(MINIMAL)), [f"train.output={text}"])
+    assert refused.value.fix == "Quote it."
+
+
+def test_an_override_of_a_section_that_others_repeat_changes_it_alone(write: Write) -> None:
+    text = "model: {id: m}\ndata:\n  columns: &own {question: q, answer: a}\n"
+    parts = "  train:\n    - {path: x, columns: *own}\n    - {path: y, columns: {<<: *own, task: t}}\n"
+    data = load_recipe(write(text + parts), ["data.columns.question=other"]).data
+    assert data.columns is not None and data.columns.question == "other"
+    assert [part.columns.question for part in data.train] == ["q", "q"]
+
+
 def test_the_nearest_name_of_a_shipped_recipe_is_proposed() -> None:
     with pytest.raises(UserError, match=r"Did you mean 'tiny-cpu'"):
         load_recipe("tiny-gpu")
