@@ -41,13 +41,12 @@ def new(
 
     quiet()
     from qmixlora.demo import resolve
-    from qmixlora.device import GIB
-    from qmixlora.memory import card_at_hand, card_bytes
+    from qmixlora.memory import card_at_hand, card_bytes, vram_bytes
     from qmixlora.memory.architectures import config_of
     from qmixlora.memory.commented import text_of, words_of
     from qmixlora.memory.proposal import propose
 
-    size = int(vram * GIB) if vram else card_bytes(card) if card else card_at_hand()
+    size = vram_bytes(vram) if vram else card_bytes(card) if card else card_at_hand()
     if size is None:
         raise UserError("There is no GPU here.", where="command line", fix="Name one with --card, or --vram GB.")
     asked = validate({"model": {"id": model}, "data": {"train": data}}, "command line")

@@ -48,13 +48,12 @@ def plan(
     quiet()
     with without_garbage_collection(), _nothing_compiled():
         from qmixlora.demo import resolve
-        from qmixlora.device import GIB
-        from qmixlora.memory import card_at_hand, card_bytes, card_of
+        from qmixlora.memory import card_at_hand, card_bytes, card_of, vram_bytes
 
     parsed = resolve(parsed, None, Console(stderr=True))
     named = card or card_of((recipe or "").removesuffix(".yaml"))  # shipped recipes are named after theirs
     at_hand = card_at_hand()
-    size = int(vram * GIB) if vram else card_bytes(named) if named else at_hand
+    size = vram_bytes(vram) if vram else card_bytes(named) if named else at_hand
     shown = _planned(parsed, size, tokens, None if size == at_hand else at_hand, probing)
     if as_json:
         print(json.dumps(shown, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 
 import torch
 
@@ -41,6 +42,13 @@ def card_bytes(name: str) -> int:
             fix=f"Give its memory with --vram GB, or one of: {', '.join(CARDS)}.",
         )
     return int(CARDS[name] * GIB * (1 - KEPT))
+
+
+def vram_bytes(gb: float) -> int:
+    """The memory of a card of so many GB (of 2^30 bytes), in bytes. Raises UserError for what is no size."""
+    if not math.isfinite(gb * GIB):
+        raise UserError(f"No card has {gb:g} GB.", where="--vram", fix="Give its memory, such as 12.")
+    return int(gb * GIB)
 
 
 def card_at_hand() -> int | None:

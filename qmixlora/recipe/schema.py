@@ -74,7 +74,7 @@ class Adapter(Section):
         default="layer", description="the layers that share a router: none, those of a decoder block, or all"
     )
     task_mix: float = Field(default=0.0, ge=0, le=1, description="share of samples gated by their task's mean")
-    target_modules: Literal["language"] | list[str] = Field(
+    target_modules: Literal["language"] | Annotated[list[str], Field(min_length=1)] = Field(
         default="language", description="'language': every linear layer of the decoder; or suffixes of their names"
     )
     projector: Literal["full", "lora", "frozen"] = Field(
@@ -229,7 +229,7 @@ class Train(Section):
         default=False, description="keep every image's features on the disk and the vision tower off the card"
     )
     checkpointing: Checkpointing = Checkpointing()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is drawn, in the range of NumPy's")
     log_every: int = Field(default=10, ge=1, description="optimiser steps")
     eval_every: int | None = Field(default=None, ge=1, description="optimiser steps (default: each epoch)")
     eval_generate: int | None = Field(

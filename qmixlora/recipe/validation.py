@@ -239,7 +239,8 @@ def _of_the_meant_kind(errors: Sequence[Any]) -> list[Any]:
     def is_meant(item: Any) -> bool:
         value = item.get("input")
         is_another = isinstance(value, list) or (isinstance(value, float | int) and item["loc"][:-1] in numbers)
-        return not (item["loc"][-1] == "str" and is_another)
+        is_text = str(item["loc"][-1]).partition("[")[0] in {"str", "literal"}
+        return not (is_text and is_another)
 
     return [item for item in errors if is_meant(item)]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
-from qmixlora.memory import CARDS, card_bytes
+from qmixlora.memory import CARDS, card_bytes, vram_bytes
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -22,3 +24,10 @@ def test_a_card_is_planned_with_the_memory_that_its_driver_hands_out(name: str) 
 def test_an_unknown_card_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(UserError, match="Did you mean rtx3060-12gb"):
         card_bytes("rtx3060")
+
+
+@pytest.mark.parametrize("size", [math.inf, math.nan, 1e308])
+def test_what_is_no_size_of_a_card_is_refused(size: float) -> None:
+    with pytest.raises(UserError, match="No card has"):
+        vram_bytes(size)
+    assert vram_bytes(0.5) == GIB // 2

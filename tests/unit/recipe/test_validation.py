@@ -138,3 +138,20 @@ def test_a_number_may_still_be_written_as_text_or_with_a_point(written: Any, ste
     key = "max_steps" if steps else "learning_rate"
     train = validate({**MINIMAL, "train": {key: written}}, "x").train
     assert getattr(train, key) == (steps or 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("train.seed", -1, "train.seed: input should be greater than or equal to 0, got -1"),
+        ("train.seed", 2**32, "train.seed: input should be less than 4294967296"),
+        ("adapter.target_modules", [], "adapter.target_modules: list should have at least 1 item"),
+    ],
+)
+def test_what_no_run_can_begin_with_is_one_mistake(path: str, value: Any, message: str) -> None:
+    told = mistakes_in(Edit({path: value}).put_into({"model": {"id": "m"}, "data": {"train": "d"}}))
+    assert "1 mistake:" in told and message in told
+
+
+def test_the_largest_seed_is_one() -> None:
+    assert edited(validate(MINIMAL, "x"), [f"train.seed={2**32 - 1}"]).train.seed == 2**32 - 1
