@@ -13,6 +13,7 @@ from qmixlora.errors import UserError
 
 from .migration import migrated
 from .schema import Recipe
+from .section import Section, section_in
 from .strict_yaml import load_yaml
 from .validation import validate
 
@@ -76,14 +77,15 @@ class Edit:
         return Edit({**self.values, **later.values})
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a recipe by their dotted paths; the arguments of a chat template are one value."""
+def leaves(values: Mapping[str, Any], prefix: str = "", section: type[Section] = Recipe) -> Iterator[tuple[str, Any]]:
+    """The values of a recipe by their dotted paths; what has keys of one's own, such as data.metrics, is one value."""
     for key, value in values.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value and path != "model.template_arguments":
-            yield from leaves(value, f"{path}.")
+        field = section.model_fields.get(key)
+        inner = field and section_in(field.annotation)
+        if inner and isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.", inner)
         else:
-            yield path, value
+            yield f"{prefix}{key}", value
 
 
 def _as_typed(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from qmixlora.memory.architectures import config_of
 from qmixlora.memory.commented import text_of, words_of
 from qmixlora.memory.proposal import Proposal, propose
 from qmixlora.memory.residuals import remember
-from qmixlora.recipe import Train, validate
+from qmixlora.recipe import Train, edited, validate
 
 CARD = 2 * 2**30
 
@@ -64,6 +65,12 @@ def test_the_file_is_the_recipe_with_the_reasons(fast: Proposal) -> None:
     words = "\n".join(words_of(fast, config_of(fast.recipe.model), "rtx3090-24gb"))
     assert all(reason in words for reason in fast.reasons.values())
     assert "An epoch takes about" in words and "optimiser steps" in words
+
+
+def test_metrics_of_tasks_with_dots_in_their_names_are_in_the_file(fast: Proposal) -> None:
+    settled = edited(fast.recipe, ["data.metrics={vqa.v2: exact, '*': f1}"])
+    made = validate(yaml.safe_load(text_of(replace(fast, recipe=settled), "a card")), "new")
+    assert made.data.metrics == {"vqa.v2": "exact", "*": "f1"} and made == settled
 
 
 def test_texts_of_several_columns_are_put_together_and_what_is_not_used_is_said(backbone: Path, tmp_path: Path) -> None:

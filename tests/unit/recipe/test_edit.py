@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmixlora.errors import UserError
-from qmixlora.recipe import Edit, Recipe, edited, validate
+from qmixlora.recipe import Edit, Recipe, edited, leaves, validate
 
 from .helpers import MINIMAL
 
@@ -128,3 +128,15 @@ def test_of_two_edits_together_the_later_ones_values_count_where_they_meet() -> 
 def test_two_edits_together_do_what_they_do_one_after_the_other(recipe: Recipe) -> None:
     first, later = Edit({"adapter.r": 2, "adapter.alpha": 4}), Edit({"adapter.r": 5, "train.seed": 1})
     assert (first | later).apply(recipe) == later.apply(first.apply(recipe))
+
+
+def test_leaves_put_together_are_the_recipe_whatever_its_own_keys_are() -> None:
+    own = {"a.b": "exact", "c": "f1"}
+    columns = {"question": "q", "answer": "a", "hint": "h"}
+    data = {"train": "d", "columns": columns, "template": "{hint} {question}", "metrics": own, "held_out": own}
+    arguments = {"a.b": {"c": 1}}
+    values = validate({"model": {"id": "m", "template_arguments": arguments}, "data": data}, "x").model_dump()
+    paths = dict(leaves(values))
+    assert Edit(paths).put_into({}) == values
+    assert paths["data.metrics"] == own and paths["model.template_arguments"] == arguments
+    assert paths["data.columns.hint"] == "h" and paths["train.checkpointing.enabled"] is True
