@@ -51,7 +51,7 @@ def plan(
         from qmixlora.memory import card_at_hand, card_bytes, card_of, vram_bytes
 
     parsed = resolve(parsed, None, Console(stderr=True))
-    named = card or card_of((recipe or "").removesuffix(".yaml"))  # shipped recipes are named after theirs
+    named = card or card_of(recipe or "")  # shipped recipes are named after theirs
     at_hand = card_at_hand()
     size = vram_bytes(vram) if vram else card_bytes(named) if named else at_hand
     shown = _planned(parsed, size, tokens, None if size == at_hand else at_hand, probing)

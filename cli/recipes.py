@@ -78,17 +78,18 @@ def check(
     from .quiet import quiet
 
     quiet()
+    from qmixlora.demo import resolve
     from qmixlora.device import GIB
     from qmixlora.memory import card_of, check_fit
 
     failed = False
     for name in names or shipped_recipes():
         try:
-            recipe, stem = load_recipe(name), Path(name).name.removesuffix(".yaml")
-            if card_of(stem) is None:
+            recipe = load_recipe(name)
+            if card_of(name) is None:
                 print(f"ok      {name}")
                 continue
-            plan = check_fit(stem, read_recipe(name)[0], recipe)
+            plan = check_fit(name, read_recipe(name)[0], resolve(recipe, None, Console(stderr=True)))
             print(f"ok      {name}  {plan.peak / GIB:.1f} GiB")
         except UserError as error:
             failed = True

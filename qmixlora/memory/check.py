@@ -6,7 +6,7 @@ import re
 
 from qmixlora.device import GIB
 from qmixlora.errors import CheckError
-from qmixlora.recipe import Recipe
+from qmixlora.recipe import Recipe, recipe_name
 
 from .cards import CARDS, card_bytes
 from .planner import MARGIN, Plan, plan
@@ -16,8 +16,8 @@ STATED = re.compile(r"^# .*Predicted peak: ([\d.]+) GiB", re.MULTILINE)
 
 
 def card_of(name: str) -> str | None:
-    """The card in the name of a recipe (`MODEL-CARD`), if there is one."""
-    return next((card for card in CARDS if name.endswith(f"-{card}")), None)
+    """The card in the name of a recipe or its file (`MODEL-CARD`), if there is one."""
+    return next((card for card in CARDS if recipe_name(name).endswith(f"-{card}")), None)
 
 
 def check_fit(name: str, text: str, recipe: Recipe) -> Plan:

@@ -1,7 +1,7 @@
 """The recipe: everything a run depends on, typed and strict. No torch here, so that the command line stays fast."""
 
 from .edit import Edit, edited, leaves
-from .reading import json_schema, load_recipe, load_run_recipe, read_recipe, shipped_recipes
+from .reading import json_schema, load_recipe, load_run_recipe, read_recipe, recipe_name, shipped_recipes
 from .schema import (
     EMBEDDED,
     MADE_HERE,
@@ -44,6 +44,7 @@ __all__ = [
     "load_recipe",
     "load_run_recipe",
     "read_recipe",
+    "recipe_name",
     "shipped_recipes",
     "steps_of",
     "validate",

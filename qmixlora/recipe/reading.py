@@ -18,6 +18,8 @@ from .schema import Recipe
 from .strict_yaml import load_yaml
 from .validation import did_you_mean, validate
 
+SUFFIXES = (".yaml", ".yml")  # of recipe files
+
 
 def json_schema() -> dict[str, Any]:
     """JSON schema of the recipe, for editors (`# yaml-language-server: $schema=...`)."""
@@ -66,11 +68,11 @@ def _values(name_or_path: str) -> tuple[dict[str, Any], str]:
 def read_recipe(name_or_path: str) -> tuple[str, str]:
     """(text, where it came from) of a recipe file, or of a shipped recipe by its name."""
     path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"} and not path.exists():
+    if path.suffix in SUFFIXES and not path.exists():
         fix = path_meant(path) or "Check the path."
         raise UserError("There is no such recipe file.", where=str(path), fix=fix)
     try:
-        if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if path.suffix in SUFFIXES or path.is_file():
             return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the recipe: {error}", where=str(path), fix="Check the path.") from None
@@ -82,7 +84,8 @@ def read_recipe(name_or_path: str) -> tuple[str, str]:
             fix=f"Go on with the run by --resume, or name {path / 'recipe.yaml'} with another train.output.",
         )
     if name_or_path not in shipped and path.is_dir():
-        inside = [*sorted(path.glob("*.yaml")), *sorted(path.glob("*/recipe.yaml"))]
+        forms = (*(f"*{suffix}" for suffix in SUFFIXES), "*/recipe.yaml")
+        inside = [file for form in forms for file in sorted(path.glob(form))]
         fix = f"Did you mean {inside[0]}?" if inside else "Name the path of a .yaml file, or a shipped recipe."
         raise UserError("This is a folder, not a recipe.", where=str(path), fix=fix)
     if name_or_path not in shipped:
@@ -92,6 +95,12 @@ def read_recipe(name_or_path: str) -> tuple[str, str]:
             fix="Name one of them, or the path of a .yaml file.",
         )
     return shipped[name_or_path], f"shipped recipe {name_or_path}"
+
+
+def recipe_name(name_or_path: str) -> str:
+    """The name of a shipped recipe, or of a recipe's file without its folder and suffix."""
+    path = Path(name_or_path)
+    return path.stem if path.suffix in SUFFIXES else path.name
 
 
 def shipped_recipes() -> dict[str, str]:

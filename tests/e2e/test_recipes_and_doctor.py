@@ -62,6 +62,13 @@ def test_a_bad_recipe_fails_the_check(qmixlora: CommandLine, copied: Path) -> No
     assert qmixlora("recipes", "check", copied).code == 1
 
 
+@pytest.mark.parametrize("suffix", ["yaml", "yml"])
+def test_a_recipe_that_is_named_after_a_card_is_planned(qmixlora: CommandLine, copied: Path, suffix: str) -> None:
+    named = copied.rename(copied.with_name(f"own-rtx3050-6gb.{suffix}"))
+    done = qmixlora("recipes", "check", named)
+    assert done.code == 1 and "The file predicts nothing, the plan 0." in done.stdout
+
+
 def test_the_doctor_examines_libraries_gpu_and_nf4(qmixlora: CommandLine) -> None:
     findings = json.loads(qmixlora("doctor", "--json").stdout)
     assert {"torch", "GPU", "NF4 (bitsandbytes)"} <= {row["what"] for row in findings}

@@ -28,6 +28,20 @@ def test_a_recipe_for_a_card_fits_it_and_says_so(name: str) -> None:
     assert check_fit(name, shipped_recipes()[name], load_recipe(name)).fits
 
 
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("llava-1.5-7b-rtx4060-8gb", "rtx4060-8gb"),
+        ("folder/llava-1.5-7b-rtx4060-8gb.yaml", "rtx4060-8gb"),
+        ("folder/llava-1.5-7b-rtx4060-8gb.yml", "rtx4060-8gb"),
+        ("folder-rtx4060-8gb/own.yml", None),
+        ("llava-1.5", None),
+    ],
+)
+def test_a_card_is_found_in_the_name_of_a_recipe_and_of_its_file(name: str, card: str | None) -> None:
+    assert card_of(name) == card
+
+
 def test_many_recipes_are_for_a_card() -> None:
     assert len(CHECKED) >= MANY
 

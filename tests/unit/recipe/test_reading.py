@@ -116,6 +116,14 @@ def test_the_nearest_name_of_a_shipped_recipe_is_proposed() -> None:
         load_recipe("tiny-gpu")
 
 
+@pytest.mark.parametrize("name", ["mine.yaml", "mine.yml"])
+def test_a_folder_is_no_recipe_and_the_one_in_it_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="This is a folder, not a recipe") as caught:
+        load_recipe(str(tmp_path))
+    assert caught.value.fix == f"Did you mean {tmp_path / name}?"
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").touch()
     with pytest.raises(UserError, match="There is no such recipe file") as caught:
