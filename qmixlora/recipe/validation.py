@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -109,12 +110,25 @@ def _metric_problems(data: Data) -> list[str]:
 
 def _amount_problems(data: Data) -> list[str]:
     """Name what is neither a share of the training data nor a number of its rows."""
-    amounts = {name: getattr(data, name) for name in ("validation", "test")}
-    return [
-        f"data.{name}: input should be a share below 1, or a whole number of rows, got {amount}"
-        for name, amount in amounts.items()
-        if isinstance(amount, float) and amount > 1 and amount % 1
-    ]
+    problems = []
+    for name in ("validation", "test"):
+        amount = getattr(data, name)
+        if isinstance(amount, float) and amount > 1 and amount % 1:
+            problems.append(f"data.{name}: input should be a share below 1, or a whole number of rows, got {amount}")
+        if isinstance(amount, str) and _is_number(amount):
+            problems.append(
+                f"data.{name}: {amount!r} is text in YAML, the name of a file; write a share as 0.1, so many rows as "
+                f"100, and a file of that name as ./{amount}"
+            )
+    return problems
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number to a reader, such as 1e-1, 10% and 0,1."""
+    try:
+        return math.isfinite(float(text.strip().removesuffix("%").replace(",", ".")))
+    except ValueError:
+        return False
 
 
 def _secrets(values: Any, path: str = "") -> list[str]:

@@ -155,3 +155,15 @@ def test_what_no_run_can_begin_with_is_one_mistake(path: str, value: Any, messag
 
 def test_the_largest_seed_is_one() -> None:
     assert edited(validate(MINIMAL, "x"), [f"train.seed={2**32 - 1}"]).train.seed == 2**32 - 1
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+@pytest.mark.parametrize("text", ["1e-1", "0.1", "100", "5e1", "10%", "10 %", "0,1"])
+def test_a_number_that_yaml_reads_as_text_is_no_file(name: str, text: str) -> None:
+    told = mistakes_in({**MINIMAL, "data": {"train": "d.json", name: text}})
+    assert "1 mistake:" in told and f"data.{name}: {text!r} is text in YAML" in told and f"./{text}" in told
+
+
+@pytest.mark.parametrize("text", ["./0.1", "nan", "v1.0", "1.json", "inf"])
+def test_a_name_with_a_number_in_it_is_a_file(text: str) -> None:
+    assert validate({**MINIMAL, "data": {"train": "d.json", "validation": text}}, "x").data.validation == text
