@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 
@@ -16,6 +16,12 @@ class Section(BaseModel):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # pydantic's own fails on a value that is a list or a dictionary
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_the_default(cls, values: Any) -> Any:
+        """Read a section of which no line is left, `train:`, as one without keys; YAML says null."""
+        return {} if values is None else values
 
     @field_validator("*", mode="before")
     @classmethod

@@ -230,6 +230,8 @@ def _explain(item: Any, values: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{path}: missing"
     got = item.get("input")
+    if item["type"] == "model_type":
+        return f"{path}: a section with keys such as {', '.join(_keys_at(loc)[:3])}, got {got!r}"
     quote = "" if item["type"] in {"int_type", "float_type"} else ": quote the word"
     why = f" (YAML reads on, off, yes and no as booleans{quote})" if isinstance(got, bool) else ""
     return f"{path}: {item['msg'].lower()}, got {got!r}{why}"

@@ -167,3 +167,24 @@ def test_a_number_that_yaml_reads_as_text_is_no_file(name: str, text: str) -> No
 @pytest.mark.parametrize("text", ["./0.1", "nan", "v1.0", "1.json", "inf"])
 def test_a_name_with_a_number_in_it_is_a_file(text: str) -> None:
     assert validate({**MINIMAL, "data": {"train": "d.json", "validation": text}}, "x").data.validation == text
+
+
+def test_an_empty_section_is_the_default_one() -> None:
+    empty = {**MINIMAL, "adapter": None, "train": {"checkpointing": None}, "export": None}
+    assert validate(empty, "x") == validate(MINIMAL, "x")
+    assert validate({**MINIMAL, "data": {"train": "d.json", "columns": None}}, "x").data.columns is None
+    told = mistakes_in({"model": None, "data": None})
+    assert "2 mistakes" in told and "model.id: missing" in told and "data.train: missing" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": [1]}, "train: a section with keys such as output, epochs, max_steps, got [1]"),
+        ({"train": {"checkpointing": False}}, "train.checkpointing: a section with keys such as enabled,"),
+        ({"data": {"train": ["a"]}}, "data.train.0: a section with keys such as path, split, weight, got 'a'"),
+    ],
+)
+def test_a_value_in_place_of_a_section_is_told_of_its_keys(values: dict[str, Any], message: str) -> None:
+    told = mistakes_in({**MINIMAL, **values})
+    assert "1 mistake:" in told and message in told
