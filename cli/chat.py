@@ -51,6 +51,8 @@ def chat(
     for line in [prompt] if prompt else _lines(console):
         try:
             note = talk.say(line)
+            if not history and not line.startswith("/"):
+                talk.new()
         except UserError as error:
             if prompt:
                 raise
@@ -59,8 +61,6 @@ def chat(
             console.print()
         if note:
             console.print(note, style="dim", markup=False, highlight=False)
-        if not history and not line.startswith("/"):
-            talk.new()
 
 
 def _serve(run: Path, image: Path | None, task: str | None, prompt: str | None) -> None:

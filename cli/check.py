@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from qmixlora.serving.fingerprint import Fingerprint
 
 
-Dtype = Annotated[str | None, typer.Option(help="Of the fingerprint that is made: auto (default), float32, bfloat16.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"] | None,
+    typer.Option(help="Of the fingerprint that is made (default: auto)."),
+]
 Tolerance = Annotated[
     float | None, typer.Option(min=0, help="Mean difference of log-probabilities (default: by the dtype).")
 ]

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from qmixlora.recipe import Recipe, validate
+
 from . import here
 from .ending import say_next
 
@@ -15,7 +17,9 @@ SAMPLES, OVER = 4, 0.15  # where none are given
 
 
 def doctor(
-    model: Annotated[str | None, typer.Option(help="Look at a model instead: a folder, or an id on the hub.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Look at a model instead: a folder, an id on the hub, embedded or real.")
+    ] = None,
     nf4: Annotated[
         bool,
         typer.Option("--nf4", help="With --model: measure what NF4 does to each kind of layer (loads the weights)."),
@@ -84,9 +88,8 @@ def _look_at(model: str, as_json: bool) -> None:
     from dataclasses import asdict
 
     from qmixlora.backbone import parts_of
-    from qmixlora.recipe import Model
 
-    parts = parts_of(Model(id=model))
+    parts = parts_of(_recipe_of(model).model)
     if as_json:
         print(json.dumps({**asdict(parts), "neither": parts.shares.of_neither}, indent=2))
         return
@@ -95,13 +98,23 @@ def _look_at(model: str, as_json: bool) -> None:
     say_next(Console(), "new", "--model", model, "--data", "DATA", to="a recipe for it and your data")
 
 
+def _recipe_of(model: str, data: str | None = None) -> Recipe:
+    """A recipe of a model and data, those that are made here (`embedded`, `real`) in their place."""
+    from qmixlora.demo import resolve
+    from qmixlora.session import NO_DATA
+
+    train = NO_DATA.train if data is None else data
+    named = validate({"model": {"id": model}, "data": {"train": train}}, "command line")
+    return resolve(named, None, Console(stderr=True))
+
+
 def _measure(model: str, data: str | None, samples: int, over: float, as_json: bool) -> None:
     from dataclasses import asdict
 
     from qmixlora.inspection.damage import damage_lines, measure_nf4
-    from qmixlora.recipe import Model
 
-    kinds = measure_nf4(Model(id=model), data, samples)
+    recipe = _recipe_of(model, data)
+    kinds = measure_nf4(recipe.model, None if data is None else str(recipe.data.train), samples)
     if as_json:
         print(json.dumps([asdict(kind) for kind in kinds], indent=2))
         return

@@ -13,6 +13,7 @@ from rich.console import Console
 from qmixlora.errors import UserError
 from qmixlora.files import clear_read_errors
 
+from . import here
 from .ending import say_next
 
 UNSURE = 0.1  # below it most picks are wrong, in other words than those of training (docs/export.md)
@@ -52,5 +53,8 @@ def pick(
     if picked.sure < UNSURE:
         advice = "serve the run itself, or one export for all tasks (export --all --together)."
         console.print(f"The next task is hardly farther: where that is so, {advice}", highlight=False, soft_wrap=True)
-    for path in there[:1]:
-        say_next(console, "chat", path, "--image", "FILE", "--prompt", instruction)
+    opened = [path for path in there if any((Path(path) / file).is_file() for file in here.MODEL)]
+    if opened:
+        say_next(console, "chat", opened[0], "--image", "FILE", "--prompt", instruction)
+    elif there:  # files for llama.cpp alone
+        say_next(console, "serve-files", exports, "--for", "llama-server", to="what one types to serve them")

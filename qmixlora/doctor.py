@@ -27,13 +27,20 @@ class Finding(NamedTuple):
 def examine() -> list[Finding]:
     """Examine Python, packages, GPU, NF4, memory and disk of this machine (sizes in GiB)."""
     findings = [Finding("python", sys.version.split()[0], sys.version_info >= (3, 11), "Use Python 3.11 or newer.")]
-    findings += [Finding(name, importlib.metadata.version(name), True) for name in PACKAGES]
+    findings += [_package(name) for name in PACKAGES]
     findings += [_gpu(), _nf4()]
     memory = psutil.virtual_memory().total / GIB
     findings.append(Finding("host memory", f"{memory:.1f} GiB", memory >= 4, "Loading a 7B model needs about 8 GiB."))
     free = shutil.disk_usage(".").free / GIB
     findings.append(Finding("free disk here", f"{free:.1f} GiB", free >= 5, "A 7B checkpoint takes about 15 GiB."))
     return findings
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, importlib.metadata.version(name), True)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "not installed", False, f"Install it: pip install {name}.")
 
 
 def _gpu() -> Finding:

@@ -28,7 +28,10 @@ def without_secrets(text: str) -> str:
 
 def path_meant(path: Path) -> str:
     """A sentence that names what lies beside a path that is not there and is called much like it, or nothing."""
-    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except (OSError, ValueError):  # no folder, or none that may be read: the error that asks is the one to tell
+        names = []
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f"Did you mean {path.parent / close[0]}?" if close else ""
 

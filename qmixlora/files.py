@@ -26,7 +26,9 @@ FULL = (  # of errors that mean a full disk
     "unexpected pos",  # and when it ends one
     "iostream error",  # C++
 )
-UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT}
+UNUSABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 def cache_folder() -> Path:

@@ -21,9 +21,7 @@ class Dialogue:
 
     def __init__(self, image: Path | None, task: str | None, max_pixels: int) -> None:
         self.task = task or ""
-        if image is not None and not image.is_file():
-            raise UserError("The image is missing.", where=str(image), fix=path_meant(image) or "Check the path.")
-        self.images: list[ImageFile] = [] if image is None else [locate(image, Path(), "--image")]
+        self.images = [] if image is None else [_located(image)]
         for file in self.images:
             check_header(file, max_pixels)
         self.turns: list[Turn] = []
@@ -38,6 +36,13 @@ class Dialogue:
             [answer] = generate_answers(session, [row], streamer=on_text and _streamer(session, on_text))
         self.turns, self.tasks = [*row["turns"][:-1], {"role": "assistant", "text": answer}], tasks
         return answer.strip()
+
+
+def _located(image: Path) -> ImageFile:
+    try:
+        return locate(image, Path(), "--image")
+    except UserError as error:  # whose fix is for rows of data
+        raise UserError(error.what, where=str(image), fix=path_meant(image) or "Check the path.") from None
 
 
 def _streamer(session: Session, on_text: Callable[[str], None]) -> Streamer:

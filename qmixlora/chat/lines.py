@@ -76,7 +76,10 @@ class Chat:
 
     def show(self, value: str) -> str:
         """Begin a new conversation about another image, or none."""
-        image = Path(value).expanduser() if value else None
+        try:
+            image = Path(value).expanduser() if value else None
+        except RuntimeError as error:
+            raise UserError(str(error), where=value, fix="Write the path in full.") from None
         self.dialogue = self._dialogue(image)
         self.image = image
         return f"A new conversation about {image or 'no image'}."

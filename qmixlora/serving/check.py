@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -47,16 +48,20 @@ class Report:
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as `--json` prints it."""
+        """The report as `--json` prints it; null for a difference that is no number, which JSON has not."""
         numbers = {
-            whose: {"same": one.same, "mean_difference": one.mean, "largest_difference": one.largest}
+            whose: {
+                "same": one.same,
+                "mean_difference": _finite(one.mean),
+                "largest_difference": _finite(one.largest),
+            }
             for whose, one in self.found.items()
         }
         return {
             "verdict": self.verdict,
             "reasons": list(self.reasons),
             "prompts": self.found[EXPORT].prompts,
-            "tolerance": self.tolerance,
+            "tolerance": _finite(self.tolerance),
             "against": numbers,
             "notes": list(self.notes),
         }
@@ -82,9 +87,10 @@ def check(fingerprint: Fingerprint, asked: Asked, tolerance: float | None = None
         return Report(verdict, (f"It answers as {NAMES[whose]}.",), found, limit, notes)
     reasons = _lengths(answers, prompts) or _most_like(whose, found) or _parts(answers, prompts, limit)
     if not reasons:
-        reasons = _of_base(
-            [asked.answer_of_base(p.messages, fingerprint.max_tokens) for p in prompts], prompts, found, limit
-        )
+        asked_of_base = (asked.answer_of_base(prompt.messages, fingerprint.max_tokens) for prompt in prompts)
+        of_base = [answer for answer in asked_of_base if answer is not None]
+        is_known = len(of_base) == len(prompts)
+        reasons = _of_base(of_base, prompts, found, limit) if is_known else _without_base(answers)
     return Report("something else", tuple(reasons), found, limit, notes)
 
 
@@ -124,19 +130,27 @@ def _parts(answers: Sequence[Answer], prompts: Sequence[Prompt], limit: float) -
     return ["Without an image it answers as the export: images are prepared otherwise, or the projector is another."]
 
 
+def _without_base(answers: Sequence[Answer]) -> list[str]:
+    """What is left where the base cannot be asked."""
+    if any(answer.prompt_tokens is None for answer in answers):
+        return ["Another base, chat template, size of images or scale (alpha): the server tells no lengths of prompts."]
+    return ["Prompts have the right lengths: another base, chat template or scale (alpha), or other numbers."]
+
+
 def _of_base(
-    answers: Sequence[Answer | None], prompts: Sequence[Prompt], found: Mapping[str, Difference], limit: float
+    answers: Sequence[Answer], prompts: Sequence[Prompt], found: Mapping[str, Difference], limit: float
 ) -> list[str]:
     """What the server's base says about what is wrong with the adapter on it."""
-    known = [answer for answer in answers if answer is not None]
-    if len(known) < len(prompts):
-        return ["Prompts have the right lengths: another base, chat template or scale (alpha), or other numbers."]
-    off = difference(known, [prompt.answers[BASE] for prompt in prompts]).mean
+    off = difference(answers, [prompt.answers[BASE] for prompt in prompts]).mean
     if off > limit:
         return ["The base below the adapter is another one (or has another chat template, or is in fewer bits)."]
     if off > found[EXPORT].mean / APART:  # within what rounding explains, and yet no smaller by much
         return ["The base is nearly as far off as the adapter on it: it is in fewer bits, or rounds otherwise."]
     return ["The base is the right one: the adapter is applied at another scale (alpha), or a part of it is."]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _off(pairs: Sequence[tuple[Answer, Prompt]]) -> float | None:

@@ -9,10 +9,9 @@ from typing import Any
 from peft import PeftModel
 
 from qmixlora.bases import named_base, own_base
-from qmixlora.errors import UserError
 
 from .fingerprint import Answer, Fingerprint, Message
-from .stock import StockModel, load_model, put_adapter
+from .stock import StockModel, clear_load_errors, load_model, put_adapter
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,8 @@ def with_peft(folder: Path, fingerprint: Fingerprint, base: str | None) -> Local
     """An exported adapter on its base (or on `base`). Raises UserError if they cannot be loaded."""
     model = base or str(own_base(folder) or named_base(folder))
     stock = _loaded(folder, model, fingerprint)
-    try:
+    with clear_load_errors("PEFT cannot load the adapter", f"{folder}, on {model}"):
         put_adapter(stock, folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"PEFT cannot load the adapter: {error}", where=f"{folder}, on {model}") from error
     return Local(stock)
 
 
@@ -55,7 +52,5 @@ def with_transformers(folder: Path, fingerprint: Fingerprint) -> Local:
 
 
 def _loaded(folder: Path, model: str, fingerprint: Fingerprint) -> StockModel:
-    try:
+    with clear_load_errors("transformers cannot load the model", f"{folder}: {model}"):
         return load_model(model, fingerprint.dtype, template_arguments=fingerprint.template_arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"transformers cannot load the model: {error}", where=f"{folder}: {model}") from error

@@ -14,7 +14,7 @@ from qmixlora.errors import UserError
 
 from .comparison import difference
 from .fingerprint import BASE, EXPORT, Answer, Fingerprint, Message, Prompt
-from .stock import StockModel, load_model, put_adapter, versions
+from .stock import StockModel, clear_load_errors, load_model, put_adapter, versions
 
 MAX_TOKENS = 16
 QUESTIONS = ("What is in this picture?", "Name the largest thing in it.", "How are you?", "Count to ten.")
@@ -52,22 +52,17 @@ def fingerprint_adapter(adapter: Path, base: str, dtype: str) -> Fingerprint:
     """
     prompts = [asked(question, image) for question, image in zip(QUESTIONS, drawn_images(), strict=False)]
     prompts += [asked(question) for question in QUESTIONS[len(prompts) :]]
-    try:
+    where, fix = f"{adapter}, on {base}", "Name its own base."
+    with clear_load_errors("The adapter does not load on this base", where, fix):
         stock = load_model(base, dtype)
         answers = {BASE: answers_of(stock, prompts, MAX_TOKENS)}
         put_adapter(stock, adapter)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"The adapter does not load on this base: {error}",
-            where=f"{adapter}, on {base}",
-            fix="Name its own base.",
-        ) from error
     answers[EXPORT] = answers_of(stock, prompts, MAX_TOKENS)
     if difference(answers[EXPORT], answers[BASE]).largest == 0:
         raise UserError(
             "With the adapter the base answers as without it: its tensors are of another model, or all zero.",
-            where=f"{adapter}, on {base}",
-            fix="Name its own base.",
+            where=where,
+            fix=fix,
         )
     precision = str(stock.model.dtype).removeprefix("torch.")
     return make_fingerprint(adapter.resolve().name, "lora", precision, MAX_TOKENS, prompts, answers)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from qmixlora.errors import CheckError, UserError
@@ -48,17 +50,11 @@ class Server:
         request = {"model": model, "messages": messages, "max_tokens": max_tokens, "logprobs": True, **PLAIN, **extra}
         request |= {"top_logprobs": OTHERS, "return_tokens_as_token_ids": True}
         content = call(self.url, "/v1/chat/completions", request)
-        try:
+        with _of_protocol(self.url, content):
             choice = content["choices"][0]
             entries = (choice.get("logprobs") or {}).get("content") or []
-            text, prompt_tokens = choice["message"].get("content") or "", content.get("usage", {}).get("prompt_tokens")
-            return Answer(tuple(_step(entry) for entry in entries), text, prompt_tokens)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"This is no answer of OpenAI's protocol: {str(content)[:200]}",
-                where=self.url,
-                fix="Name the address without /v1, as in http://127.0.0.1:8000.",
-            ) from error
+            text, usage = choice["message"].get("content") or "", content.get("usage") or {}
+            return Answer(tuple(_step(entry) for entry in entries), text, usage.get("prompt_tokens"))
 
 
 def openai_server(url: str, fingerprint: Fingerprint, folder: str, name: str | None) -> Server:
@@ -66,8 +62,10 @@ def openai_server(url: str, fingerprint: Fingerprint, folder: str, name: str | N
 
     A server of one model alone is asked for that one. Raises UserError if there is no server, or no such model.
     """
-    served = call(url, "/v1/models").get("data", [])
-    names = [str(model["id"]) for model in served]
+    content = call(url, "/v1/models")
+    with _of_protocol(url, content):
+        served = {str(model["id"]): dict(model) for model in content["data"]}
+    names = list(served)
     wanted = [name] if name else [fingerprint.name, folder.rstrip("/").rpartition("/")[2], folder]
     model = next((one for one in wanted if one in names), None if name or len(names) != 1 else names[0])
     if model is None:
@@ -76,9 +74,8 @@ def openai_server(url: str, fingerprint: Fingerprint, folder: str, name: str | N
             where=url,
             fix="Say which one it is: --name.",
         )
-    bases = [str(own["id"]) for own in served if own["id"] != model and not own.get("parent")]
-    base = bases[0] if fingerprint.is_adapter and len(bases) == 1 else None
-    own = next(one for one in served if one["id"] == model)
+    own = served[model]
+    base = _base_below(own, served) if fingerprint.is_adapter else None
     if own.get("owned_by") == "sglang" and own.get("parent"):
         model = f"{own['parent']}:{model}"  # by its own name alone an adapter is left out there, without a word
     extra = {"chat_template_kwargs": fingerprint.template_arguments} if fingerprint.template_arguments else {}
@@ -87,19 +84,43 @@ def openai_server(url: str, fingerprint: Fingerprint, folder: str, name: str | N
 
 def llama_server(url: str, fingerprint: Fingerprint, folder: str, name: str | None) -> Server:
     """llama.cpp's server, which takes a scale for each of its adapters. Raises UserError as `openai_server`."""
-    adapters = list(call(url, "/lora-adapters") or [])
+    told, props = call(url, "/lora-adapters"), call(url, "/props")
+    with _of_protocol(url, [told, props]):
+        adapters = [(one["id"], str(one.get("path", "")), one.get("task_name")) for one in told or []]
+        sees = bool((props.get("modalities") or {}).get("vision", False))
     wanted = name or fingerprint.name
-    stems = {id(one): str(one.get("path", "")).rpartition("/")[2].removesuffix(".gguf") for one in adapters}
-    own = [one for one in adapters if wanted in (stems[id(one)], one.get("task_name"))]
-    own = own or [one for one in adapters if stems[id(one)].startswith((f"{wanted}-", f"{wanted}.", f"{wanted}_"))]
+    own = _called(wanted, adapters) if fingerprint.is_adapter else []
     if fingerprint.is_adapter and adapters and len(own) != 1:
-        paths = ", ".join(str(one.get("path")) for one in adapters)
+        paths = ", ".join(path for _, path, _ in adapters)
         raise UserError(f"Which adapter is {wanted!r}? The server has {paths}.", where=url, fix="Say it: --name.")
-    without = [{"id": one["id"], "scale": 0.0} for one in adapters]
-    scales = [{"id": one["id"], "scale": float(one in own)} for one in adapters]
-    sees = bool(call(url, "/props").get("modalities", {}).get("vision", False))
+    without = [{"id": one, "scale": 0.0} for one, _, _ in adapters]
+    scales = [{"id": one, "scale": float(one in own)} for one, _, _ in adapters]
     base = "base" if fingerprint.is_adapter and adapters else None
     return Server(url, wanted, base, {"lora": scales} if scales else {}, {"lora": without}, sees)
+
+
+def _base_below(own: Mapping[str, Any], served: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The model below an adapter, by the parent that the adapter names: that one, or the only one that has no parent
+    itself. None where it names none, as on a server of whole models.
+    """
+    if not own.get("parent"):
+        return None
+    roots = [name for name, model in served.items() if not model.get("parent")]
+    return str(own["parent"]) if own["parent"] in served else roots[0] if len(roots) == 1 else None
+
+
+def _called(wanted: str, adapters: Sequence[tuple[Any, str, str | None]]) -> list[Any]:
+    """The ids of the adapters (id, path, task's name) that a name means: by what is exact first, since mixtures of the
+    same tasks have one task's name.
+    """
+    stems = [(one, path, path.rpartition("/")[2].removesuffix(".gguf"), task) for one, path, task in adapters]
+    matches = [
+        [one for one, path, _, _ in stems if path == wanted],
+        [one for one, _, stem, _ in stems if stem == wanted],
+        [one for one, _, _, task in stems if task == wanted],
+        [one for one, _, stem, _ in stems if stem.startswith((f"{wanted}-", f"{wanted}.", f"{wanted}_"))],
+    ]
+    return next((ids for ids in matches if ids), [])
 
 
 def call(url: str, path: str, request: Mapping[str, Any] | None = None) -> Any:
@@ -113,14 +134,28 @@ def call(url: str, path: str, request: Mapping[str, Any] | None = None) -> Any:
     address = f"{url.rstrip('/').removesuffix('/v1')}{path}"
     try:
         made = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(made, timeout=TIMEOUT) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        said = " ".join(error.read().decode(errors="replace").split())[:500]
-        raise CheckError(f"The server refuses ({error.code}): {said}", where=address) from error
-    except (OSError, ValueError) as error:
+        try:
+            with urllib.request.urlopen(made, timeout=TIMEOUT) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read().decode(errors="replace").split())[:500]
+            raise CheckError(f"The server refuses ({error.code}): {said}", where=address) from error
+    except (OSError, ValueError, HTTPException) as error:
         raise UserError(
             f"No server answers: {error}", where=address, fix="Start it, or name its address: http://HOST:PORT."
+        ) from error
+
+
+@contextmanager
+def _of_protocol(url: str, content: Any) -> Iterator[None]:
+    """Turn what comes of taking apart an answer of another shape into one clear message."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"This is no answer of OpenAI's protocol: {str(content)[:200]}",
+            where=url,
+            fix="Name the address without /v1, as in http://127.0.0.1:8000.",
         ) from error
 
 

@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.image_utils import load_images
 
 from qmixlora.device import make_room
+from qmixlora.errors import UserError
 
 from .fingerprint import Answer, Message, Step
 
 OTHERS = 20  # likeliest tokens that are told beside the chosen one
 LIBRARIES = ("torch", "transformers", "peft")
+NAMES = ("first", "second")  # of adapters in PEFT, in turn: a folder's own may be one that torch modules have, or none
 
 
 @dataclass
@@ -92,16 +95,35 @@ def put_adapter(stock: StockModel, adapter: Path) -> None:
     if isinstance(stock.model, PeftModel) and is_offloaded(stock.model):
         stock.model = None  # its memory is free for the next one
         stock.model = stock.load()  # PEFT (0.21) puts the first adapter alone where the offloaded weights are
-    model, name = stock.model, adapter.name.replace(".", "_")  # of a module, for torch
+    model = stock.model
     if isinstance(model, PeftModel):
+        [former] = model.peft_config
+        name = next(name for name in NAMES if name != former)
         model.load_adapter(str(adapter), name)
         model.set_adapter(name)
-        for former in [known for known in model.peft_config if known != name]:
-            model.delete_adapter(former)
+        model.delete_adapter(former)
     else:
-        stock.model = PeftModel.from_pretrained(model, str(adapter), adapter_name=name).eval()
+        stock.model = PeftModel.from_pretrained(model, str(adapter), adapter_name=NAMES[0]).eval()
     if (adapter / "generation_config.json").is_file():
         stock.stops = _stops(GenerationConfig.from_pretrained(str(adapter)))
+
+
+@contextmanager
+def clear_load_errors(what: str, where: str, fix: str = "") -> Iterator[None]:
+    """Turn what transformers and PEFT raise for files that they cannot load into one clear message."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
+        raise UserError(f"{what}: {error}", where=where, fix=fix) from error
 
 
 def is_offloaded(model: Any) -> bool:

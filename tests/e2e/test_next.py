@@ -134,6 +134,9 @@ def test_a_chat_says_what_a_task_is_for(finished_run: FinishedRun, tmp_path: Pat
         (tmp_path / "red.png").touch()
         chat.say(f"/image {tmp_path / 'rad.png'}")
     assert "image_root" not in str(error.value)
+    with pytest.raises(UserError, match="home directory"):
+        chat.say("/image ~no-such-user/red.png")
+    assert chat.image is None
 
 
 def test_names_of_recipes_are_whole_in_a_narrow_terminal(

@@ -72,3 +72,23 @@ def test_a_recipe_that_is_named_after_a_card_is_planned(qmixlora: CommandLine, c
 def test_the_doctor_examines_libraries_gpu_and_nf4(qmixlora: CommandLine) -> None:
     findings = json.loads(qmixlora("doctor", "--json").stdout)
     assert {"torch", "GPU", "NF4 (bitsandbytes)"} <= {row["what"] for row in findings}
+
+
+def test_the_doctor_finds_a_package_that_is_not_there(qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qmixlora.doctor.PACKAGES", ("torch", "no-such-package"))
+    done = qmixlora("doctor", "--json")
+    [lacking] = [row for row in json.loads(done.stdout) if row["what"] == "no-such-package"]
+    assert done.code == 1 and lacking["found"] == "not installed" and "pip install" in lacking["advice"]
+
+
+def test_the_doctor_knows_the_models_and_data_that_are_made_here(
+    qmixlora: CommandLine, backbone: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qmixlora.demo.made_here.make_with_progress", lambda name, console: backbone)
+    monkeypatch.setattr("qmixlora.demo.made_here.make_data", lambda name, folder: data)
+    for name in ("embedded", "real"):
+        looked = qmixlora("doctor", "--model", name)
+        assert looked.code == 0 and f"Next: qmixlora new --model {name} --data DATA" in looked.stdout, looked.stderr
+    measured = qmixlora("doctor", "--model", "embedded", "--nf4", "--data", "embedded", "--samples", 1, "--json")
+    assert measured.code == 0, measured.stderr
+    assert all(kind["outputs"] is not None for kind in json.loads(measured.stdout))

@@ -66,6 +66,19 @@ def test_a_chat_does_what_its_lines_ask_for(qmixlora: CommandLine, finished_run:
         assert told in done.stdout, told
 
 
+def test_an_image_that_is_gone_does_not_end_a_chat(
+    qmixlora: CommandLine, finished_run: FinishedRun, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered(*arguments: object, **options: object) -> list[str]:
+        shown.unlink()
+        return ["yes"]
+
+    shown = Path(shutil.copy(image, tmp_path))
+    monkeypatch.setattr("qmixlora.chat.dialogue.generate_answers", answered)
+    done = qmixlora("chat", finished_run("lora"), "--image", shown, "--no-history", stdin="what ?\n/help\n\n")
+    assert done.code == 0 and "image is missing" in done.stdout and "/help (this)" in done.stdout, done.stderr
+
+
 def test_an_empty_answer_says_so(
     qmixlora: CommandLine, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

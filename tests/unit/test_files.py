@@ -270,6 +270,13 @@ def test_a_full_disk_is_told_of_the_file_that_was_written(tmp_path: Path) -> Non
     assert told is not None and "No space left" in told.what and told.where == str(tmp_path / "a")
 
 
+def test_a_name_that_no_file_system_takes_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long") as raised:
+        (tmp_path / ("x" * 5000)).stat()
+    told = unusable(raised.value)
+    assert told is not None and "too long" in told.what
+
+
 def test_of_the_cache_everything_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
     for path in (tmp_path / "none", tmp_path / "none" / "qmixlora" / "file"):

@@ -75,9 +75,20 @@ def test_the_streamed_parts_are_the_answer(session: Session, dialogue: Dialogue)
     assert "".join(parts).strip() == answer
 
 
-@pytest.mark.parametrize(("name", "pixels", "message"), [("none.png", PIXELS, "missing"), (None, 1, "pixels")])
+@pytest.mark.parametrize(
+    ("name", "pixels", "message"),
+    [
+        ("none.png", PIXELS, "missing"),
+        ("none/none.png", PIXELS, "missing"),
+        ("x" * 5000, PIXELS, "name too long"),
+        (f"{'x' * 5000}/a.png", PIXELS, "name too long"),
+        ("a\0b.png", PIXELS, "no file can have"),
+        ("", PIXELS, "is a folder"),
+        (None, 1, "pixels"),
+    ],
+)
 def test_an_image_that_cannot_be_shown_is_refused(
     rows: Dataset, tmp_path: Path, name: str | None, pixels: int, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        Dialogue(tmp_path / name if name else Path(rows[0]["images"][0]["path"]), None, pixels)
+        Dialogue(Path(rows[0]["images"][0]["path"]) if name is None else tmp_path / name, None, pixels)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 
 import qmixlora.export.fingerprints as fingerprints
@@ -59,7 +61,10 @@ def test_an_adapter_goes_onto_an_offloaded_model_that_has_none(run: Path, monkey
         monkeypatch.setattr(stock, "is_offloaded", lambda model, offloaded=offloaded: offloaded)
         stock.put_adapter(model, folders[0])
         stock.put_adapter(model, folders[1])
-        assert list(model.model.peft_config) == [folders[1].name]
+        [name] = model.model.peft_config
+        put = get_peft_model_state_dict(model.model, adapter_name=name)
+        own = load_file(folders[1] / "adapter_model.safetensors")
+        assert put.keys() == own.keys() and all(torch.equal(put[key], own[key]) for key in own)
         bases.append(model.model.get_base_model())
     assert bases[0] is bases[1] and bases[1] is not bases[2]
 

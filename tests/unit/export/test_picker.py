@@ -82,7 +82,17 @@ def test_the_command_names_the_folder_of_the_export(exports: Path, qmixlora: Com
     for folder in (exports, exports.parent):
         said = json.loads(qmixlora("pick", folder, "what color is the circle ?", "--json").stdout)
         assert said["task"] == said["name"] == "color" and said["exports"] == [str(exports / "color-lora")]
-    assert "color, sure" in qmixlora("pick", exports, "what color is the circle ?").stdout
+    told = qmixlora("pick", exports, "what color is the circle ?").stdout
+    assert "color, sure" in told and f"Next: qmixlora chat {exports / 'color-lora'} " in told
+
+
+def test_an_export_that_llama_cpp_alone_opens_is_not_offered_to_chat(
+    exports: Path, qmixlora: CommandLine, tmp_path: Path
+) -> None:
+    shutil.copytree(exports / "picker", tmp_path / "picker")
+    (tmp_path / "color-gguf").mkdir()
+    told = qmixlora("pick", tmp_path, "what color is the circle ?").stdout
+    assert told.splitlines()[-1].startswith(f"Next: qmixlora serve-files {tmp_path} --for llama-server")
 
 
 def test_a_folder_without_a_picker_and_an_empty_instruction_are_mistakes(
