@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .places import Place, Served
 
 START, COMPOSE, TASKS, README = "start.sh", "compose.yaml", "tasks.json", "README.md"
 MOUNTED = "/exports"  # where a container has the folder of the exports
+CODE = "Python code of {model} runs in the server, since the run's recipe says model.trust_remote_code: true."
 GPU = {"resources": {"reservations": {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}}}
 
 
@@ -61,12 +63,12 @@ def _served(exports: Exports, name: str, place: Place) -> Served:
             + (" A merged checkpoint needs no files: it is served as any other model." if merged else ""),
         )
     _refuse_what_is_lost(adapters, place)
-    bases = sorted({adapter.base for adapter in adapters})
+    bases = sorted({adapter.base for adapter in adapters}, key=str)
     if len(bases) > 1:
         on = "; ".join(f"{adapter.name} on {adapter.base}" for adapter in adapters)
         raise UserError("A server has one base, and these adapters lie on several.", where=on, fix="Export them again.")
-    dtypes = [adapter.fingerprint.dtype for adapter in adapters if adapter.fingerprint is not None]
-    typed = _typed(bases[0], exports.folder)
+    dtypes = [adapter.dtype for adapter in adapters if adapter.dtype is not None]
+    typed = replace(bases[0], model=_typed(bases[0].model, exports.folder))
     return Served(adapters, typed, exports.folder, f"serve-{name}", dtypes[0] if dtypes else None)
 
 
@@ -94,9 +96,9 @@ def _typed(base: str, folder: Path) -> str:
 def _request(place: Place, served: Served, adapter: Adapter) -> dict[str, Any]:
     """What requests for a task say beside its messages."""
     request = place.request(served, adapter)
-    if adapter.fingerprint is not None and adapter.fingerprint.template_arguments:
-        request["chat_template_kwargs"] = adapter.fingerprint.template_arguments
-    if adapter.stops:
+    if adapter.template_arguments:
+        request["chat_template_kwargs"] = dict(adapter.template_arguments)
+    if adapter.stops and place.form == "lora":  # llama-server and Ollama are told when they start
         request["stop_token_ids"] = list(adapter.stops)
     return request
 
@@ -115,9 +117,10 @@ def _script(place: Place, served: Served) -> str:
 def _compose(served: Served, name: str, place: Place) -> str:
     """The same script in a container, with the card."""
     volumes = [f"..:{MOUNTED}:ro"]
-    if Path(served.base).is_absolute():
-        volumes.append(f"{served.base}:{served.base}:ro")
-    elif not (served.folder / served.base).is_dir():
+    model = served.base.model
+    if Path(model).is_absolute():
+        volumes.append(f"{model}:{model}:ro")
+    elif not (served.folder / model).is_dir():
         volumes.append("${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface")
     service = {
         "image": place.image,
@@ -136,6 +139,8 @@ def _readme(exports: Exports, served: Served, place: Place) -> str:
     start = f"Start it: `sh {START}`, or `docker compose up` here."
     start = start if place.image else f"While it runs, tell it of the tasks: `sh {START}`."
     notes = dict.fromkeys(note for adapter in served.adapters for note in adapter.notes)
+    if served.base.trust_remote_code and place.form == "lora":
+        notes[CODE.format(model=served.base)] = None
     merged = [path.name for path in exports.merged]
     if merged:
         notes[f"Not served here, as each is a model of its own: {', '.join(merged)}."] = None
@@ -145,7 +150,7 @@ def _readme(exports: Exports, served: Served, place: Place) -> str:
         for one in served.adapters
     ]
     parts = [
-        f"# These exports in {place.title}\n\n{place.about}",
+        f"# These exports in {place.title}\n\n{place.about.format(base=served.alone)}",
         f"{start} {place.measured}",
         "Ask a task of it (a question, then any image files):\n\n" + _block(asked),
         "See that every task's adapter is applied:\n\n" + _block(checks),
@@ -160,7 +165,7 @@ def _block(lines: Sequence[str]) -> str:
 
 def _called(place: Place, adapter: Adapter) -> str:
     """`--name`, where a server calls a task otherwise than its fingerprint does."""
-    own = adapter.name + place.suffix
+    own = place.named(adapter.name) + place.suffix
     known = adapter.fingerprint.name if adapter.fingerprint is not None else ""
     return "" if own == known else f" --name {shlex.quote(own)}"
 
