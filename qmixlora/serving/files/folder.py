@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 
 from qmixlora.errors import UserError
-from qmixlora.files import replacing, write_json
+from qmixlora.files import link_or_copy, replacing, write_json
 from qmixlora.serving.fingerprint import Prompt
 
 from . import ask
 from .exports import Adapter, Exports
-from .places import Place, Served
+from .places import CONVERT, OF, Place, Served
 
 START, COMPOSE, TASKS, README = "start.sh", "compose.yaml", "tasks.json", "README.md"
 MOUNTED = "/exports"  # where a container has the folder of the exports
@@ -31,10 +31,14 @@ def write_files(exports: Exports, name: str, place: Place) -> Path:
     A folder that an earlier call wrote is replaced; a base that was converted into it stays.
 
     Raises:
-        UserError: an adapter that the server does not take, or takes in part; adapters on several bases; none at all.
+        UserError: an adapter that the server does not take, or takes in part; adapters on several bases; none at all; a
+            base that was converted of another one, or to another type.
     """
     served = _served(exports, name, place)
     folder = exports.folder / served.own
+    files, converted = place.files(served), list(folder.glob("*.gguf"))
+    if converted:
+        _check_converted(folder, converted, files)
     script = _script(place, served)
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -42,14 +46,40 @@ def write_files(exports: Exports, name: str, place: Place) -> Path:
         requests = {adapter.name: _request(place, served, adapter) for adapter in served.adapters}
         write_json(temporary / TASKS, {"url": f"http://127.0.0.1:{place.port}", "tasks": requests})
         shutil.copyfile(ask.__file__, temporary / "ask.py")
-        for file, text in place.files(served).items():
-            (temporary / file).write_text(text, encoding="utf-8")
+        for other, text in files.items():
+            (temporary / other).write_text(text, encoding="utf-8")
         if place.image is not None:
             (temporary / COMPOSE).write_text(_compose(served, name, place), encoding="utf-8")
         (temporary / README).write_text(_readme(exports, served, place), encoding="utf-8")
-        for converted in folder.glob("*.gguf"):
-            converted.rename(temporary / converted.name)
+        for file in converted:
+            _keep(file, temporary / file.name)
     return folder
+
+
+def _keep(file: Path, path: Path) -> None:
+    """Put a converted file, or a link to one, into the new folder too; the former one has it until it is replaced."""
+    if file.is_symlink():
+        path.symlink_to(file.readlink())
+    else:
+        link_or_copy(file, path)
+
+
+def _check_converted(folder: Path, converted: Sequence[Path], files: Mapping[str, str]) -> None:
+    """Raise UserError if the script that made GGUF of a base says that it was another one, or another type."""
+    script = folder / CONVERT
+    before = _converted_of(script.read_text(encoding="utf-8")) if script.is_file() else None
+    now = _converted_of(files[CONVERT])
+    if before not in (None, now):
+        raise UserError(
+            f"The base as GGUF is of another base or type than these adapters': {before}, and not {now}.",
+            where=", ".join(map(str, converted)),
+            fix=f"Remove what was converted, write the files again, and convert anew: sh {CONVERT}.",
+        )
+
+
+def _converted_of(script: str) -> str | None:
+    """What a script makes GGUF of; None where it does not say so, as those of earlier releases."""
+    return next((line.removeprefix(OF) for line in script.splitlines() if line.startswith(OF)), None)
 
 
 def _served(exports: Exports, name: str, place: Place) -> Served:

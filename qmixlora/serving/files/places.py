@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qmixlora.bases import Source
+from qmixlora.bases import Source, read_record
 from qmixlora.errors import UserError
 
 from .exports import Adapter, image_limits
@@ -22,6 +22,7 @@ from .exports import Adapter, image_limits
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank may be
 SLOTS = 8  # adapters in one batch at most: each takes memory on the card
 CONVERTED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+CONVERT, OF = "convert.sh", "# of "  # the script that makes GGUF of a base, and its line that says of which
 Lines = list[list[str]]  # a command, an option with its values a line
 
 
@@ -188,15 +189,18 @@ def _modelfiles(served: Served) -> dict[str, str]:
 def _converted(served: Served) -> dict[str, str]:
     kind = CONVERTED.get(served.dtype or "", "f16")
     convert = f'python "$LLAMA_CPP/convert_hf_to_gguf.py" "$base" --outtype {kind}'
+    record = read_record(served.folder / served.base.model) or {}
+    of = ", ".join([str(served.base), kind, *(f"{name} {record[name]}" for name in record)])
     script = f"""#!/bin/sh
 # The base as GGUF, once: LLAMA_CPP is a checkout of llama.cpp, python has what its converter requires.
+{OF}{of}
 cd "$(dirname "$0")/.." || exit 1
 base={served.base.folder_in_shell(served.folder)} || exit 1
 {convert} --outfile {served.own}/base.gguf || exit 1
 # the part that sees; where the converter refuses it (LLaVA-1.5), the server takes no images
 {convert} --outfile {served.own}/mmproj.gguf --mmproj || echo "No mmproj: the server will take no images." >&2
 """
-    return {"convert.sh": script}
+    return {CONVERT: script}
 
 
 def _by_name(served: Served, adapter: Adapter) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qmixlora import files
 from qmixlora.errors import UserError
 
 from .written import edit, gguf_of, on_the_model_as_it_is, option, words_given, written
@@ -131,3 +132,39 @@ def test_a_mixture_keeps_its_name_where_the_server_takes_it(exports: Path) -> No
     )
     assert json.loads((folder / "tasks.json").read_text())["tasks"][name]["model"] == called
     assert f"--name {called}:latest" in (folder / "README.md").read_text()
+
+
+def test_a_converted_base_survives_a_failure_and_a_link_to_one_stays(
+    exports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf_of(exports)
+    folder = written(exports, "llama-server")
+    (folder / "base.gguf").write_text("converted")
+    (folder / "mmproj.gguf").symlink_to("../a-gguf/a.gguf")
+
+    put_into_place = files._put_into_place
+
+    def put_other_than_the_folder(temporary: Path, path: Path) -> None:
+        if path == folder:
+            raise OSError("such as one of permissions")
+        put_into_place(temporary, path)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="of permissions"):
+        patched.setattr(files, "_put_into_place", put_other_than_the_folder)
+        written(exports, "llama-server")
+    assert (folder / "base.gguf").read_text() == "converted"
+    written(exports, "llama-server")
+    assert (folder / "base.gguf").read_text() == "converted" and (folder / "mmproj.gguf").is_symlink()
+
+
+def test_a_base_that_was_converted_of_another_one_is_not_served(exports: Path) -> None:
+    gguf = gguf_of(exports)
+    folder = written(exports, "llama-server")
+    (folder / "base.gguf").touch()
+    for file in (exports / "base" / "base.json", gguf / "base.json"):
+        edit(file, projector="of a later run")
+    with pytest.raises(UserError, match="of another base or type") as refused:
+        written(exports, "llama-server")
+    assert str(folder / "base.gguf") in refused.value.where and (folder / "base.gguf").is_file()
+    (folder / "base.gguf").unlink()
+    assert written(exports, "llama-server") == folder
