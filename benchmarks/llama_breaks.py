@@ -79,7 +79,7 @@ BREAKS: dict[str, Break] = {
     "projector dropped": _converted_otherwise(
         "the `mmproj` of the model as it was",
         "mmproj.gguf",
-        r"(?<=convert_hf_to_gguf.py\" )base",
+        r"(?<=\nbase=)base",
         lambda exports: str(original(exports)),
     ),
     "images of another size": _started_otherwise(

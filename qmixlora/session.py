@@ -251,7 +251,7 @@ def with_fresh_adapter(recipe: Recipe, backbone: PreTrainedModel, config: PeftCo
     projector in fp32.
     """
     config.inference_mode = False
-    config.base_model_name_or_path = recipe.model.id
+    config.base_model_name_or_path, config.revision = recipe.model.id, recipe.model.revision
     targets = set(config.target_modules or ())  # type: ignore[attr-defined]  # every method has them
     model = cast(PeftModel, get_peft_model(backbone, config))
     _check_adapted(model, targets, recipe)

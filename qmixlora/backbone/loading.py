@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from transformers import (
 )
 from transformers.utils.logging import set_tqdm_hook
 
+from qmixlora.bases import Source
 from qmixlora.device import default_device, make_room
 from qmixlora.errors import UserError
 from qmixlora.progress import Tell, progress
@@ -82,17 +81,9 @@ def load_backbone(
     return model, processor, anatomy
 
 
-@lru_cache
-def _say_that_code_runs(model_id: str, revision: str | None) -> None:
-    at = f" at {revision}" if revision else " (model.revision: COMMIT would pin it)"
-    print(f"Python code of {model_id}{at} may run in this process: model.trust_remote_code is true.", file=sys.stderr)
-
-
 def source_of(spec: Model) -> dict[str, Any]:
     """The arguments with which `from_pretrained` takes a model; tells, once, if code of its repository may run."""
-    if spec.trust_remote_code:
-        _say_that_code_runs(spec.id, spec.revision)
-    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    return Source(spec.id, spec.revision, spec.trust_remote_code).arguments()
 
 
 def open_processor(spec: Model, max_image_tokens: int | None) -> ProcessorMixin:

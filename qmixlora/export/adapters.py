@@ -113,14 +113,15 @@ def _save(job: Job, static: TunedSession, base: Path | None, folder: Path, fidel
     static.model.save_pretrained(str(folder))
     if base is not None:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        write_json(folder / ADAPTER_CONFIG, {**config, "base_model_name_or_path": str(base.resolve())})
+        own = {"base_model_name_or_path": str(base.resolve()), "revision": None}
+        write_json(folder / ADAPTER_CONFIG, {**config, **own})
         shutil.copyfile(base / RECORD, folder / RECORD)
     else:
         limit = job.recipe.data.max_image_tokens
         carried = (CARRIED,) if carry_stops(folder, static) else ()
         limited = () if limit is None else (LIMITED.format(limit=limit),)
         fidelity = replace(fidelity, notes=(*fidelity.notes, *carried, *limited))
-    write_card(folder, fidelity, static.recipe.model.id if base is None else str(base.resolve()))
+    write_card(folder, fidelity, job.source_on(base))
     job.finish(folder, fidelity)
     return fidelity
 

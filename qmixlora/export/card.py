@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qmixlora.bases import Source
+
 from .fidelity import FIDELITY, Fidelity
 
 
-def write_card(folder: Path, fidelity: Fidelity, base: str) -> None:
+def write_card(folder: Path, fidelity: Fidelity, base: Source) -> None:
     """Describe an adapter on `base` under the metadata that PEFT wrote, in place of PEFT's empty form."""
     _, metadata, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", maxsplit=2)
     shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in fidelity.tasks.items())
@@ -24,8 +26,8 @@ Exported by qmixlora from a run that was tuned on several tasks: rank {fidelity.
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-BASE = {base!r}
-model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE), THIS_FOLDER)
+BASE = {base.model!r}
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE{base.typed()}), THIS_FOLDER)
 ```
 
 The base {has}: on another one the adapter does something else. `qmixlora check THIS_FOLDER --url URL` asks a server

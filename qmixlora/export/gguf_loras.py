@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from qmixlora.backbone import source_of
 from qmixlora.errors import UserError
-from qmixlora.files import replacing
+from qmixlora.files import replacing, write_json
 from qmixlora.recipe import Recipe
+from qmixlora.serving.files.exports import image_limits
+from qmixlora.serving.files.places import options_of_images, options_of_stops
 
 from .adapters import Adapter
 from .fidelity import Fidelity
 from .job import Job
 from .llama_cpp import LlamaModel, note_on_images
+from .settings import GENERATION, PROCESSOR
 from .static import read
 from .targets import Request
 
@@ -26,13 +31,21 @@ Rank {rank}, for the text part of `{base}`: on another base it does something el
 server:
 
 ```bash
-python convert_hf_to_gguf.py {base} --outfile base.gguf
+python convert_hf_to_gguf.py {checkpoint} --outfile base.gguf
 llama-server -m base.gguf --lora {file}
 qmixlora check {folder} --llama-server http://127.0.0.1:8080
 ```
 
-{images}
+{notes}
 """
+STOPS = (
+    "Answers end in {token!r}, which llama.cpp may not know to end one: start llama-server with {options}, as "
+    "`qmixlora serve-files` does."
+)
+LIMITED = (
+    "The run held images to data.max_image_tokens={limit}, which llama.cpp's converter leaves out: start llama-server "
+    "with {options}, as `qmixlora serve-files` does."
+)
 
 
 def check(recipe: Recipe, request: Request) -> None:
@@ -68,15 +81,33 @@ def write(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
         target, lora = adapter.live.target, adapter.fidelity
         final = job.folder_of(target, "gguf")
         measured = {**lora.measurements, "gguf": lora.measurements["lora"]}  # the same tensors
-        fidelity = replace(lora, folder=final, measurements=measured, notes=(images,))
+        fidelity = replace(lora, folder=final, measurements=measured)
         job.say_what_is_replaced(final, fidelity)
         with replacing(final) as temporary:
             temporary.mkdir()
             task, file = "+".join(target.shares), f"{target.name}.gguf"
             model.write_lora(temporary / file, read(adapter.folder).updates, task, f"LoRA for {target.name}")
-            base = job.carry_base(temporary)
-            card = CARD.format(task=task, rank=lora.rank, base=base, file=final / file, folder=final, images=images)
+            base, notes = job.carry_base(temporary), (images, *carry_stops_and_limits(job, temporary))
+            of_base = {"base": base, "checkpoint": base.folder_in_shell(), "notes": "\n\n".join(notes)}
+            card = CARD.format(task=task, rank=lora.rank, file=final / file, folder=final, **of_base)
             (temporary / "README.md").write_text(card, encoding="utf-8")
+            fidelity = replace(fidelity, notes=notes)
             job.finish(temporary, fidelity)
         made.append(fidelity)
     return made
+
+
+def carry_stops_and_limits(job: Job, folder: Path) -> list[str]:
+    """Write where answers end and how large images may be into a folder, as `serve-files` looks for them; returns what
+    is to be told of it. A GGUF base has the tokenizer's own end alone, and no limits.
+    """
+    collator, limit, notes = job.collator, job.recipe.data.max_image_tokens, list[str]()
+    if collator.end_id != collator.processor.tokenizer.eos_token_id:
+        token = collator.template.end_token
+        write_json(folder / GENERATION, {"eos_token_id": [collator.end_id], "stop_strings": [token]})
+        notes.append(STOPS.format(token=token, options=" ".join(options_of_stops([collator.end_id]))))
+    images = json.loads(collator.processor.image_processor.to_json_string())
+    write_json(folder / PROCESSOR, {"image_processor": images})
+    if (limits := image_limits(folder)) and limit is not None:
+        notes.append(LIMITED.format(limit=limit, options=" ".join(options_of_images(limits))))
+    return notes

@@ -16,7 +16,8 @@ from transformers import AutoConfig
 
 from qmixlora.backbone import make_skeleton, source_of
 from qmixlora.backbone.levers import has_quantized_parts
-from qmixlora.bases import BASE, RECORD
+from qmixlora.bases import BASE, RECORD, Source
+from qmixlora.bases import RECIPE as RECIPE
 from qmixlora.data import Collator, indices_by_task, taught
 from qmixlora.errors import UserError
 from qmixlora.files import write_json
@@ -29,7 +30,7 @@ from .fidelity import FIDELITY, Fidelity
 from .merge import Base
 from .targets import Request, Target
 
-FOLDER, RECIPE = "exports", "recipe.yaml"
+FOLDER = "exports"
 TOLD = ("rank", "polish_steps", "base", "split", "samples")  # of a fidelity, where it is replaced
 
 
@@ -97,12 +98,19 @@ class Job:
         """The folder of the base that the run's LoRAs lie on."""
         return self.folder / FOLDER / BASE
 
-    def carry_base(self, folder: Path) -> str:
-        """Note in the folder of an export which base it lies on, if that is one of the run's own; returns its name."""
+    def source_on(self, base: Path | None) -> Source:
+        """How the run's own base (None: its model) is loaded, by adapters that lie on it."""
+        spec = self.recipe.model
+        if base is None:
+            return Source(spec.id, spec.revision, spec.trust_remote_code)
+        return Source(str(base.resolve()), None, spec.trust_remote_code)
+
+    def carry_base(self, folder: Path) -> Source:
+        """Note in the folder of an export which base it lies on, if that is one of the run's own; returns the base."""
         if not (self.base_folder / RECORD).is_file():
-            return self.recipe.model.id
+            return self.source_on(None)
         shutil.copyfile(self.base_folder / RECORD, folder / RECORD)
-        return str(self.base_folder.resolve())
+        return self.source_on(self.base_folder)
 
     def folder_of(self, target: Target, form: str) -> Path:
         return self.folder / FOLDER / f"{target.name}-{form}"

@@ -19,7 +19,7 @@ from qmixlora.recipe import Recipe
 from qmixlora.serving import route
 from qmixlora.session import TunedSession
 
-from .gguf_loras import check_projector, config_of
+from .gguf_loras import carry_stops_and_limits, check_projector, config_of
 from .job import FOLDER, RECIPE, Job
 from .llama_cpp import LlamaModel, note_on_images
 from .low_rank import LowRank
@@ -35,7 +35,7 @@ CARD = """# A live mixture for llama-server
 an instruction. With llama.cpp's converter and server, from the folder of this file:
 
 ```bash
-python convert_hf_to_gguf.py {base} --outfile base.gguf
+python convert_hf_to_gguf.py {checkpoint} --outfile base.gguf
 llama-server -m base.gguf --lora-scaled $(ls factor-*.gguf | sed 's/$/:0/' | paste -sd,) --no-cache-prompt
 python route.py "What is in this picture?"     # the "lora" of the request; `qmixlora route` prints the same
 ```
@@ -44,7 +44,7 @@ The server numbers the files in their order, from 0: name no other adapter befor
 answers from states that other scales have left. A conversation that goes on is asked with the scales of its last
 question.
 
-{images}
+{notes}
 """
 
 
@@ -93,8 +93,9 @@ def write(job: Job, session: TunedSession, learned: Learned) -> None:
             model.write_lora(temporary / f"{name}.gguf", updates, name, name, scaling=learned.scaling)
         write_router(session, temporary)
         shutil.copyfile(route.__file__, temporary / CLIENT)
-        card = CARD.format(factors=factors, base=job.carry_base(temporary), images=note_on_images(config))
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        base, notes = job.carry_base(temporary), (note_on_images(config), *carry_stops_and_limits(job, temporary))
+        of_base = {"base": base, "checkpoint": base.folder_in_shell(), "notes": "\n\n".join(notes)}
+        (temporary / "README.md").write_text(CARD.format(factors=factors, **of_base), encoding="utf-8")
         shutil.copyfile(job.folder / RECIPE, temporary / RECIPE)
         seal(temporary)
         _compare(job, session, temporary)

@@ -46,12 +46,12 @@ def mixture_name(shares: Mapping[str, float], tasks: Sequence[str]) -> str:
 
 def safe_name(task: str) -> str:
     """A task's name as a folder's: composed letters (NFC), marks and digits of any script, `.`, `_`, `+` and `-` stay,
-    the rest becomes `_`; neither hidden, nor a device of Windows, nor too long.
+    the rest becomes `_`; neither hidden, nor an option of a command line, nor a device of Windows, nor too long.
     """
     composed = unicodedata.normalize("NFC", task)
     name = "".join(char if char in KEPT or unicodedata.category(char)[0] in "LMN" else "_" for char in composed)
     bare = name.lstrip(".")
-    name = f"_{bare}" if bare != name or _key(name.partition(".")[0]) in WINDOWS else name
+    name = f"_{bare}" if bare != name or bare.startswith("-") or _key(name.partition(".")[0]) in WINDOWS else name
     name = f"{name.rstrip('.')}_" if name.endswith(".") else name
     return f"{_cut(name)}-{_digest(task)}" if len(name.encode()) > LONGEST else name or "_"
 

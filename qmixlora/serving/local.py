@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from qmixlora.bases import named_base, own_base
+from qmixlora.bases import Source, section_of_recipe, source_below
 
 from .fingerprint import Answer, Fingerprint, Message
 from .stock import StockModel, clear_load_errors, load_model, put_adapter
@@ -39,18 +39,20 @@ class Local:
 
 def with_peft(folder: Path, fingerprint: Fingerprint, base: str | None) -> Local:
     """An exported adapter on its base (or on `base`). Raises UserError if they cannot be loaded."""
-    model = base or str(own_base(folder) or named_base(folder))
-    stock = _loaded(folder, model, fingerprint)
-    with clear_load_errors("PEFT cannot load the adapter", f"{folder}, on {model}"):
+    source = source_below(folder) if base is None else Source(base)
+    stock = _loaded(folder, source, fingerprint)
+    with clear_load_errors("PEFT cannot load the adapter", f"{folder}, on {source}"):
         put_adapter(stock, folder)
     return Local(stock)
 
 
 def with_transformers(folder: Path, fingerprint: Fingerprint) -> Local:
     """A merged checkpoint or a base. Raises UserError if it cannot be loaded."""
-    return Local(_loaded(folder, str(folder), fingerprint))
+    trusted = bool(section_of_recipe(folder, "model").get("trust_remote_code"))
+    return Local(_loaded(folder, Source(str(folder), None, trusted), fingerprint))
 
 
-def _loaded(folder: Path, model: str, fingerprint: Fingerprint) -> StockModel:
-    with clear_load_errors("transformers cannot load the model", f"{folder}: {model}"):
-        return load_model(model, fingerprint.dtype, template_arguments=fingerprint.template_arguments)
+def _loaded(folder: Path, source: Source, fingerprint: Fingerprint) -> StockModel:
+    settings = {**source.arguments(), "template_arguments": fingerprint.template_arguments}
+    with clear_load_errors("transformers cannot load the model", f"{folder}: {source}"):
+        return load_model(source.model, fingerprint.dtype, **settings)

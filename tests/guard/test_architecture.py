@@ -30,7 +30,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "recipe": {"errors"},
     "registration": set(),
     "mixlora": set(),
-    "backbone": {"errors", "progress", "device", "recipe"},
+    "backbone": {"errors", "bases", "progress", "device", "recipe"},
     "data": {"errors", "files", "progress", "parallel", "garbage", "recipe", "mixlora"},
     "adapter": {"errors", "files", "bases", "recipe", "mixlora", "backbone"},
     "session": {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qmixlora.bases import ADAPTER_CONFIG, BASE, named_base, own_base
+from qmixlora.bases import ADAPTER_CONFIG, Source, read_record, section_of_recipe, source_below
 from qmixlora.errors import UserError
 from qmixlora.files import clear_read_errors
 from qmixlora.serving.fingerprint import FINGERPRINT, Fingerprint, read_fingerprint
@@ -27,16 +27,20 @@ class Adapter:
     `name` is what requests call it, `base` the model that it lies on, `rank` the largest of its layers' (None: the file
     says it). `projector` says where a trained projector is (`base`, `adapter`, `low-rank`; None: there is none, or it
     is not said), `whole_modules` the modules that it has as a whole. `stops` are tokens that its answers end in and its
-    base does not stop at, `notes` what was said when it was exported.
+    base does not stop at, `stop_strings` their texts where they are known; `dtype` is that of the computation (None: it
+    is not said), `template_arguments` go to the chat template. `notes` is what was said when it was exported.
     """
 
     name: str
     path: Path
-    base: str
+    base: Source
     rank: int | None = None
     projector: str | None = None
     whole_modules: tuple[str, ...] = ()
     stops: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    dtype: str | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     fingerprint: Fingerprint | None = None
 
@@ -66,7 +70,7 @@ class Exports:
     @cached_property
     def ggufs(self) -> tuple[Adapter, ...]:
         """Raises UserError as `loras`."""
-        return tuple(_gguf(path, self.lora_folders) for path in self.gguf_folders)
+        return tuple(map(_gguf, self.gguf_folders))
 
 
 def read_exports(folder: Path) -> Exports:
@@ -87,11 +91,11 @@ def read_exports(folder: Path) -> Exports:
     return Exports(folder, loras, ggufs, merged)
 
 
-def image_limits(base: Path) -> tuple[int, int] | None:
-    """The fewest and the most tokens of an image by the processor in a base's folder, where that limits pixels, as
-    Qwen2-VL's does; None where it does not, or there is no such folder.
+def image_limits(folder: Path) -> tuple[int, int] | None:
+    """The fewest and the most tokens of an image by the processor in the folder of a base or an export, where that
+    limits pixels, as Qwen2-VL's does; None where it does not, or there is none.
     """
-    images = _read(base / PROCESSOR).get("image_processor") or {}
+    images = _read(folder / PROCESSOR).get("image_processor") or {}
     fewest, most = (images.get("size", {}).get(edge) for edge in ("shortest_edge", "longest_edge"))
     if not (fewest and most and images.get("merge_size")):
         return None
@@ -100,32 +104,38 @@ def image_limits(base: Path) -> tuple[int, int] | None:
 
 
 def _lora(folder: Path) -> Adapter:
-    config, own = _read(folder / ADAPTER_CONFIG), own_base(folder)
-    stops = _read(folder / GENERATION).get("eos_token_id") or ()
+    config = _read(folder / ADAPTER_CONFIG)
     return Adapter(
         path=folder,
-        base=named_base(folder) if own is None else str(own),
         rank=max(int(config.get("r") or 0), *(config.get("rank_pattern") or {}).values(), 1),
         whole_modules=tuple(config.get("modules_to_save") or ()),
-        stops=(stops,) if isinstance(stops, int) else tuple(stops),
         **_common(folder),
     )
 
 
-def _gguf(folder: Path, lora_folders: Sequence[Path]) -> Adapter:
+def _gguf(folder: Path) -> Adapter:
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:
         raise UserError(f"There is not one GGUF file but {len(files)}.", where=str(folder), fix=COPY)
-    own = folder.parent / BASE
-    base = str(own) if own.is_dir() else next((_lora(path).base for path in lora_folders), "")
-    return Adapter(path=files[0], base=base, **_common(folder))
+    return Adapter(path=files[0], **_common(folder))
 
 
 def _common(folder: Path) -> dict[str, Any]:
     """What an export of any form has beside its weights."""
-    fidelity = _read(folder / FIDELITY)
+    fidelity, generation, model = (
+        _read(folder / FIDELITY),
+        _read(folder / GENERATION),
+        section_of_recipe(folder, "model"),
+    )
     fingerprint = read_fingerprint(folder) if (folder / FINGERPRINT).is_file() else None
+    stops = generation.get("eos_token_id") or ()
+    arguments = {} if read_record(folder) else model.get("template_arguments")  # of an own base, its template has them
     return {
+        "base": source_below(folder),
+        "stops": (stops,) if isinstance(stops, int) else tuple(stops),
+        "stop_strings": tuple(generation.get("stop_strings") or ()),
+        "dtype": fingerprint.dtype if fingerprint else model.get("dtype"),
+        "template_arguments": fingerprint.template_arguments if fingerprint else arguments or {},
         "name": next((folder.name.removesuffix(form) for form in FORMS if folder.name.endswith(form)), folder.name),
         "projector": fidelity.get("projector"),
         "notes": tuple(fidelity.get("notes") or ()),

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from qmixlora.errors import UserError
-from qmixlora.files import replacing, write_json
+from qmixlora.files import link_or_copy, replacing, write_json
 from qmixlora.serving.fingerprint import Prompt
 
 from . import ask
 from .exports import Adapter, Exports
-from .places import Place, Served
+from .places import CONVERT, OF, Place, Served
 
 START, COMPOSE, TASKS, README = "start.sh", "compose.yaml", "tasks.json", "README.md"
 MOUNTED = "/exports"  # where a container has the folder of the exports
+CODE = "Python code of {model} runs in the server, since the run's recipe says model.trust_remote_code: true."
 GPU = {"resources": {"reservations": {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}}}
 
 
@@ -29,10 +31,14 @@ def write_files(exports: Exports, name: str, place: Place) -> Path:
     A folder that an earlier call wrote is replaced; a base that was converted into it stays.
 
     Raises:
-        UserError: an adapter that the server does not take, or takes in part; adapters on several bases; none at all.
+        UserError: an adapter that the server does not take, or takes in part; adapters on several bases; none at all; a
+            base that was converted of another one, or to another type.
     """
     served = _served(exports, name, place)
     folder = exports.folder / served.own
+    files, converted = place.files(served), list(folder.glob("*.gguf"))
+    if converted:
+        _check_converted(folder, converted, files)
     script = _script(place, served)
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -40,14 +46,40 @@ def write_files(exports: Exports, name: str, place: Place) -> Path:
         requests = {adapter.name: _request(place, served, adapter) for adapter in served.adapters}
         write_json(temporary / TASKS, {"url": f"http://127.0.0.1:{place.port}", "tasks": requests})
         shutil.copyfile(ask.__file__, temporary / "ask.py")
-        for file, text in place.files(served).items():
-            (temporary / file).write_text(text, encoding="utf-8")
+        for other, text in files.items():
+            (temporary / other).write_text(text, encoding="utf-8")
         if place.image is not None:
             (temporary / COMPOSE).write_text(_compose(served, name, place), encoding="utf-8")
         (temporary / README).write_text(_readme(exports, served, place), encoding="utf-8")
-        for converted in folder.glob("*.gguf"):
-            converted.rename(temporary / converted.name)
+        for file in converted:
+            _keep(file, temporary / file.name)
     return folder
+
+
+def _keep(file: Path, path: Path) -> None:
+    """Put a converted file, or a link to one, into the new folder too; the former one has it until it is replaced."""
+    if file.is_symlink():
+        path.symlink_to(file.readlink())
+    else:
+        link_or_copy(file, path)
+
+
+def _check_converted(folder: Path, converted: Sequence[Path], files: Mapping[str, str]) -> None:
+    """Raise UserError if the script that made GGUF of a base says that it was another one, or another type."""
+    script = folder / CONVERT
+    before = _converted_of(script.read_text(encoding="utf-8")) if script.is_file() else None
+    now = _converted_of(files[CONVERT])
+    if before not in (None, now):
+        raise UserError(
+            f"The base as GGUF is of another base or type than these adapters': {before}, and not {now}.",
+            where=", ".join(map(str, converted)),
+            fix=f"Remove what was converted, write the files again, and convert anew: sh {CONVERT}.",
+        )
+
+
+def _converted_of(script: str) -> str | None:
+    """What a script makes GGUF of; None where it does not say so, as those of earlier releases."""
+    return next((line.removeprefix(OF) for line in script.splitlines() if line.startswith(OF)), None)
 
 
 def _served(exports: Exports, name: str, place: Place) -> Served:
@@ -61,12 +93,12 @@ def _served(exports: Exports, name: str, place: Place) -> Served:
             + (" A merged checkpoint needs no files: it is served as any other model." if merged else ""),
         )
     _refuse_what_is_lost(adapters, place)
-    bases = sorted({adapter.base for adapter in adapters})
+    bases = sorted({adapter.base for adapter in adapters}, key=str)
     if len(bases) > 1:
         on = "; ".join(f"{adapter.name} on {adapter.base}" for adapter in adapters)
         raise UserError("A server has one base, and these adapters lie on several.", where=on, fix="Export them again.")
-    dtypes = [adapter.fingerprint.dtype for adapter in adapters if adapter.fingerprint is not None]
-    typed = _typed(bases[0], exports.folder)
+    dtypes = [adapter.dtype for adapter in adapters if adapter.dtype is not None]
+    typed = replace(bases[0], model=_typed(bases[0].model, exports.folder))
     return Served(adapters, typed, exports.folder, f"serve-{name}", dtypes[0] if dtypes else None)
 
 
@@ -94,9 +126,9 @@ def _typed(base: str, folder: Path) -> str:
 def _request(place: Place, served: Served, adapter: Adapter) -> dict[str, Any]:
     """What requests for a task say beside its messages."""
     request = place.request(served, adapter)
-    if adapter.fingerprint is not None and adapter.fingerprint.template_arguments:
-        request["chat_template_kwargs"] = adapter.fingerprint.template_arguments
-    if adapter.stops:
+    if adapter.template_arguments:
+        request["chat_template_kwargs"] = dict(adapter.template_arguments)
+    if adapter.stops and place.form == "lora":  # llama-server and Ollama are told when they start
         request["stop_token_ids"] = list(adapter.stops)
     return request
 
@@ -115,9 +147,10 @@ def _script(place: Place, served: Served) -> str:
 def _compose(served: Served, name: str, place: Place) -> str:
     """The same script in a container, with the card."""
     volumes = [f"..:{MOUNTED}:ro"]
-    if Path(served.base).is_absolute():
-        volumes.append(f"{served.base}:{served.base}:ro")
-    elif not (served.folder / served.base).is_dir():
+    model = served.base.model
+    if Path(model).is_absolute():
+        volumes.append(f"{model}:{model}:ro")
+    elif not (served.folder / model).is_dir():
         volumes.append("${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface")
     service = {
         "image": place.image,
@@ -136,6 +169,8 @@ def _readme(exports: Exports, served: Served, place: Place) -> str:
     start = f"Start it: `sh {START}`, or `docker compose up` here."
     start = start if place.image else f"While it runs, tell it of the tasks: `sh {START}`."
     notes = dict.fromkeys(note for adapter in served.adapters for note in adapter.notes)
+    if served.base.trust_remote_code and place.form == "lora":
+        notes[CODE.format(model=served.base)] = None
     merged = [path.name for path in exports.merged]
     if merged:
         notes[f"Not served here, as each is a model of its own: {', '.join(merged)}."] = None
@@ -145,7 +180,7 @@ def _readme(exports: Exports, served: Served, place: Place) -> str:
         for one in served.adapters
     ]
     parts = [
-        f"# These exports in {place.title}\n\n{place.about}",
+        f"# These exports in {place.title}\n\n{place.about.format(base=served.alone)}",
         f"{start} {place.measured}",
         "Ask a task of it (a question, then any image files):\n\n" + _block(asked),
         "See that every task's adapter is applied:\n\n" + _block(checks),
@@ -160,7 +195,7 @@ def _block(lines: Sequence[str]) -> str:
 
 def _called(place: Place, adapter: Adapter) -> str:
     """`--name`, where a server calls a task otherwise than its fingerprint does."""
-    own = adapter.name + place.suffix
+    own = place.named(adapter.name) + place.suffix
     known = adapter.fingerprint.name if adapter.fingerprint is not None else ""
     return "" if own == known else f" --name {shlex.quote(own)}"
 

@@ -5,12 +5,16 @@ vLLM's options are those of 0.32, SGLang's of 0.5.23, llama-server's of the llam
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qmixlora.bases import Source, read_record
 from qmixlora.errors import UserError
 
 from .exports import Adapter, image_limits
@@ -18,6 +22,7 @@ from .exports import Adapter, image_limits
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank may be
 SLOTS = 8  # adapters in one batch at most: each takes memory on the card
 CONVERTED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+CONVERT, OF = "convert.sh", "# of "  # the script that makes GGUF of a base, and its line that says of which
 Lines = list[list[str]]  # a command, an option with its values a line
 
 
@@ -26,11 +31,11 @@ class Served:
     """Adapters on one base, for one server.
 
     `base` is the base as it is typed in the folder of the exports, `own` the folder that is written, as it is typed
-    there; `dtype` is that of the fingerprints (None: there are none).
+    there; `dtype` is that of the computation (None: nothing says it).
     """
 
     adapters: tuple[Adapter, ...]
-    base: str
+    base: Source
     folder: Path
     own: str
     dtype: str | None
@@ -38,6 +43,14 @@ class Served:
     def typed(self, adapter: Adapter) -> str:
         """The path of an adapter, in the folder of the exports."""
         return adapter.path.relative_to(self.folder).as_posix()
+
+    @property
+    def alone(self) -> str:
+        """What the server calls the base without any adapter."""
+        name, taken = "base", {adapter.name for adapter in self.adapters}
+        while name in taken:
+            name += "_"
+        return name
 
     @property
     def tallest(self) -> int:
@@ -50,8 +63,9 @@ class Place:
     server that runs already of the adapters, and there is no compose file), `environment` what the container needs.
 
     `start` gives the lines of its command, `before` lines of shell ahead of them, `request` what a request says so that
-    a task's adapter answers, `files` what else is written. `check` is the option of `qmixlora check`, `suffix` what the
-    server puts behind a task's name; `measured` says whether these files were run.
+    a task's adapter answers, `files` what else is written. `check` is the option of `qmixlora check`, `named` makes a
+    name that the server takes of a task's, `suffix` is what the server puts behind it; `measured` says whether these
+    files were run.
     """
 
     title: str
@@ -66,6 +80,7 @@ class Place:
     files: Callable[[Served], Mapping[str, str]] = lambda served: {}
     before: Callable[[Served], str] = lambda served: ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    named: Callable[[str], str] = str
     suffix: str = ""
 
 
@@ -79,13 +94,13 @@ def _vllm(served: Served) -> Lines:
             fix=f"Cut it: qmixlora export RUN --all --rank {VLLM_RANKS[-1]}.",
         )
     return [
-        ["vllm", "serve", served.base],
-        ["--served-model-name", "base"],
+        ["vllm", "serve", served.base.model, *_options_of_source(served.base)],
+        ["--served-model-name", served.alone],
         *([["--dtype", served.dtype]] if served.dtype else []),
         ["--max-model-len", "auto"],
         ["--enable-lora", "--max-lora-rank", str(ranks[0])],
         ["--max-loras", str(min(count, SLOTS)), "--max-cpu-loras", str(count)],
-        ["--lora-modules", *(f"{adapter.name}={served.typed(adapter)}" for adapter in served.adapters)],
+        ["--lora-modules", *(_as_json(name=one.name, path=served.typed(one)) for one in served.adapters)],
         ["--host", "127.0.0.1", "--port", "8000"],
     ]
 
@@ -93,20 +108,43 @@ def _vllm(served: Served) -> Lines:
 def _sglang(served: Served) -> Lines:
     count = len(served.adapters)
     return [
-        ["python3", "-m", "sglang.launch_server", "--model-path", served.base],
-        ["--served-model-name", "base"],
+        ["python3", "-m", "sglang.launch_server", "--model-path", served.base.model, *_options_of_source(served.base)],
+        ["--served-model-name", served.alone],
         *([["--dtype", served.dtype]] if served.dtype else []),
         ["--enable-lora", "--max-lora-rank", str(served.tallest)],
         ["--max-loras-per-batch", str(min(count + 1, SLOTS))],  # the base alone counts as one
-        ["--lora-paths", *(f"{adapter.name}={served.typed(adapter)}" for adapter in served.adapters)],
+        ["--lora-paths", *(_as_json(lora_name=one.name, lora_path=served.typed(one)) for one in served.adapters)],
         ["--host", "127.0.0.1", "--port", "30000"],
     ]
 
 
+def _options_of_source(base: Source) -> list[str]:
+    """Of vLLM and SGLang alike."""
+    revision = [] if base.revision is None else ["--revision", base.revision]
+    return [*revision, *(["--trust-remote-code"] if base.trust_remote_code else [])]
+
+
+def _as_json(**fields: str) -> str:
+    """An adapter in the form that both take for any name; in NAME=PATH a name ends at its first `=`."""
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def options_of_stops(stops: Sequence[int]) -> list[str]:
+    """The option of llama-server by which a token ends answers; a request's `stop` does not see special tokens."""
+    return ["--override-kv", f"tokenizer.ggml.eot_token_id=int:{stops[0]}"]
+
+
+def options_of_images(limits: tuple[int, int]) -> list[str]:
+    """The options of llama-server for the fewest and the most tokens of an image."""
+    return ["--image-min-tokens", str(limits[0]), "--image-max-tokens", str(limits[1])]
+
+
 def _llama_server(served: Served) -> Lines:
+    stops = next((one.stops for one in served.adapters if one.stops), ())
     return [
         ["llama-server", "--model", f"{served.own}/base.gguf"],
-        ["--alias", "base"],
+        ["--alias", served.alone],
+        *([options_of_stops(stops)] if stops else []),
         # given twice, the last one counts; without scales all of them are applied to a request that names none
         ["--lora-scaled", ",".join(f"{served.typed(adapter)}:0" for adapter in served.adapters)],
         # it takes the states of one adapter's prompt for another's (ggml-org/llama.cpp issue 26207)
@@ -119,47 +157,67 @@ def _with_eyes(served: Served) -> str:
     """The part that sees, where the base has been converted with it, which leaves the processor's limits out. One
     request at a time then: of several, the server reads an image with the adapter of another one.
     """
-    own, limits = shlex.quote(f"{served.own}/mmproj.gguf"), image_limits(served.folder / served.base)
-    held = f" --image-min-tokens {limits[0]} --image-max-tokens {limits[1]}" if limits else ""
+    own, folders = shlex.quote(f"{served.own}/mmproj.gguf"), [one.folder for one in served.adapters]
+    limits = next(filter(None, map(image_limits, [*folders, served.folder / served.base.model])), None)
+    held = "".join(f" {word}" for word in options_of_images(limits)) if limits else ""
     return f'[ -f {own} ] && set -- --mmproj {own} --parallel 1{held} "$@"\n'
 
 
 def _ollama(served: Served) -> Lines:
-    return [["ollama", "create", one.name, "-f", f"{served.own}/{one.name}.Modelfile"] for one in served.adapters]
+    files = {one.name: f"{served.own}/{one.name}.Modelfile" for one in served.adapters}
+    return [["ollama", "create", _for_ollama(name), "-f", file] for name, file in files.items()]
+
+
+def _for_ollama(name: str) -> str:
+    """A model's name for Ollama: up to 80 letters of ASCII, digits, `_`, `-` and `.`, with a digest where that is not
+    the task's own.
+    """
+    kept = re.sub(r"^[-.]|[^A-Za-z0-9_.-]", "_", name)[:80]
+    return name if kept == name else f"{kept[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _modelfiles(served: Served) -> dict[str, str]:
     """A Modelfile for each task, and the conversion of the base."""
     files = _converted(served)
     for adapter in served.adapters:
-        lines = ("FROM ./base.gguf", f"ADAPTER ../{served.typed(adapter)}", "PARAMETER temperature 0")
+        stops = (f"PARAMETER stop {json.dumps(text, ensure_ascii=False)}" for text in adapter.stop_strings)
+        lines = ("FROM ./base.gguf", f"ADAPTER ../{served.typed(adapter)}", "PARAMETER temperature 0", *stops)
         files[f"{adapter.name}.Modelfile"] = "\n".join(lines) + "\n"
     return files
 
 
 def _converted(served: Served) -> dict[str, str]:
     kind = CONVERTED.get(served.dtype or "", "f16")
-    convert = f'python "$LLAMA_CPP/convert_hf_to_gguf.py" {shlex.quote(served.base)} --outtype {kind}'
+    convert = f'python "$LLAMA_CPP/convert_hf_to_gguf.py" "$base" --outtype {kind}'
+    record = read_record(served.folder / served.base.model) or {}
+    of = ", ".join([str(served.base), kind, *(f"{name} {record[name]}" for name in record)])
     script = f"""#!/bin/sh
 # The base as GGUF, once: LLAMA_CPP is a checkout of llama.cpp, python has what its converter requires.
+{OF}{of}
 cd "$(dirname "$0")/.." || exit 1
+base={served.base.folder_in_shell(served.folder)} || exit 1
 {convert} --outfile {served.own}/base.gguf || exit 1
 # the part that sees; where the converter refuses it (LLaVA-1.5), the server takes no images
 {convert} --outfile {served.own}/mmproj.gguf --mmproj || echo "No mmproj: the server will take no images." >&2
 """
-    return {"convert.sh": script}
+    return {CONVERT: script}
 
 
 def _by_name(served: Served, adapter: Adapter) -> dict[str, Any]:
     return {"model": adapter.name}
 
 
+def _by_ollamas_name(served: Served, adapter: Adapter) -> dict[str, Any]:
+    return {"model": _for_ollama(adapter.name)}
+
+
 def _by_suffix(served: Served, adapter: Adapter) -> dict[str, Any]:
-    return {"model": f"base:{adapter.name}"}
+    return {"model": f"{served.alone}:{adapter.name}"}
 
 
 def _by_scales(served: Served, adapter: Adapter) -> dict[str, Any]:
-    return {"model": "base", "lora": [{"id": i, "scale": float(o == adapter)} for i, o in enumerate(served.adapters)]}
+    scales = [{"id": number, "scale": float(one == adapter)} for number, one in enumerate(served.adapters)]
+    return {"model": served.alone, "lora": scales}
 
 
 NOT_RUN = "Written by the documentation and the source of the server, and never run by the authors of qmixlora."
@@ -172,7 +230,7 @@ PLACES = {
         start=_vllm,
         request=_by_name,
         check="--url",
-        about="vLLM takes one adapter per request, by its name as the model's; `base` is the model without any.",
+        about="vLLM takes one adapter per request, by its name as the model's; `{base}` is the model without any.",
         measured="`benchmarks/servers.py` runs this command (vLLM 0.32 on a CPU); the compose file was not run.",
     ),
     "sglang": Place(
@@ -183,7 +241,7 @@ PLACES = {
         start=_sglang,
         request=_by_suffix,
         check="--url",
-        about="SGLang takes one adapter per request, as `base:NAME`. With the adapter's name alone it answers as the "
+        about="SGLang takes one adapter per request, as `{base}:NAME`. With the adapter's name alone it answers as the "
         "base, without a word.",
         measured=NOT_RUN,
     ),
@@ -209,13 +267,14 @@ PLACES = {
         port=11434,
         image=None,
         start=_ollama,
-        request=_by_name,
+        request=_by_ollamas_name,
         check="--url",
         about="In Ollama each task is a model of its own, on one base. Make the base first, once: "
         "`LLAMA_CPP=... sh convert.sh`. Ollama writes prompts by a template of its own for the chat templates that it "
         "knows; `qmixlora check` tells if it is another one. The models take no images: nobody tried a second `FROM`.",
         measured=NOT_RUN,
         files=_modelfiles,
+        named=_for_ollama,
         suffix=":latest",
     ),
 }

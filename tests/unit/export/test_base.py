@@ -56,6 +56,15 @@ def test_a_base_is_the_model_with_the_trained_projector_and_nothing_else(
     assert all(torch.equal(base[name], value) for name, value in learned.items())
 
 
+def test_a_lora_says_the_revision_and_the_code_of_the_model_that_it_lies_on(run: Path) -> None:
+    edit_recipe(run, model__revision="v2", model__trust_remote_code=True)
+    for projector, revision in (("adapter", "v2"), ("base", None)):
+        folder = exported(run, projector=projector).folder
+        assert json.loads((folder / "adapter_config.json").read_text())["revision"] == revision
+        typed = "" if revision is None else ", revision='v2'"
+        assert f"from_pretrained(BASE{typed}, trust_remote_code=True)" in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("form", ["base", "color-merged"])
 def test_exports_have_the_names_of_the_hub(run: Path, form: str) -> None:
     """vLLM and llama.cpp know `vision_tower.vision_model...` alone; transformers saves a model from scratch without."""

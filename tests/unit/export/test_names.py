@@ -28,6 +28,8 @@ from qmixlora.export.names import folder_names, mixture_name, safe_name
         ("com\N{SUPERSCRIPT ONE}", "_com\N{SUPERSCRIPT ONE}"),
         ("a.", "a_"),
         (".hidden", "_hidden"),
+        ("--all", "_--all"),
+        (".-x", "_-x"),
         ('<>:"/\\|?*\0\n', "_" * 11),
     ],
 )
@@ -67,7 +69,7 @@ def test_names_are_few_bytes_safe_and_of_one_task(tasks: list[str]) -> None:
     assert len({name.casefold() for name in names}) == len(tasks)
     for name in names:
         assert name and len(f".{name}-merged.1234567.tmp".encode()) <= 255
-        assert not name.startswith(".") and not name.endswith((".", " ")) and not set(name) & set('<>:"/\\|?*\0')
+        assert not name.startswith((".", "-")) and not name.endswith((".", " ")) and not set(name) & set('<>:"/\\|?*\0')
 
 
 KNOWN = ["a", "b", "c", "a+b", "d+e", "f"]

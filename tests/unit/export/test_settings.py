@@ -13,13 +13,18 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from qmixlora.data import load_conversations, open_images, to_messages
+from qmixlora.export.gguf_loras import carry_stops_and_limits
+from qmixlora.export.job import Job
 from qmixlora.export.settings import GENERATION, TEMPLATE, carry_settings
+from qmixlora.export.targets import Request
+from qmixlora.manifest import first_change
 from qmixlora.recipe import Recipe
+from qmixlora.serving.files.exports import image_limits
 from qmixlora.session import open_collator, open_run
 from tests.families.checkpoint import make_checkpoint, make_data
 from tests.families.variants import llava_onevision, qwen2_5_vl
 
-from .helpers import edit_recipe, exported, recipe_of
+from .helpers import QUIET, edit_recipe, exported, recipe_of
 
 
 def with_another_end(run: Path, backbone: Path, tmp_path: Path) -> None:
@@ -56,6 +61,17 @@ def test_a_base_stops_for_its_loras(run: Path, backbone: Path, tmp_path: Path) -
     assert not (fidelity.folder / GENERATION).exists() and fidelity.notes == ()
 
 
+def test_a_file_of_llama_cpp_says_where_to_stop(run: Path, backbone: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    with_another_end(run, backbone, tmp_path)
+    fidelity = exported(run, forms=("gguf",))
+    written = json.loads((fidelity.folder / GENERATION).read_text(encoding="utf-8"))
+    assert written == {"eos_token_id": [4], "stop_strings": ["<unk>"]}
+    (note,) = (note for note in fidelity.notes if "'<unk>'" in note)
+    assert "--override-kv tokenizer.ggml.eot_token_id=int:4" in note
+    assert note in (fidelity.folder / "README.md").read_text() and first_change(fidelity.folder) is None
+
+
 @pytest.fixture
 def checkpoint_with(tmp_path: Path) -> Callable[..., tuple[Path, Recipe]]:
     """The checkpoint of a family with images of many tokens, and a recipe for it with values of one's own."""
@@ -86,6 +102,21 @@ def tokens_of(processor: Any, row: Any) -> dict[str, torch.Tensor]:
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
     )
+
+
+@pytest.mark.parametrize("budget", [4, None])
+def test_a_file_of_llama_cpp_says_how_large_images_may_be(
+    checkpoint_with: Callable[..., tuple[Path, Recipe]], tmp_path: Path, budget: int | None
+) -> None:
+    """The processor's limits as the run held them, whose model has others."""
+    model, recipe = checkpoint_with(qwen2_5_vl.VARIANT, data={"max_image_tokens": budget})
+    job, folder = Job(tmp_path, recipe, Request(), QUIET, open_collator(recipe)), tmp_path / "a-gguf"
+    folder.mkdir()
+    notes, limits = carry_stops_and_limits(job, folder), image_limits(folder)
+    before = image_limits(model)
+    assert before is not None and limits == (before if budget is None else (1, 4))
+    told = [note for note in notes if "data.max_image_tokens=4" in note]
+    assert [f"--image-max-tokens {budget}" in note for note in told] == [True] * (budget is not None)
 
 
 @pytest.mark.parametrize("variant", [qwen2_5_vl.VARIANT, llava_onevision.VARIANT], ids=["qwen2.5-vl", "onevision"])

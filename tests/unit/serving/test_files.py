@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from qmixlora.errors import UserError
 from qmixlora.serving.files.exports import read_exports
-from qmixlora.serving.files.folder import write_files
-from qmixlora.serving.files.places import PLACES
 from tests.conftest import CommandLine
 
-
-def written(exports: Path, server: str) -> Path:
-    return write_files(read_exports(exports), server, PLACES[server])
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def words_given(script: Path, program: str, *options: str) -> list[str]:
-    """The words that a script gives a program of this name, started from another folder; paths are looked up."""
-    folder = script.parents[2] / "programs"
-    folder.mkdir(exist_ok=True)
-    (folder / program).write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
-    (folder / program).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["sh", str(script), *options], cwd="/", env=environment, capture_output=True, text=True, check=True
-    )
-    where, *words = done.stdout.splitlines()
-    assert Path(where).samefile(script.parents[1])
-    return words
-
-
-def gguf_of(exports: Path) -> Path:
-    """An export for llama.cpp beside the others; what is in the file is not read here."""
-    folder = exports / "a-gguf"
-    folder.mkdir()
-    (folder / "a.gguf").touch()
-    shutil.copyfile(exports / "a-lora" / "fingerprint.json", folder / "fingerprint.json")
-    return folder
+from .written import edit, gguf_of, on_the_model_as_it_is, option, words_given, written
 
 
 def test_vllm_is_started_with_every_adapter_by_name_and_limits_that_fit(exports: Path) -> None:
@@ -60,7 +26,8 @@ def test_vllm_is_started_with_every_adapter_by_name_and_limits_that_fit(exports:
     assert words[:2] == ["serve", "base"] and (exports / "base" / "config.json").is_file()
     at = {word: index for index, word in enumerate(words) if word.startswith("--")}
     assert words[at["--max-lora-rank"] + 1] == "32" and words[at["--dtype"] + 1] == "float32"
-    assert words[at["--lora-modules"] + 1 :][:2] == ["a=a-lora", "zähl mich=zähl mich-lora"]
+    adapters = [json.loads(word) for word in words[at["--lora-modules"] + 1 :][:2]]
+    assert adapters == [{"name": name, "path": f"{name}-lora"} for name in ("a", "zähl mich")]
     assert words[at["--max-loras"] + 1] == words[at["--max-cpu-loras"] + 1] == "2"
     assert words[-2:] == ["--port", "8123"], "options of one's own come last, and win"
 
@@ -98,9 +65,7 @@ def test_the_client_asks_the_task_that_it_is_told(made_exports: Path, exports: P
 
 
 def test_an_adapter_on_the_model_as_it_is_carries_its_stops_and_arguments_into_requests(exports: Path) -> None:
-    lora = exports / "a-lora"
-    (lora / "base.json").unlink()
-    edit(lora / "adapter_config.json", base_model_name_or_path="some/model")
+    lora = on_the_model_as_it_is(exports / "a-lora")
     (lora / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
     edit(lora / "fingerprint.json", template_arguments={"enable_thinking": False})
     folder = written(exports, "vllm")
@@ -115,7 +80,8 @@ def test_sglang_is_asked_by_base_and_adapter_since_the_adapters_name_alone_is_th
     folder = written(exports, "sglang")
     assert json.loads((folder / "tasks.json").read_text())["tasks"]["a"]["model"] == "base:a"
     words = words_given(folder / "start.sh", "python3")
-    assert words[words.index("--lora-paths") + 1] == "a=a-lora" and words[words.index("--max-lora-rank") + 1] == "4"
+    adapter = json.loads(option(words, "--lora-paths"))
+    assert adapter == {"lora_name": "a", "lora_path": "a-lora"} and words[words.index("--max-lora-rank") + 1] == "4"
 
 
 def test_llama_server_loads_all_adapters_at_scale_zero_and_is_asked_by_scales(exports: Path) -> None:
@@ -134,10 +100,8 @@ def test_llama_server_loads_all_adapters_at_scale_zero_and_is_asked_by_scales(ex
     assert limits == ["1", "4"], "of the base's processor: the run holds images to four tokens"
     asked = json.loads((folder / "tasks.json").read_text())["tasks"]["b"]["lora"]
     assert asked == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
-    assert (
-        'convert_hf_to_gguf.py" base --outtype f32 --outfile serve-llama-server/base.gguf'
-        in (folder / "convert.sh").read_text()
-    )
+    script = (folder / "convert.sh").read_text()
+    assert "\nbase=base " in script and '"$base" --outtype f32 --outfile serve-llama-server/base.gguf' in script
 
 
 def test_ollama_has_a_modelfile_for_each_task_that_names_files_that_are_there(exports: Path) -> None:
