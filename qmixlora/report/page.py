@@ -47,7 +47,10 @@ def refresh_report(folder: Path) -> str:
 def _summary(record: RunRecord) -> str:
     """What a run came to, in a line."""
     step = max((one["step"] for one in record.logged()), default=0)
-    tasks = len(record.routing.tasks) if record.routing else len(record.scores[1].tasks) if record.scores else None
+    routing = record.routing
+    tasks = (
+        len(routing.tasks) + len(routing.unseen) if routing else len(record.scores[1].tasks) if record.scores else None
+    )
     told = [f"{record.recipe.adapter.method}, {step} steps"]
     told += [f"{tasks} task{'' if tasks == 1 else 's'}"] if tasks else []
     if record.scores is not None:
