@@ -35,13 +35,20 @@ def write_report(folders: Sequence[Path], path: Path | None = None) -> Path:
 
 
 def refresh_report(folder: Path) -> str:
-    """Write the report of a run whose files have changed, and say where; or why not, since the run itself is there."""
+    """Write the report of a run whose files have changed, and say where; or why not, whatever it is: the report is not
+    what the command was for.
+    """
     try:
         return f"Report: {write_report([folder])}"
     except UserError as error:
         return f"The report was not written: {error.what} ({error.where})"
     except OSError as error:
         return f"The report was not written: {error.strerror} ({folder})"
+    except Exception as error:
+        return (
+            f"The report was not written: {type(error).__name__}: {error} ({folder}). This is a mistake of qmixlora's; "
+            f"`qmixlora report {folder}` says where."
+        )
 
 
 def _summary(record: RunRecord) -> str:

@@ -8,6 +8,8 @@ import torch
 
 from qmixlora.mixlora.routing_record import RoutingRecord
 
+NAMES = ("US$__vs_A$", "_\\$^$ \ud83d")  # as tasks and runs may have: no formulas, and half a surrogate pair
+
 
 def record_by_hand(tasks: Sequence[str]) -> RoutingRecord:
     """Two snapshots with four factors, of which the first two tasks are alike and even, then apart; factor 3 is never used

@@ -13,9 +13,11 @@ from PIL import Image
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Prediction, Scores, TaskScore, write_results
 from qmixlora.recipe import validate
-from qmixlora.report.charts import Curve, draw_curves, smooth
+from qmixlora.report import page as page_of_report
+from qmixlora.report.charts import Curve, Score, draw_curves, draw_scores, smooth
 from qmixlora.report.page import refresh_report, write_report
 from tests.browser import CHROMIUM, Browser, browser
+from tests.unit.report.records import NAMES, record_by_hand
 
 LONG = "a_name_of_a_task_that_is_as_long_as_those_of_Vision-Flan+visual_question_answering"
 
@@ -24,7 +26,6 @@ LONG = "a_name_of_a_task_that_is_as_long_as_those_of_Vision-Flan+visual_question
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder by hand, with every file that a report reads."""
     from qmixlora.mixlora.routing_record import FILE
-    from tests.unit.report.records import record_by_hand
 
     folder = tmp_path_factory.mktemp("report") / "run"
     folder.mkdir()
@@ -134,6 +135,24 @@ def test_on_paper_the_numbers_of_every_chart_are_open(page: Path, shown: Browser
 def test_a_curve_of_one_step_is_a_dot() -> None:
     dot, line = (draw_curves("t", [Curve("c", [(4, 1.0), (last, 1.1)])], "GiB") for last in (4, 5))
     assert dot.count("<use") > line.count("<use")
+
+
+def test_names_are_drawn_as_they_are_and_all_of_them_in_the_legend() -> None:
+    first, second = (name.replace("\ud83d", "?") for name in NAMES)
+    curves = draw_curves("t", [Curve(name, [(1, 1.0), (2, 2.0)]) for name in NAMES], "loss")
+    scores = draw_scores("t", NAMES, {name: [Score(0.5, None)] * 2 for name in NAMES}, "")
+    for drawn, times in ((curves, 1), (scores, 2)):  # in the legend, and of scores at an axis
+        svg = drawn[: drawn.index("</svg>")]
+        assert [svg.count(f">{name}<") for name in (first, second)] == [times, times]
+
+
+def test_a_report_that_cannot_be_drawn_fails_no_command(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(records: object) -> str:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(page_of_report, "scores_section", fail)
+    said = refresh_report(made)
+    assert said.startswith("The report was not written: ZeroDivisionError: by zero") and str(made) in said
 
 
 def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
