@@ -9,7 +9,7 @@ from pathlib import Path
 from qmixlora.errors import UserError
 from qmixlora.webpage import write_html
 
-from .record import REPORT, RunRecord
+from .record import REPORT, RunRecord, read_records
 from .sections.answers import SHOWN, answers_section
 from .sections.exports import exports_section
 from .sections.learning import learning_section
@@ -22,9 +22,9 @@ def write_report(folders: Sequence[Path], path: Path | None = None) -> Path:
     """Write the report of one run (`report.html` in its folder unless `path` is given) or of several side by side.
 
     Raises:
-        UserError: a folder is no run's, or a file in it is damaged.
+        UserError: a folder is named twice, is no run's, or a file in it is damaged.
     """
-    records = [RunRecord.read(folder) for folder in folders]
+    records = read_records(folders)
     path = path or folders[0] / REPORT
     title = " and ".join(record.name for record in records)
     parts = [f"<h1>{escape(title)}</h1>", *map(_summary, records), scores_section(records), learning_section(records)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,8 +38,10 @@ class RunRecord:
     exports: list[dict[str, Any]]  # the contents of fidelity.json
 
     @classmethod
-    def read(cls, folder: Path) -> RunRecord:
-        """Read a run's folder. Raises UserError if it is none, or what it holds is damaged."""
+    def read(cls, folder: Path, name: str | None = None) -> RunRecord:
+        """Read a run's folder, whose name it has unless it is given one. Raises UserError if it is none, or what it
+        holds is damaged.
+        """
         recipe = folder / "recipe.yaml"
         if not recipe.is_file():
             raise UserError(
@@ -49,7 +51,7 @@ class RunRecord:
             )
         return cls(
             folder=folder,
-            name=folder.resolve().name,
+            name=name or folder.resolve().name,
             recipe=load_run_recipe(folder),
             text=recipe.read_text(encoding="utf-8", errors="replace"),
             history=read_log(folder / "history.jsonl"),
@@ -101,6 +103,23 @@ class RunRecord:
     def fingerprint(self) -> str | None:
         """What tells the training data apart."""
         return next((one["data"] for one in self.history if "data" in one), None)
+
+
+def read_records(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read the folders of runs, each named by the shortest end of its path that no other has.
+
+    Raises:
+        UserError: one is named twice, is no run's, or a file in it is damaged.
+    """
+    paths = [folder.resolve().parts for folder in folders]
+    names = []
+    for folder, path in zip(folders, paths, strict=True):
+        ends = (path[-length:] for length in range(1, 1 + len(path)))
+        told = next((end for end in ends if [other[-len(end) :] for other in paths].count(end) == 1), None)
+        if told is None:
+            raise UserError(f"{folder} is named twice.", where="runs")
+        names.append(str(Path(*told)))
+    return [RunRecord.read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def _object(path: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ NO_BREAK = "\u00a0"
 
 
 def scores_section(records: Sequence[RunRecord]) -> str:
-    """The scores of all runs that were evaluated, each beside its backbone where that was too."""
+    """The scores of all runs that were evaluated, each beside its backbone where that was too, by split."""
     runs, backbones, hints = dict[str, Scores](), dict[str, Scores](), []
     for record in records:
         found = record.scores
@@ -36,11 +36,13 @@ def scores_section(records: Sequence[RunRecord]) -> str:
             )
         runs["after" if len(records) == 1 else record.name] = found[1]
     series = backbones | runs if len(records) == 1 else runs | backbones  # the first is what others differ from
+    splits = dict.fromkeys(scores.split for scores in series.values())
+    if len(splits) > 1:
+        hints.append(f"What was asked of other splits is not compared: qmixlora eval RUN --split {next(iter(splits))}")
+    of_splits = [{name: one for name, one in series.items() if one.split == split} for split in splits]
+    charts = "".join(_chart(own, split) + _differences(own) for split, own in zip(splits, of_splits, strict=True))
     told = "".join(f'<p class="quiet">{escape(hint)}</p>' for hint in hints)
-    if not series:
-        return f"<h2>Scores</h2>{told}"
-    split = next(iter(series.values())).split
-    return f"<h2>Scores</h2>{_chart(series, split)}{_differences(series)}{told}"
+    return f"<h2>Scores</h2>{charts}{told}"
 
 
 def _chart(series: Mapping[str, Scores], split: str) -> str:

@@ -12,8 +12,8 @@ NAMES = ("US$__vs_A$", "_\\$^$ \ud83d")  # as tasks and runs may have: no formul
 
 
 def record_by_hand(tasks: Sequence[str]) -> RoutingRecord:
-    """Two snapshots with four factors, of which the first two tasks are alike and even, then apart; factor 3 is never used
-    at the end. No sample is of a third task.
+    """Two snapshots with four factors: the first two tasks are alike and even, then apart; factor 3 is unused then.
+    No sample is of a third task.
     """
     even = torch.eye(4).expand(2, 4, 4)
     apart = torch.stack([torch.diag(torch.tensor([2.0, 0, 0, 0])), torch.diag(torch.tensor([0.0, 1, 1, 0]))])

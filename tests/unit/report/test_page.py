@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,13 +157,38 @@ def test_a_report_that_cannot_be_drawn_fails_no_command(made: Path, monkeypatch:
 
 
 def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "recipe.yaml").write_text((made / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    write_results(other, scores(made, right=3))
+    other = evaluated(tmp_path / "other", made / "recipe.yaml", scores(made, right=3))
     html = write_report([made, other], tmp_path / "both.html").read_text(encoding="utf-8")
     assert "run and other" in html and "difference from run, paired by sample" in html
     assert re.search(r"<td>\+0.250</td><td>[+-][\d.]+\sto\s\+[\d.]+</td><td>(none|better)</td>", html)
+
+
+def evaluated(folder: Path, recipe: Path, measured: Scores) -> Path:
+    """The folder of a run of which nothing is there but its scores."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_bytes(recipe.read_bytes())
+    write_results(folder, measured)
+    return folder
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(made: Path, tmp_path: Path) -> None:
+    runs = [evaluated(tmp_path / name, made / "recipe.yaml", scores(made, right=3)) for name in ("a/run", "b/run", "c")]
+    html = write_report(runs, tmp_path / "all.html").read_text(encoding="utf-8")
+    assert "a/run and b/run and c" in html
+    assert "<td>b/run</td><td>+0.000</td>" in html and "<td>c</td><td>+0.000</td>" in html  # differences from a/run
+    with pytest.raises(UserError, match="named twice"):
+        write_report([runs[0], tmp_path / "b" / ".." / "a" / "run"], tmp_path / "twice.html")
+
+
+def test_runs_that_were_asked_other_splits_are_not_in_one_chart(made: Path, tmp_path: Path) -> None:
+    asked = [replace(scores(made, right=right), split=split) for right, split in ((1, "test"), (2, "validation"))]
+    runs = [evaluated(tmp_path / one.split, made / "recipe.yaml", one) for one in asked]
+    html = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
+    for one in asked:
+        chart = html[html.index(f"Score by task with 95 % intervals, split {one.split}</h3>") :]
+        chart = chart[: chart.index("</details>")]
+        assert f"<td>{one.mean:.3f}" in chart and chart.count(f">{one.split}<") == 1  # the head of its table
+    assert "difference from" not in html and "qmixlora eval RUN --split test" in html
 
 
 def test_a_folder_without_a_recipe_is_no_run_and_a_damaged_one_is_told(made: Path, tmp_path: Path) -> None:
