@@ -65,7 +65,9 @@ def _summary(record: RunRecord) -> str:
         interval = f" ({scores.interval[0]:.3f} to {scores.interval[1]:.3f})" if scores.interval else ""
         told.append(f"mean score {scores.mean:.3f}{interval} on split {split}")
     told += [f"{len(record.exports)} exports"] if record.exports else []
-    return f"<p><b>{escape(record.name)}</b>: {escape(', '.join(told))}.</p>"
+    damaged = f"Left out, since they are damaged: {'; '.join(record.damaged)}." if record.damaged else ""
+    warning = f'<p class="warning">{escape(damaged)}</p>' if damaged else ""
+    return f"<p><b>{escape(record.name)}</b>: {escape(', '.join(told))}.</p>{warning}"
 
 
 def _of_one(record: RunRecord, of: int) -> Iterator[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from qmixlora.bases import named_base, own_base
 from qmixlora.errors import UserError
 from qmixlora.webpage import table
 
+from ..contents import ExportFidelity
 from ..readings import Reading, lossy, read_export
 from ..record import RunRecord
 from .routing import told
@@ -46,40 +46,37 @@ def exports_section(record: RunRecord) -> str:
     head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", "verdict"]
     readings = [_reading(one) for one in record.exports]
     rows = [[*_row(one), reading.verdict] for one, reading in zip(record.exports, readings, strict=True)]
-    names = [Path(one["folder"]).name for one in record.exports]
+    names = [one.name for one in record.exports]
     lost = "".join(map(told, lossy(zip(names, readings, strict=True))))
     return f"<h2>Exports</h2>{table(head, rows)}{lost}<h3>To use them</h3>{_use(record)}"
 
 
-def _row(one: dict[str, Any]) -> list[str]:
-    form = one["form"]
-    steps = one["polish_steps"]
+def _row(one: ExportFidelity) -> list[str]:
     return [
-        Path(one["folder"]).name,
-        str(one["rank"]),
-        f"{steps} steps" if steps else "-",
-        one["split"],
-        f"{one['exact_match']['live']:.3f}",
-        f"{one['exact_match'][form]:.3f}",
-        f"{one['agreement'][form]:.2f}",
-        f"{one['update_error']['mean']:.2f}",
+        one.name,
+        str(one.rank),
+        f"{one.polish_steps} steps" if one.polish_steps else "-",
+        one.split,
+        f"{one.exact_match['live']:.3f}",
+        f"{one.exact_match[one.form]:.3f}",
+        f"{one.agreement[one.form]:.2f}",
+        f"{one.update_error.mean:.2f}",
     ]
 
 
-def _reading(one: dict[str, Any]) -> Reading:
-    scores = one["exact_match"]
-    return read_export(one["update_error"]["mean"], scores["live"], scores[one["form"]])
+def _reading(one: ExportFidelity) -> Reading:
+    return read_export(one.update_error.mean, one.exact_match["live"], one.exact_match[one.form])
 
 
 def _use(record: RunRecord) -> str:
     """The lines that load and serve an export of each form, and those that talk to it and check it."""
     parts = []
-    for form in dict.fromkeys(one["form"] for one in record.exports):
-        first = next(one for one in record.exports if one["form"] == form)
-        folder = record.folder / "exports" / Path(first["folder"]).name
+    for form in dict.fromkeys(one.form for one in record.exports):
+        first = next(one for one in record.exports if one.form == form)
+        folder = record.folder / "exports" / first.name
         base = _base(folder) if form == "lora" else ""
         filled = USE[form].format(
-            folder=str(folder), base=base or record.recipe.model.id, rank=first["rank"], name=folder.name
+            folder=str(folder), base=base or record.recipe.model.id, rank=first.rank, name=folder.name
         )
         parts.append(f"<pre>{escape(filled)}</pre>")
     return "".join(parts)

@@ -197,6 +197,35 @@ def test_a_folder_without_a_recipe_is_no_run_and_a_damaged_one_is_told(made: Pat
     assert refresh_report(tmp_path).startswith("The report was not written: This is not the folder of a run")
 
 
+DAMAGED = {
+    "survey.json": '{"splits": [{"split": "train", "left_out": 0, "tasks": {}}]}',
+    "plan.json": '{"card_gib": "12"}',
+    "interference.json": '{"tasks": ["s", "t"], "mean": {"A": [[1]]}}',
+    "exports/a-lora/fidelity.json": '{"form": "lora", "folder": "x"}',
+    "exports/b-lora/fidelity.json": "{",
+    "exports/c-lora/fidelity.json": json.dumps(
+        {"form": "lora", "folder": "c-lora", "rank": 4, "polish_steps": 0, "split": "test", "update_error": {"mean": 0}}
+        | {"exact_match": {"live": 1}, "agreement": {"lora": 1}}
+    ),
+}
+WHY = ("splits.0.samples: Field required", "card_gib: ", "mean is not of 2 x 2 values", "rank: Field required")
+
+
+def test_damaged_files_are_left_out_and_named(made: Path, tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "run", made / "recipe.yaml", scores(made, right=3))
+    for name, text in DAMAGED.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text, encoding="utf-8")
+    (run / "history.jsonl").write_text('{"event": "started", "data": 1, "versions": []}\n', encoding="utf-8")
+    html = write_report([run]).read_text(encoding="utf-8")
+    told = html[html.index("Left out, since they are damaged") :]
+    assert [
+        name for name in (*DAMAGED, *WHY, "exact_match.lora is missing") if name not in told[: told.index("</p>")]
+    ] == []
+    for part in ("Data</h3>", "<h2>Interference", "c-lora</td>"):
+        assert part not in html
+
+
 def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
     assert smooth([2.0] * 50) == pytest.approx([2.0] * 50)
     assert smooth([float(n) for n in range(100)])[0] == 0.0 < smooth([float(n) for n in range(100)])[50] < 50
