@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from contextlib import suppress
 from html import escape
 from pathlib import Path
 
 from qmixlora.bases import named_base, own_base
 from qmixlora.errors import UserError
+from qmixlora.serving.files.places import VLLM_RANKS
 from qmixlora.webpage import table
 
 from ..contents import ExportFidelity
@@ -15,8 +18,8 @@ from ..readings import Reading, lossy, read_export
 from ..record import RunRecord
 from .routing import told
 
-ASKED = """# qmixlora chat {folder} --image FILE
-# qmixlora check {folder} --url URL    (whether a server applies it)"""
+ASKED = """# qmixlora chat {typed} --image FILE
+# qmixlora check {typed} --url URL    (whether a server applies it)"""
 USE = {
     "lora": """from peft import PeftModel
 from transformers import AutoModelForImageTextToText
@@ -24,14 +27,14 @@ from transformers import AutoModelForImageTextToText
 base = AutoModelForImageTextToText.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, {folder!r})
 
-# vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={folder}
+# vllm serve {typed_base} --enable-lora --max-lora-rank {rank} --lora-modules {module}
 """
     + ASKED,
     "merged": """from transformers import AutoModelForImageTextToText
 
 model = AutoModelForImageTextToText.from_pretrained({folder!r})
 
-# vllm serve {folder}
+# vllm serve {typed}
 """
     + ASKED,
     "gguf": "{folder}/README.md says how llama.cpp serves it.",
@@ -74,9 +77,15 @@ def _use(record: RunRecord) -> str:
     for form in dict.fromkeys(one.form for one in record.exports):
         first = next(one for one in record.exports if one.form == form)
         folder = record.folder / "exports" / first.name
-        base = _base(folder) if form == "lora" else ""
+        base = (_base(folder) if form == "lora" else "") or record.recipe.model.id
         filled = USE[form].format(
-            folder=str(folder), base=base or record.recipe.model.id, rank=first.rank, name=folder.name
+            folder=str(folder),
+            base=base,
+            typed=shlex.quote(str(folder)),
+            typed_base=shlex.quote(base),
+            rank=min((rank for rank in VLLM_RANKS if rank >= first.rank), default=first.rank),
+            # in vLLM's NAME=PATH a name would end at the first `=`, which mixtures have
+            module=shlex.quote(json.dumps({"name": folder.name, "path": str(folder)}, ensure_ascii=False)),
         )
         parts.append(f"<pre>{escape(filled)}</pre>")
     return "".join(parts)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,21 @@ def test_exports_that_lose_alike_are_told_of_once_and_a_lora_is_used_on_its_own_
     text = page.read_text(encoding="utf-8")
     assert text.count("polish it longer") == 1 and "In s-lora and s-merged: update error 0.90" in text
     assert "from_pretrained(&#x27;/its/base&#x27;)" in text and "vllm serve /its/base --enable-lora" in text
+
+
+def test_what_serves_an_export_is_typed_as_it_stands(made: Path, tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "my runs" / "it's", made / "recipe.yaml", scores(made, right=3))
+    folder = run / "exports" / "a=0.7+b=0.3-lora"
+    folder.mkdir(parents=True)
+    fidelity = json.loads((made / "exports" / "s-lora" / "fidelity.json").read_text(encoding="utf-8"))
+    (folder / "fidelity.json").write_text(json.dumps(fidelity | {"folder": str(folder)}))
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/my base"}')
+    lines = unescape(write_report([run]).read_text(encoding="utf-8")).splitlines()
+    start, check = (next(line for line in lines if line.startswith(f"# {verb}")) for verb in ("vllm", "qmixlora check"))
+    *words, module = shlex.split(start.removeprefix("# "))
+    assert words == ["vllm", "serve", "/my base", "--enable-lora", "--max-lora-rank", "8", "--lora-modules"]
+    assert json.loads(module) == {"name": folder.name, "path": str(folder)}
+    assert shlex.split(check)[3] == str(folder)
 
 
 def test_a_report_is_one_small_file_that_asks_for_nothing(page: Path, shown: Browser) -> None:
