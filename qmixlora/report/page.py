@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -47,7 +48,7 @@ def refresh_report(folder: Path) -> str:
     except Exception as error:
         return (
             f"The report was not written: {type(error).__name__}: {error} ({folder}). This is a mistake of qmixlora's; "
-            f"`qmixlora report {folder}` says where."
+            f"`qmixlora report {shlex.quote(str(folder))}` says where."
         )
 
 

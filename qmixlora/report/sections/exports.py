@@ -44,7 +44,7 @@ model = AutoModelForImageTextToText.from_pretrained({folder!r})
 def exports_section(record: RunRecord) -> str:
     """Every export with its fidelity; how to make some, where there is none."""
     if not record.exports:
-        hint = f"None yet: qmixlora export {record.folder} --all --as lora"
+        hint = f"None yet: qmixlora export {shlex.quote(str(record.folder))} --all --as lora"
         return f'<h2>Exports</h2><p class="quiet">{escape(hint)}</p>'
     head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", "verdict"]
     readings = [_reading(one) for one in record.exports]

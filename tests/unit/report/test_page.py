@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
@@ -120,6 +121,10 @@ def test_what_serves_an_export_is_typed_as_it_stands(made: Path, tmp_path: Path)
     assert words == ["vllm", "serve", "/my base", "--enable-lora", "--max-lora-rank", "8", "--lora-modules"]
     assert json.loads(module) == {"name": folder.name, "path": str(folder)}
     assert shlex.split(check)[3] == str(folder)
+    shutil.rmtree(folder)
+    html = unescape(write_report([run]).read_text(encoding="utf-8"))
+    for verb, options in (("eval", "--backbone"), ("export", "--all")):
+        assert f"qmixlora {verb} {shlex.quote(str(run))} {options}" in html
 
 
 def test_a_report_is_one_small_file_that_asks_for_nothing(page: Path, shown: Browser) -> None:
