@@ -105,10 +105,10 @@ def export(
         fingerprint=fingerprint,
     )
     exports = run_export(run, request, console)
-    console.print(refresh_report(run), markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
-    elif exports:
+    console.print(refresh_report(run), markup=False, highlight=False, soft_wrap=True)
+    if exports and not as_json:
         _show(exports, run, console)
 
 

@@ -115,9 +115,10 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
     from qmixlora.report.routing import read_routing
 
     summary = read_routing(run)
-    shown, figures = summary.to_dict(), draw_routing(summary, run / FIGURES)
+    shown = summary.to_dict()
     if as_json:
         print(json.dumps(shown, indent=2))
+    figures = draw_routing(summary, run / FIGURES)
     console.print(
         f"Routing of {run}: {shown['layers']} layers, {shown['factors']} factors in a pool",
         markup=False,
@@ -161,9 +162,9 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
     write_json(run / f"{name}.json", measured.to_dict())
     means = {pool: measured.mean(pool) for pool in POOLS}
     titled = {f"Factors {pool}": mean_TT for pool, mean_TT in means.items()}
-    figure = draw_interference(measured.tasks, titled, run / FIGURES / f"{name}.png")
     if as_json:
         print(json.dumps(measured.to_dict(), indent=2))
+    figure = draw_interference(measured.tasks, titled, run / FIGURES / f"{name}.png")
     if len(measured.tasks) <= SHOWN:
         for pool, mean_TT in means.items():
             console.print(_interference_table(pool, measured.tasks, mean_TT.tolist()))

@@ -157,8 +157,9 @@ class RoutingRecord:
                 snapshots.append(usage_TE)
 
     def entropy(self) -> float:
-        """The mean entropy of the last snapshot's usage of pool A (`usage_entropy`); NaN before the first."""
-        last = [snapshots[-1] for key, snapshots in self.usage.items() if key.endswith("usage_A")]
+        """The mean entropy of the last usage of pool A (`usage_entropy`) by the tasks seen so far; NaN before them."""
+        seen_T = self.count_T > 0  # the even usage of others was not measured
+        last = [snapshots[-1][seen_T] for key, snapshots in self.usage.items() if key.endswith("usage_A")]
         return float(usage_entropy(torch.stack(last)).mean()) if last else float("nan")
 
     def save(self, path: Path) -> None:

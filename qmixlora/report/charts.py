@@ -13,11 +13,12 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from qmixlora.webpage import COLORS, folded, table
 
-from .figures import shortened
+from .figures import AS_TYPED, drawable, shortened
 
 # Colours that stand for the page's own, which it gives in light and dark; matplotlib knows no CSS.
 INK, LINE, PAPER = "#010101", "#020202", "#030303"
@@ -28,7 +29,7 @@ VARIABLES = {INK: "--ink", LINE: "--line", PAPER: "--paper"} | {
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))  # lines are told apart without colours too
 POINTS, ROWS = 300, 60  # of a curve: in its chart, and in its table
 WINDOW = 10  # logs that smoothing reaches over, or a tenth of them where there are fewer
-LOOK: Any = {
+LOOK: Any = AS_TYPED | {
     "svg.fonttype": "none",
     "svg.hashsalt": "qmixlora",
     "font.family": "sans-serif",
@@ -80,7 +81,7 @@ def draw_curves(
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        looks = zip(curves, cycle(SERIES), cycle(DASHES), strict=False)
+        looks, lines = zip(curves, cycle(SERIES), cycle(DASHES), strict=False), list[Line2D]()
         for curve, color, dash in looks:
             steps, values = zip(*_thinned(curve.points, POINTS), strict=True)
             if curve.smoothed:
@@ -88,16 +89,17 @@ def draw_curves(
                 smoothed = _thinned(_smoothed(curve.points), POINTS)
                 steps, values = zip(*smoothed, strict=True)
             dot = "o" if len({*steps}) == 1 else ""  # a line of one step is not seen
-            axes.plot(steps, values, color=color, linestyle=dash, label=curve.label, marker=dot)
+            lines += axes.plot(steps, values, color=color, linestyle=dash, label=drawable(curve.label), marker=dot)
         for number, (label, value) in enumerate((marks or {}).items()):
-            axes.axhline(value, color=INK, linestyle=DASHES[1 + number % 3], linewidth=1, label=f"{label} {value:.2f}")
+            look: Any = {"color": INK, "linestyle": DASHES[1 + number % 3], "linewidth": 1}
+            lines.append(axes.axhline(value, label=f"{label} {value:.2f}", **look))
         axes.set(xlabel="step", ylabel=unit)
         axes.grid(axis="y")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0 if from_zero else None)
         if named or marks:
-            axes.legend(fontsize=8)
+            axes.legend(handles=lines, fontsize=8)  # named: else it leaves out those that begin with _
 
     return chart(title, draw, (5.0, 2.7), _curve_table(curves))
 
@@ -126,7 +128,7 @@ def draw_scores(title: str, tasks: Sequence[str], series: Mapping[str, Sequence[
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        markers = cycle("osD^vP")
+        markers, dots = cycle("osD^vP"), list[Line2D]()
         for place, (label, scores) in enumerate(series.items()):
             color, marker = SERIES[place % len(SERIES)], next(markers)
             offset = (place + 1) / (len(series) + 1) - 0.5  # the first on top
@@ -135,14 +137,15 @@ def draw_scores(title: str, tasks: Sequence[str], series: Mapping[str, Sequence[
                     axes.plot(score.interval, [row + offset] * 2, color=color, linewidth=1.5)
             there = [(score.value, row + offset) for row, score in enumerate(scores) if score is not None]
             if there:
-                axes.plot(*zip(*there, strict=True), marker, color=color, markersize=5, label=label)
+                look: Any = {"color": color, "markersize": 5, "label": drawable(label)}
+                dots += axes.plot(*zip(*there, strict=True), marker, **look)
         axes.set_yticks(range(len(tasks)), [shortened(task) for task in tasks], fontsize=8)
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.set_xlim(left=min(0, axes.get_xlim()[0]))
         axes.set(xlabel="score")
         axes.grid(axis="x")
         if len(series) > 1:
-            axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+            axes.legend(handles=dots, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
     return chart(title, draw, (5.0, 1.1 + 0.12 * len(tasks) * (1 + len(series))), numbers)
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,8 +17,10 @@ from torch import Tensor
 from .routing import RoutingSummary
 
 DIVERGING, SEQUENTIAL = "RdBu", "viridis"
+AS_TYPED: Any = {"text.parse_math": False}  # names of tasks and runs are no formulas, whatever dollars they have
 
 
+@rc_context(AS_TYPED)
 def draw_interference(tasks: Sequence[str], matrices: dict[str, Tensor], path: Path) -> Path:
     """Heat maps of task interference (T x T) by their titles: blue helps, red harms; cut at -1 and 1."""
     size = 2 + 0.45 * len(tasks)
@@ -29,6 +33,7 @@ def draw_interference(tasks: Sequence[str], matrices: dict[str, Tensor], path: P
     return _save(figure, path)
 
 
+@rc_context(AS_TYPED)
 def draw_routing(summary: RoutingSummary, folder: Path) -> list[Path]:
     """`routing-usage.png` (factors per task, for layers throughout the model), `routing-tasks.png` (task similarity and
     entropy per layer) and `routing-drift.png`.
@@ -118,7 +123,13 @@ def heat_map(
 
 def shortened(label: str, most: int = 24) -> str:
     """A label that leaves room for what it names."""
+    label = drawable(label)
     return label if len(label) <= most else f"{label[: most - 3]}..."
+
+
+def drawable(label: str) -> str:
+    """A label with `?` for what is no text (half a surrogate pair), which no font takes."""
+    return label.encode(errors="replace").decode()
 
 
 def short_name(layer: str) -> str:

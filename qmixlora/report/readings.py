@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from .routing import RoutingSummary
 
+NAMED = 5  # tasks, in a sentence
+
 Verdict = Literal["good", "watch", "act"]
 
 
@@ -62,8 +64,19 @@ class Reading:
 
 
 def read_routing_figures(summary: RoutingSummary) -> list[Reading]:
-    """The readings of entropy, dead factors and similarity."""
-    return [_entropy(summary), _dead(summary), *_similarity(summary)]
+    """The readings of entropy, dead factors and similarity, and of tasks that none of them is of."""
+    return [*_unseen(summary), _entropy(summary), _dead(summary), *_similarity(summary)]
+
+
+def _unseen(summary: RoutingSummary) -> list[Reading]:
+    count = len(summary.unseen)
+    if not count:
+        return []
+    named = ", ".join(summary.unseen[:NAMED]) + (f" and {count - NAMED} more" if count > NAMED else "")
+    told = f"training saw no sample of {count} of {count + len(summary.tasks)} tasks ({named})"
+    return [
+        Reading("watch", f"{told}: what is told of routing is of the others. Train longer (train.epochs or max_steps).")
+    ]
 
 
 def _entropy(summary: RoutingSummary) -> Reading:

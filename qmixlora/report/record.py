@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores
@@ -16,14 +18,16 @@ from qmixlora.evaluation.results import read_results
 from qmixlora.files import read_log
 from qmixlora.recipe import Recipe, load_run_recipe
 
+from .contents import ExportFidelity, Interference, Plan, Survey
 from .routing import RoutingSummary, routing_of
 
 REPORT = "report.html"
+Contents = TypeVar("Contents", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The files of a run, by what they hold; None or empty where there is none."""
+    """The files of a run, by what they hold; None or empty where there is none; `damaged`: what is left out."""
 
     folder: Path
     name: str
@@ -31,15 +35,18 @@ class RunRecord:
     text: str  # of recipe.yaml
     history: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
-    survey: dict[str, Any] | None
-    plan: dict[str, Any] | None
+    survey: Survey | None
+    plan: Plan | None
     routing: RoutingSummary | None
-    interference: dict[str, Any] | None
-    exports: list[dict[str, Any]]  # the contents of fidelity.json
+    interference: Interference | None
+    exports: list[ExportFidelity]
+    damaged: list[str]
 
     @classmethod
-    def read(cls, folder: Path) -> RunRecord:
-        """Read a run's folder. Raises UserError if it is none, or what it holds is damaged."""
+    def read(cls, folder: Path, name: str | None = None) -> RunRecord:
+        """Read a run's folder, whose name it has unless it is given one. Raises UserError if it is none, or what it
+        holds is damaged.
+        """
         recipe = folder / "recipe.yaml"
         if not recipe.is_file():
             raise UserError(
@@ -47,18 +54,20 @@ class RunRecord:
                 where=str(folder),
                 fix="Name train.output of a run.",
             )
+        files = _Files(folder)
         return cls(
             folder=folder,
-            name=folder.resolve().name,
+            name=name or folder.resolve().name,
             recipe=load_run_recipe(folder),
             text=recipe.read_text(encoding="utf-8", errors="replace"),
             history=read_log(folder / "history.jsonl"),
             metrics=read_log(folder / "metrics.jsonl"),
-            survey=_object(folder / "survey.json"),
-            plan=_object(folder / "plan.json"),
+            survey=files.read("survey.json", Survey),
+            plan=files.read("plan.json", Plan),
             routing=routing_of(folder),
-            interference=_object(folder / "interference.json"),
-            exports=[found for path in sorted(folder.glob("exports/*/fidelity.json")) if (found := _object(path))],
+            interference=files.read("interference.json", Interference),
+            exports=files.read_all("exports/*/fidelity.json", ExportFidelity),
+            damaged=files.damaged,
         )
 
     @cached_property
@@ -95,16 +104,54 @@ class RunRecord:
     @property
     def versions(self) -> dict[str, str]:
         """The libraries of the last start."""
-        return next((one["versions"] for one in reversed(self.history) if "versions" in one), {})
+        return next((one["versions"] for one in reversed(self.history) if isinstance(one.get("versions"), dict)), {})
 
     @property
     def fingerprint(self) -> str | None:
         """What tells the training data apart."""
-        return next((one["data"] for one in self.history if "data" in one), None)
+        return next((one["data"] for one in self.history if isinstance(one.get("data"), str)), None)
 
 
-def _object(path: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
-    return None
+def read_records(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read the folders of runs, each named by the shortest end of its path that no other has.
+
+    Raises:
+        UserError: one is named twice, is no run's, or a file in it is damaged.
+    """
+    paths = [folder.resolve().parts for folder in folders]
+    names = []
+    for folder, path in zip(folders, paths, strict=True):
+        ends = (path[-length:] for length in range(1, 1 + len(path)))
+        told = next((end for end in ends if [other[-len(end) :] for other in paths].count(end) == 1), None)
+        if told is None:
+            raise UserError(f"{folder} is named twice.", where="runs")
+        names.append(str(Path(*told)))
+    return [RunRecord.read(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The JSON files of a run's folder; `damaged` grows by those that do not hold what they should."""
+
+    folder: Path
+    damaged: list[str] = field(default_factory=list)
+
+    def read(self, name: str, contents: type[Contents]) -> Contents | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            text = json.dumps(json.loads(path.read_bytes()), ensure_ascii=False)
+            return contents.model_validate_json(text.encode(errors="replace"))  # a folder's name may be no text
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+            self.damaged.append(f"{name} ({where}{first['msg']})")
+        except (OSError, ValueError) as error:
+            self.damaged.append(f"{name} ({error})")
+        return None
+
+    def read_all(self, pattern: str, contents: type[Contents]) -> list[Contents]:
+        paths = sorted(self.folder.glob(pattern))
+        read = (self.read(path.relative_to(self.folder).as_posix(), contents) for path in paths)
+        return [one for one in read if one is not None]

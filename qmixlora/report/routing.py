@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ DEAD = 0.1  # a factor is dead if no task gives it a tenth of an even share of i
 @dataclass(frozen=True)
 class RoutingSummary:
     """The routing record of a run. `usage_A_LNTE`, `usage_B_LNTE`: the share of a task's gates that a factor had in a
-    snapshot; `mean_LTEF`: C_t at the end; `steps` (N): those of the snapshots.
+    snapshot; `mean_LTEF`: C_t at the end; `steps` (N): those of the snapshots; `unseen`: tasks of the run of which no
+    sample was seen, and which are none of the T: their even usage and their mean of zero were not measured.
     """
 
     tasks: list[str]
@@ -35,6 +36,7 @@ class RoutingSummary:
     usage_A_LNTE: Tensor
     usage_B_LNTE: Tensor
     mean_LTEF: Tensor
+    unseen: Sequence[str] = ()
 
     def of_tasks(self, indices: Sequence[int]) -> RoutingSummary:
         """The same of some tasks alone; itself for all of them."""
@@ -42,8 +44,13 @@ class RoutingSummary:
             return self
         of = list(indices)
         usage_A_LNTE, usage_B_LNTE = self.usage_A_LNTE[:, :, of], self.usage_B_LNTE[:, :, of]
-        tasks = [self.tasks[index] for index in of]
-        return RoutingSummary(tasks, self.layers, self.steps, usage_A_LNTE, usage_B_LNTE, self.mean_LTEF[:, of])
+        return replace(
+            self,
+            tasks=[self.tasks[index] for index in of],
+            usage_A_LNTE=usage_A_LNTE,
+            usage_B_LNTE=usage_B_LNTE,
+            mean_LTEF=self.mean_LTEF[:, of],
+        )
 
     def entropy(self) -> Tensor:
         """The evenness of a task's usage of pool A in a layer (L x T): 0 one factor, 1 all alike."""
@@ -83,6 +90,7 @@ class RoutingSummary:
                 }
                 for index, task in enumerate(self.tasks)
             },
+            "unseen_tasks": list(self.unseen),
             "drift": [
                 {"step": step, "moved": moved}
                 for step, moved in zip(self.steps[1:], self.drift().tolist(), strict=True)
@@ -103,7 +111,7 @@ def read_routing(folder: Path) -> RoutingSummary:
 
 
 def routing_of(folder: Path) -> RoutingSummary | None:
-    """The same; None for a run that has no record, or one without any snapshot. Raises UserError if it is damaged."""
+    """The same; None for a run that has no record, or one that has seen nothing. Raises UserError if it is damaged."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -116,4 +124,8 @@ def routing_of(folder: Path) -> RoutingSummary | None:
             torch.stack([file.get_tensor(f"{layer}.{kind}") for layer in layers])
             for kind in ("usage_A", "usage_B", "mean")
         )
-        return RoutingSummary(tasks, layers, file.get_tensor("steps").tolist(), usage_A, usage_B, mean)
+        counts = file.get_tensor("count").tolist()
+        summary = RoutingSummary(tasks, layers, file.get_tensor("steps").tolist(), usage_A, usage_B, mean)
+    seen = [index for index, count in enumerate(counts) if count]
+    unseen = [task for task, count in zip(tasks, counts, strict=True) if not count]
+    return replace(summary.of_tasks(seen), unseen=unseen) if seen else None

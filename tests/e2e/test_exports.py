@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qmixlora.export import merge
+from qmixlora.report import page
 from tests.conftest import CommandLine
 
 FORMS = ("lora", "merged")
@@ -45,6 +46,19 @@ def test_eval_of_an_export_gives_the_score_that_its_fidelity_has(
     result = json.loads(done.stdout)
     assert list(result["tasks"]) == ["digit"]
     assert result["mean"] == pytest.approx(reports[form]["exact_match"][form])
+
+
+def test_what_is_printed_of_exports_does_not_wait_for_the_report(
+    copied_run: Path, qmixlora: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes seconds to draw, and may be interrupted."""
+
+    def interrupted(run: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, "refresh_report", interrupted)
+    done = qmixlora("export", copied_run, "--task", "digit", "--polish", 0, "--no-fingerprint", "--json")
+    assert [report["form"] for report in json.loads(done.stdout)] == ["lora"]
 
 
 def test_a_merged_checkpoint_answers(qmixlora: CommandLine, run: Path, reports: dict[str, Any], image: Path) -> None:

@@ -102,7 +102,7 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
         "evaluation",
         "training",
     },
-    "report": {"errors", "files", "manifest", "bases", "webpage", "recipe", "mixlora", "data", "evaluation"},
+    "report": {"errors", "files", "manifest", "bases", "serving", "webpage", "recipe", "mixlora", "data", "evaluation"},
     "demo": {
         "errors",
         "files",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from contextlib import suppress
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from qmixlora.bases import named_base, own_base
 from qmixlora.errors import UserError
+from qmixlora.serving.files.places import VLLM_RANKS
 from qmixlora.webpage import table
 
+from ..contents import ExportFidelity
 from ..readings import Reading, lossy, read_export
 from ..record import RunRecord
 from .routing import told
 
-ASKED = """# qmixlora chat {folder} --image FILE
-# qmixlora check {folder} --url URL    (whether a server applies it)"""
+ASKED = """# qmixlora chat {typed} --image FILE
+# qmixlora check {typed} --url URL    (whether a server applies it)"""
 USE = {
     "lora": """from peft import PeftModel
 from transformers import AutoModelForImageTextToText
@@ -24,14 +27,14 @@ from transformers import AutoModelForImageTextToText
 base = AutoModelForImageTextToText.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, {folder!r})
 
-# vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={folder}
+# vllm serve {typed_base} --enable-lora --max-lora-rank {rank} --lora-modules {module}
 """
     + ASKED,
     "merged": """from transformers import AutoModelForImageTextToText
 
 model = AutoModelForImageTextToText.from_pretrained({folder!r})
 
-# vllm serve {folder}
+# vllm serve {typed}
 """
     + ASKED,
     "gguf": "{folder}/README.md says how llama.cpp serves it.",
@@ -41,45 +44,48 @@ model = AutoModelForImageTextToText.from_pretrained({folder!r})
 def exports_section(record: RunRecord) -> str:
     """Every export with its fidelity; how to make some, where there is none."""
     if not record.exports:
-        hint = f"None yet: qmixlora export {record.folder} --all --as lora"
+        hint = f"None yet: qmixlora export {shlex.quote(str(record.folder))} --all --as lora"
         return f'<h2>Exports</h2><p class="quiet">{escape(hint)}</p>'
     head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", "verdict"]
     readings = [_reading(one) for one in record.exports]
     rows = [[*_row(one), reading.verdict] for one, reading in zip(record.exports, readings, strict=True)]
-    names = [Path(one["folder"]).name for one in record.exports]
+    names = [one.name for one in record.exports]
     lost = "".join(map(told, lossy(zip(names, readings, strict=True))))
     return f"<h2>Exports</h2>{table(head, rows)}{lost}<h3>To use them</h3>{_use(record)}"
 
 
-def _row(one: dict[str, Any]) -> list[str]:
-    form = one["form"]
-    steps = one["polish_steps"]
+def _row(one: ExportFidelity) -> list[str]:
     return [
-        Path(one["folder"]).name,
-        str(one["rank"]),
-        f"{steps} steps" if steps else "-",
-        one["split"],
-        f"{one['exact_match']['live']:.3f}",
-        f"{one['exact_match'][form]:.3f}",
-        f"{one['agreement'][form]:.2f}",
-        f"{one['update_error']['mean']:.2f}",
+        one.name,
+        str(one.rank),
+        f"{one.polish_steps} steps" if one.polish_steps else "-",
+        one.split,
+        f"{one.exact_match['live']:.3f}",
+        f"{one.exact_match[one.form]:.3f}",
+        f"{one.agreement[one.form]:.2f}",
+        f"{one.update_error.mean:.2f}",
     ]
 
 
-def _reading(one: dict[str, Any]) -> Reading:
-    scores = one["exact_match"]
-    return read_export(one["update_error"]["mean"], scores["live"], scores[one["form"]])
+def _reading(one: ExportFidelity) -> Reading:
+    return read_export(one.update_error.mean, one.exact_match["live"], one.exact_match[one.form])
 
 
 def _use(record: RunRecord) -> str:
     """The lines that load and serve an export of each form, and those that talk to it and check it."""
     parts = []
-    for form in dict.fromkeys(one["form"] for one in record.exports):
-        first = next(one for one in record.exports if one["form"] == form)
-        folder = record.folder / "exports" / Path(first["folder"]).name
-        base = _base(folder) if form == "lora" else ""
+    for form in dict.fromkeys(one.form for one in record.exports):
+        first = next(one for one in record.exports if one.form == form)
+        folder = record.folder / "exports" / first.name
+        base = (_base(folder) if form == "lora" else "") or record.recipe.model.id
         filled = USE[form].format(
-            folder=str(folder), base=base or record.recipe.model.id, rank=first["rank"], name=folder.name
+            folder=str(folder),
+            base=base,
+            typed=shlex.quote(str(folder)),
+            typed_base=shlex.quote(base),
+            rank=min((rank for rank in VLLM_RANKS if rank >= first.rank), default=first.rank),
+            # in vLLM's NAME=PATH a name would end at the first `=`, which mixtures have
+            module=shlex.quote(json.dumps({"name": folder.name, "path": str(folder)}, ensure_ascii=False)),
         )
         parts.append(f"<pre>{escape(filled)}</pre>")
     return "".join(parts)

@@ -29,9 +29,8 @@ def learning_section(records: Sequence[RunRecord]) -> str:
 
 def _memory_marks(record: RunRecord) -> dict[str, float]:
     """The card and the plan of a run on a GPU; without one it is the process's memory, which nobody planned."""
-    plan = record.plan or {}
-    sizes = {"card": plan.get("card_gib"), "plan": plan.get("peak_gib")}
-    return {label: size for label, size in sizes.items() if isinstance(size, float)}
+    sizes = {} if record.plan is None else {"card": record.plan.card_gib, "plan": record.plan.peak_gib}
+    return {label: size for label, size in sizes.items() if size is not None}
 
 
 def _curves(records: Sequence[RunRecord], key: str, smoothed: bool = False) -> list[Curve]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qmixlora.webpage import folded, table
 
+from ..contents import Survey
 from ..record import RunRecord
 
 TASKS = 40  # of a split that are listed, the largest
@@ -46,16 +47,16 @@ def _time(event: dict[str, Any]) -> str:
     return str(event.get("time")).replace("T", " ").replace("+00:00", " UTC")
 
 
-def _survey(survey: dict[str, Any]) -> str:
+def _survey(survey: Survey) -> str:
     rows, parts = [], []
-    for split in survey.get("splits", []):
-        tokens = split.get("tokens") or {}
+    for split in survey.splits:
+        tokens = split.tokens or {}
         told = [f"{tokens[key]:.0f}" if key in tokens else "-" for key in ("median", "largest", "largest_of_images")]
-        rows.append([split["split"], str(split["samples"]), str(split["left_out"]), str(len(split["tasks"])), *told])
-        largest = sorted(split["tasks"].items(), key=lambda item: -item[1])
+        rows.append([split.split, str(split.samples), str(split.left_out), str(len(split.tasks)), *told])
+        largest = sorted(split.tasks.items(), key=lambda item: -item[1])
         listed = table(["task", "samples"], [[task, str(count)] for task, count in largest[:TASKS]], tall=True)
         more = f" (the largest {TASKS} of {len(largest)})" if len(largest) > TASKS else ""
-        parts.append(folded(f"Tasks of {split['split']}{more}", listed))
-    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in survey.get("warnings", []))
+        parts.append(folded(f"Tasks of {split.split}{more}", listed))
+    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in survey.warnings)
     head = ["split", "samples", "left out", "tasks", "tokens: median", "largest", "of images"]
     return f"<h3>Data</h3>{table(head, rows)}{''.join(parts)}{warnings}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -16,6 +15,7 @@ from torch import Tensor
 from qmixlora.webpage import folded, table
 
 from ..charts import Curve, chart, draw_curves, number
+from ..contents import Interference
 from ..figures import DIVERGING, SEQUENTIAL, heat_map, short_name
 from ..readings import Reading, read_interference, read_routing_figures
 from ..routing import RoutingSummary
@@ -85,15 +85,14 @@ def _dead(summary: RoutingSummary) -> str:
     return folded("Dead factors by layer", table(["layer", "pool A", "pool B"], rows, tall=True))
 
 
-def interference_section(measured: dict[str, Any]) -> str:
+def interference_section(measured: Interference) -> str:
     """The means of `interference.json`, and the worst conflict in a sentence."""
-    tasks: list[str] = measured["tasks"]
-    charts = []
-    for pool, rows in measured["mean"].items():
+    tasks, charts = measured.tasks, []
+    for pool, rows in measured.mean.items():
         values_TT = torch.tensor([[float("nan") if value is None else value for value in row] for row in rows])
         title = f"Interference in the factors {pool}: what a step for the column's task does for the row's"
         charts.append(_map(title, values_TT, tasks, tasks, (-1, 1), DIVERGING))
-    reading = read_interference(tasks, measured["mean"])
+    reading = read_interference(tasks, measured.mean)
     return f'<h2>Interference</h2>{told(reading)}<div class="grid charts">{"".join(charts)}</div>'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -19,28 +20,29 @@ NO_BREAK = "\u00a0"
 
 
 def scores_section(records: Sequence[RunRecord]) -> str:
-    """The scores of all runs that were evaluated, each beside its backbone where that was too."""
+    """The scores of all runs that were evaluated, each beside its backbone where that was too, by split."""
     runs, backbones, hints = dict[str, Scores](), dict[str, Scores](), []
     for record in records:
         found = record.scores
         if found is None:
-            hints.append(f"{record.name} was not evaluated: qmixlora eval {record.folder}")
+            hints.append(f"{record.name} was not evaluated: qmixlora eval {shlex.quote(str(record.folder))}")
             continue
         before = record.backbone_scores
         if before is not None:
             backbones["before" if len(records) == 1 else f"{record.name}, before"] = before
         elif len(records) == 1:
             of = "" if found[0] == "test" else f" --split {found[0]}"
-            hints.append(
-                f"The backbone's own scores stand beside these after: qmixlora eval {record.folder}{of} --backbone"
-            )
+            typed = f"qmixlora eval {shlex.quote(str(record.folder))}{of} --backbone"
+            hints.append(f"The backbone's own scores stand beside these after: {typed}")
         runs["after" if len(records) == 1 else record.name] = found[1]
     series = backbones | runs if len(records) == 1 else runs | backbones  # the first is what others differ from
+    splits = dict.fromkeys(scores.split for scores in series.values())
+    if len(splits) > 1:
+        hints.append(f"What was asked of other splits is not compared: qmixlora eval RUN --split {next(iter(splits))}")
+    of_splits = [{name: one for name, one in series.items() if one.split == split} for split in splits]
+    charts = "".join(_chart(own, split) + _differences(own) for split, own in zip(splits, of_splits, strict=True))
     told = "".join(f'<p class="quiet">{escape(hint)}</p>' for hint in hints)
-    if not series:
-        return f"<h2>Scores</h2>{told}"
-    split = next(iter(series.values())).split
-    return f"<h2>Scores</h2>{_chart(series, split)}{_differences(series)}{told}"
+    return f"<h2>Scores</h2>{charts}{told}"
 
 
 def _chart(series: Mapping[str, Scores], split: str) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
+from qmixlora.cli import inspect
+from rich.console import Console
 
+from qmixlora.mixlora.routing_record import FILE
 from qmixlora.report.figures import draw_interference, draw_routing
 from qmixlora.report.routing import read_routing
+from tests.unit.report.records import NAMES, record_by_hand
 
 
 def is_drawn(path: Path) -> bool:
@@ -22,6 +28,20 @@ def test_the_routing_of_a_run_is_drawn(run: Path) -> None:
     assert all(is_drawn(path) for path in figures)
 
 
-def test_interference_is_drawn(tmp_path: Path) -> None:
-    matrices = {"A": torch.eye(2), "B": -torch.eye(2)}
-    assert is_drawn(draw_interference(["s", "t"], matrices, tmp_path / "figures" / "interference.png"))
+@pytest.mark.parametrize("tasks", [("s", "t"), NAMES])
+def test_interference_is_drawn(tmp_path: Path, tasks: tuple[str, ...]) -> None:
+    size = len(tasks)
+    matrices = {"A": torch.eye(size), "B": -torch.eye(size)}
+    assert is_drawn(draw_interference(tasks, matrices, tmp_path / "figures" / "interference.png"))
+
+
+def test_no_name_of_a_task_is_a_formula(tmp_path: Path) -> None:
+    record_by_hand(NAMES).save(tmp_path / FILE)
+    assert all(map(is_drawn, draw_routing(read_routing(tmp_path), tmp_path / "figures")))
+
+
+def test_a_record_is_told_before_it_is_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "figures").write_text("no folder")
+    with pytest.raises(OSError):
+        inspect._routing(run, Console(stderr=True), as_json=True)
+    assert json.loads(capsys.readouterr().out)["layers"] == 1

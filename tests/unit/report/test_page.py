@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -13,9 +17,11 @@ from PIL import Image
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Prediction, Scores, TaskScore, write_results
 from qmixlora.recipe import validate
-from qmixlora.report.charts import Curve, draw_curves, smooth
+from qmixlora.report import page as page_of_report
+from qmixlora.report.charts import Curve, Score, draw_curves, draw_scores, smooth
 from qmixlora.report.page import refresh_report, write_report
 from tests.browser import CHROMIUM, Browser, browser
+from tests.unit.report.records import NAMES, record_by_hand
 
 LONG = "a_name_of_a_task_that_is_as_long_as_those_of_Vision-Flan+visual_question_answering"
 
@@ -24,7 +30,6 @@ LONG = "a_name_of_a_task_that_is_as_long_as_those_of_Vision-Flan+visual_question
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder by hand, with every file that a report reads."""
     from qmixlora.mixlora.routing_record import FILE
-    from tests.unit.report.records import record_by_hand
 
     folder = tmp_path_factory.mktemp("report") / "run"
     folder.mkdir()
@@ -103,6 +108,25 @@ def test_exports_that_lose_alike_are_told_of_once_and_a_lora_is_used_on_its_own_
     assert "from_pretrained(&#x27;/its/base&#x27;)" in text and "vllm serve /its/base --enable-lora" in text
 
 
+def test_what_serves_an_export_is_typed_as_it_stands(made: Path, tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "my runs" / "it's", made / "recipe.yaml", scores(made, right=3))
+    folder = run / "exports" / "a=0.7+b=0.3-lora"
+    folder.mkdir(parents=True)
+    fidelity = json.loads((made / "exports" / "s-lora" / "fidelity.json").read_text(encoding="utf-8"))
+    (folder / "fidelity.json").write_text(json.dumps(fidelity | {"folder": str(folder)}))
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/my base"}')
+    lines = unescape(write_report([run]).read_text(encoding="utf-8")).splitlines()
+    start, check = (next(line for line in lines if line.startswith(f"# {verb}")) for verb in ("vllm", "qmixlora check"))
+    *words, module = shlex.split(start.removeprefix("# "))
+    assert words == ["vllm", "serve", "/my base", "--enable-lora", "--max-lora-rank", "8", "--lora-modules"]
+    assert json.loads(module) == {"name": folder.name, "path": str(folder)}
+    assert shlex.split(check)[3] == str(folder)
+    shutil.rmtree(folder)
+    html = unescape(write_report([run]).read_text(encoding="utf-8"))
+    for verb, options in (("eval", "--backbone"), ("export", "--all")):
+        assert f"qmixlora {verb} {shlex.quote(str(run))} {options}" in html
+
+
 def test_a_report_is_one_small_file_that_asks_for_nothing(page: Path, shown: Browser) -> None:
     assert page.stat().st_size < 3_000_000
     shown.asked.clear()
@@ -136,20 +160,92 @@ def test_a_curve_of_one_step_is_a_dot() -> None:
     assert dot.count("<use") > line.count("<use")
 
 
+def test_names_are_drawn_as_they_are_and_all_of_them_in_the_legend() -> None:
+    first, second = (name.replace("\ud83d", "?") for name in NAMES)
+    curves = draw_curves("t", [Curve(name, [(1, 1.0), (2, 2.0)]) for name in NAMES], "loss")
+    scores = draw_scores("t", NAMES, {name: [Score(0.5, None)] * 2 for name in NAMES}, "")
+    for drawn, times in ((curves, 1), (scores, 2)):  # in the legend, and of scores at an axis
+        svg = drawn[: drawn.index("</svg>")]
+        assert [svg.count(f">{name}<") for name in (first, second)] == [times, times]
+
+
+def test_a_report_that_cannot_be_drawn_fails_no_command(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(records: object) -> str:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(page_of_report, "scores_section", fail)
+    said = refresh_report(made)
+    assert said.startswith("The report was not written: ZeroDivisionError: by zero") and str(made) in said
+
+
 def test_two_runs_stand_side_by_side(made: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "recipe.yaml").write_text((made / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    write_results(other, scores(made, right=3))
+    other = evaluated(tmp_path / "other", made / "recipe.yaml", scores(made, right=3))
     html = write_report([made, other], tmp_path / "both.html").read_text(encoding="utf-8")
     assert "run and other" in html and "difference from run, paired by sample" in html
     assert re.search(r"<td>\+0.250</td><td>[+-][\d.]+\sto\s\+[\d.]+</td><td>(none|better)</td>", html)
+
+
+def evaluated(folder: Path, recipe: Path, measured: Scores) -> Path:
+    """The folder of a run of which nothing is there but its scores."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_bytes(recipe.read_bytes())
+    write_results(folder, measured)
+    return folder
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(made: Path, tmp_path: Path) -> None:
+    runs = [evaluated(tmp_path / name, made / "recipe.yaml", scores(made, right=3)) for name in ("a/run", "b/run", "c")]
+    html = write_report(runs, tmp_path / "all.html").read_text(encoding="utf-8")
+    assert "a/run and b/run and c" in html
+    assert "<td>b/run</td><td>+0.000</td>" in html and "<td>c</td><td>+0.000</td>" in html  # differences from a/run
+    with pytest.raises(UserError, match="named twice"):
+        write_report([runs[0], tmp_path / "b" / ".." / "a" / "run"], tmp_path / "twice.html")
+
+
+def test_runs_that_were_asked_other_splits_are_not_in_one_chart(made: Path, tmp_path: Path) -> None:
+    asked = [replace(scores(made, right=right), split=split) for right, split in ((1, "test"), (2, "validation"))]
+    runs = [evaluated(tmp_path / one.split, made / "recipe.yaml", one) for one in asked]
+    html = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
+    for one in asked:
+        chart = html[html.index(f"Score by task with 95 % intervals, split {one.split}</h3>") :]
+        chart = chart[: chart.index("</details>")]
+        assert f"<td>{one.mean:.3f}" in chart and chart.count(f">{one.split}<") == 1  # the head of its table
+    assert "difference from" not in html and "qmixlora eval RUN --split test" in html
 
 
 def test_a_folder_without_a_recipe_is_no_run_and_a_damaged_one_is_told(made: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the folder of a run"):
         write_report([tmp_path])
     assert refresh_report(tmp_path).startswith("The report was not written: This is not the folder of a run")
+
+
+DAMAGED = {
+    "survey.json": '{"splits": [{"split": "train", "left_out": 0, "tasks": {}}]}',
+    "plan.json": '{"card_gib": "12"}',
+    "interference.json": '{"tasks": ["s", "t"], "mean": {"A": [[1]]}}',
+    "exports/a-lora/fidelity.json": '{"form": "lora", "folder": "x"}',
+    "exports/b-lora/fidelity.json": "{",
+    "exports/c-lora/fidelity.json": json.dumps(
+        {"form": "lora", "folder": "c-lora", "rank": 4, "polish_steps": 0, "split": "test", "update_error": {"mean": 0}}
+        | {"exact_match": {"live": 1}, "agreement": {"lora": 1}}
+    ),
+}
+WHY = ("splits.0.samples: Field required", "card_gib: ", "mean is not of 2 x 2 values", "rank: Field required")
+
+
+def test_damaged_files_are_left_out_and_named(made: Path, tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "run", made / "recipe.yaml", scores(made, right=3))
+    for name, text in DAMAGED.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text, encoding="utf-8")
+    (run / "history.jsonl").write_text('{"event": "started", "data": 1, "versions": []}\n', encoding="utf-8")
+    html = write_report([run]).read_text(encoding="utf-8")
+    told = html[html.index("Left out, since they are damaged") :]
+    assert [
+        name for name in (*DAMAGED, *WHY, "exact_match.lora is missing") if name not in told[: told.index("</p>")]
+    ] == []
+    for part in ("Data</h3>", "<h2>Interference", "c-lora</td>"):
+        assert part not in html
 
 
 def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:

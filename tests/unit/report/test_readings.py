@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from qmixlora.mixlora.routing_record import FILE
 from qmixlora.report.readings import THRESHOLDS, lossy, read_export, read_interference, read_routing_figures
 from qmixlora.report.routing import read_routing
+from tests.unit.report.records import record_by_hand
 
 
 def test_the_routing_of_a_run_is_read_in_three_sentences(run: Path) -> None:
@@ -15,6 +17,14 @@ def test_the_routing_of_a_run_is_read_in_three_sentences(run: Path) -> None:
     assert entropy.verdict == "watch" and "is 0.25: a task uses one factor or two" in entropy.text
     assert similarity.verdict == "good" and "0.00" in similarity.text
     assert dead.verdict == "watch" and "25%" in dead.text and "adapter.num_factors=3" in dead.text
+
+
+def test_tasks_that_were_not_seen_are_named_and_hide_no_dead_factors(run: Path, tmp_path: Path) -> None:
+    of_two = read_routing_figures(read_routing(run))
+    record_by_hand(["s", "t", *(f"u{number}" for number in range(7))]).save(tmp_path / FILE)
+    unseen, *others = read_routing_figures(read_routing(tmp_path))
+    assert others == of_two
+    assert unseen.verdict == "watch" and "7 of 9 tasks (u0, u1, u2, u3, u4 and 2 more)" in unseen.text
 
 
 @pytest.mark.parametrize(
