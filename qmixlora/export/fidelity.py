@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qmixlora.serving.files.places import VLLM_RANKS
+
 from .measurement import Measurement
 
 FIDELITY = "fidelity.json"
@@ -27,7 +29,6 @@ LIMITED = (
     "images where you serve them too (vLLM: --mm-processor-kwargs)."
 )
 TALL = "The rank is over 16, the most that vLLM takes by default: start it with --max-lora-rank {rank}."
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank may be
 BY_DEFAULT = 16
 
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 
-from qmixlora.bases import named_base, own_base
+from qmixlora.bases import Source, source_below
 from qmixlora.errors import UserError
-from qmixlora.serving.files.places import VLLM_RANKS
+from qmixlora.serving.files.places import VLLM_RANKS, options_of_source
 from qmixlora.webpage import table
 
 from ..contents import ExportFidelity
@@ -24,10 +24,10 @@ USE = {
     "lora": """from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-base = AutoModelForImageTextToText.from_pretrained({base!r})
+base = AutoModelForImageTextToText.from_pretrained({base!r}{arguments})
 model = PeftModel.from_pretrained(base, {folder!r})
 
-# vllm serve {typed_base} --enable-lora --max-lora-rank {rank} --lora-modules {module}
+# vllm serve {served} --enable-lora --max-lora-rank {rank} --lora-modules {module}
 """
     + ASKED,
     "merged": """from transformers import AutoModelForImageTextToText
@@ -77,12 +77,13 @@ def _use(record: RunRecord) -> str:
     for form in dict.fromkeys(one.form for one in record.exports):
         first = next(one for one in record.exports if one.form == form)
         folder = record.folder / "exports" / first.name
-        base = (_base(folder) if form == "lora" else "") or record.recipe.model.id
+        base = (_base(folder) if form == "lora" else None) or Source(record.recipe.model.id)
         filled = USE[form].format(
             folder=str(folder),
-            base=base,
+            base=base.model,
+            arguments=base.typed(),
             typed=shlex.quote(str(folder)),
-            typed_base=shlex.quote(base),
+            served=shlex.join([base.model, *options_of_source(base)]),
             rank=min((rank for rank in VLLM_RANKS if rank >= first.rank), default=first.rank),
             # in vLLM's NAME=PATH a name would end at the first `=`, which mixtures have
             module=shlex.quote(json.dumps({"name": folder.name, "path": str(folder)}, ensure_ascii=False)),
@@ -91,8 +92,8 @@ def _use(record: RunRecord) -> str:
     return "".join(parts)
 
 
-def _base(adapter: Path) -> str:
-    """What an adapter lies on; nothing for a merged checkpoint, or where that cannot be told any more."""
+def _base(adapter: Path) -> Source | None:
+    """What an adapter lies on; None where that cannot be told any more."""
     with suppress(UserError):
-        return str(own_base(adapter) or named_base(adapter))
-    return ""
+        return source_below(adapter)
+    return None

@@ -94,7 +94,7 @@ def _vllm(served: Served) -> Lines:
             fix=f"Cut it: qmixlora export RUN --all --rank {VLLM_RANKS[-1]}.",
         )
     return [
-        ["vllm", "serve", served.base.model, *_options_of_source(served.base)],
+        ["vllm", "serve", served.base.model, *options_of_source(served.base)],
         ["--served-model-name", served.alone],
         *([["--dtype", served.dtype]] if served.dtype else []),
         ["--max-model-len", "auto"],
@@ -108,7 +108,7 @@ def _vllm(served: Served) -> Lines:
 def _sglang(served: Served) -> Lines:
     count = len(served.adapters)
     return [
-        ["python3", "-m", "sglang.launch_server", "--model-path", served.base.model, *_options_of_source(served.base)],
+        ["python3", "-m", "sglang.launch_server", "--model-path", served.base.model, *options_of_source(served.base)],
         ["--served-model-name", served.alone],
         *([["--dtype", served.dtype]] if served.dtype else []),
         ["--enable-lora", "--max-lora-rank", str(served.tallest)],
@@ -118,7 +118,7 @@ def _sglang(served: Served) -> Lines:
     ]
 
 
-def _options_of_source(base: Source) -> list[str]:
+def options_of_source(base: Source) -> list[str]:
     """Of vLLM and SGLang alike."""
     revision = [] if base.revision is None else ["--revision", base.revision]
     return [*revision, *(["--trust-remote-code"] if base.trust_remote_code else [])]

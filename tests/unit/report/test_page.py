@@ -114,11 +114,13 @@ def test_what_serves_an_export_is_typed_as_it_stands(made: Path, tmp_path: Path)
     folder.mkdir(parents=True)
     fidelity = json.loads((made / "exports" / "s-lora" / "fidelity.json").read_text(encoding="utf-8"))
     (folder / "fidelity.json").write_text(json.dumps(fidelity | {"folder": str(folder)}))
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/my base"}')
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/my base", "revision": "v2"}')
     lines = unescape(write_report([run]).read_text(encoding="utf-8")).splitlines()
     start, check = (next(line for line in lines if line.startswith(f"# {verb}")) for verb in ("vllm", "qmixlora check"))
     *words, module = shlex.split(start.removeprefix("# "))
-    assert words == ["vllm", "serve", "/my base", "--enable-lora", "--max-lora-rank", "8", "--lora-modules"]
+    own = ["vllm", "serve", "/my base", "--revision", "v2"]
+    assert words == [*own, "--enable-lora", "--max-lora-rank", "8", "--lora-modules"]
+    assert any("from_pretrained('/my base', revision='v2')" in line for line in lines)
     assert json.loads(module) == {"name": folder.name, "path": str(folder)}
     assert shlex.split(check)[3] == str(folder)
     shutil.rmtree(folder)
