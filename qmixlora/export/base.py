@@ -53,7 +53,7 @@ def write_base(job: Job, learned: Learned) -> Path | None:
 def _reason_to_replace(job: Job, folder: Path, record: Mapping[str, object]) -> str | None:
     """Why the base in place cannot stay; None for a whole one of this projector, and of this recipe."""
     if first_change(folder, [RECORD]) is None and read_record(folder) != record:
-        return "it has another projector, or another model. Adapters that lie on it are of use no longer: export them again."
+        return "it has another projector or model. Adapters that lie on it are of use no longer: export them again."
     if change := first_change(folder):
         return f"it is not as it was written: {change}."
     if (folder / RECIPE).read_bytes() != (job.folder / RECIPE).read_bytes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import qmixlora.export.exporter as exporter
 import qmixlora.export.merge as merge_module
 from qmixlora.errors import CheckError, UserError
 from qmixlora.export import Request, export
@@ -94,6 +96,22 @@ def test_a_disk_that_is_full_while_merging_leaves_the_finished_adapter(
         export(run, Request(tasks=("color",), forms=("lora", "merged")), QUIET)
     assert exports_of(run) == ["base", "color-lora"]  # whole, and measured
     assert (run / "exports" / "color-lora" / "fidelity.json").is_file()
+
+
+def test_exports_of_one_run_at_once_leave_each_other_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one begins and ends while the first one has its adapters ready to merge."""
+    make_picker = exporter.make_picker
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(exporter, "make_picker", make_picker)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", os.getppid)  # as another process that runs
+            exported(run, forms=("merged",), tasks=("count",), samples=1)
+        return make_picker(*arguments)
+
+    monkeypatch.setattr(exporter, "make_picker", meanwhile)
+    exported(run, forms=("merged",), samples=1)
+    assert exports_of(run) == ["color-merged", "count-merged", "picker"]
 
 
 def test_task_routing_exports_exactly(make_run: Callable[..., Path]) -> None:
