@@ -85,6 +85,7 @@ def write_adapters(
             live=one.measurement,
             measurements={"lora": measure(static, one.rows)},
             projector=projector,
+            in_nf4=job.recipe.model.quantization == "nf4",
             notes=notes_on(projector, rank),
         )
         compares = "merged" in job.request.forms and not job.into_another_base

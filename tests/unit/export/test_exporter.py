@@ -131,6 +131,12 @@ def test_a_plain_lora_run_exports_through_the_same_verb(make_run: Callable[..., 
     torch.testing.assert_close(logits(open_run(run / "exports" / "color-lora"), rows), expected, atol=1e-4, rtol=0)
 
 
+def test_a_card_names_the_metric_and_the_weights_that_it_was_measured_by(run: Path) -> None:
+    edit_recipe(run, model__quantization="none", data__metrics={"*": "anls"})
+    card = (exported(run, samples=1).folder / "README.md").read_text()
+    assert "| | score (anls) | loss |" in card and "on the weights that it was trained on" in card
+
+
 @pytest.fixture
 def some_layers(make_run: Callable[..., Path]) -> Path:
     return make_run(target_modules=["q_proj", "v_proj"], projector="frozen")

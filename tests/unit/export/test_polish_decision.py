@@ -170,7 +170,7 @@ def test_a_loss_that_grew_is_enough_to_polish(run: Path, ask: Ask, polishings: l
     edit_recipe(run, train__max_new_tokens=1)
     validate_on(run, ask("count", called="color"))
     fidelity = means_from(run, ask("color"))
-    assert fidelity.live.exact_match == fidelity.measurements["lora"].exact_match == 0.0
+    assert fidelity.live.score == fidelity.measurements["lora"].score == 0.0
     assert len(polishings) == 1
 
 
@@ -193,7 +193,7 @@ def test_the_rows_of_a_polishing_are_those_that_do_not_decide(run: Path, ask: As
 
 def test_a_polished_adapter_that_is_better_stays(run: Path, ask: Ask) -> None:
     mean = means_from(run, ask("count", called="color"), polish=0)
-    assert mean.score < mean.live.exact_match
+    assert mean.score < mean.live.score
     before = adapter_of(run)
     edit_recipe(run, export__polish=15)
     fidelity = means_from(run, ask("count", called="color"))
