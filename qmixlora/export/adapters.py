@@ -75,6 +75,7 @@ def write_adapters(
             run=job.folder,
             tasks=one.target.shares,
             split=one.split,
+            unmeasured=one.unmeasured,
             samples=len(one.rows),
             rank=rank,
             polish_steps=polished.steps,

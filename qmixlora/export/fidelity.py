@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,18 +61,19 @@ class Fidelity:
     """The fidelity of one export.
 
     `tasks` are the shares of the tasks in it; `split` names the rows of `live` and `measurements`, which are by form
-    (`lora`, `merged`), the last one of the folder's own contents. `kept` are shares that cuts keep of a squared norm;
-    `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`. `polish_steps` are those of the adapter itself, `polish_tried`
-    those that were made; where they were thrown away the mean stands. `decided_on` names the rows on which that was
-    decided (None: nothing was to decide). `projector` says where the trained projector is: in the adapter's own base
-    (`base`), whole in the adapter (`adapter`), in it as low-rank factors; None if none was trained. `in_nf4`: the run,
-    and its adapters, were measured on a backbone in NF4.
+    (`lora`, `merged`), the last one of the folder's own contents; of the tasks that are `unmeasured` it has none.
+    `kept` are shares that cuts keep of a squared norm; `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`.
+    `polish_steps` are those of the adapter itself, `polish_tried` those that were made; where they were thrown away the
+    mean stands. `decided_on` names the rows on which that was decided (None: nothing was to decide). `projector` says
+    where the trained projector is: in the adapter's own base (`base`), whole in the adapter (`adapter`), in it as
+    low-rank factors; None if none was trained. `in_nf4`: the run, and its adapters, were measured on a backbone in NF4.
     """
 
     folder: Path
     run: Path
     tasks: Mapping[str, float]
     split: str
+    unmeasured: Sequence[str]
     samples: int
     rank: int
     polish_steps: int
@@ -107,7 +108,17 @@ class Fidelity:
 
     @property
     def warnings(self) -> list[str]:
-        """A warning of a large loss, with its numbers and a remedy; none where the loss is small."""
+        """A warning of tasks that were not measured, and of a large loss, with its numbers; each with a remedy."""
+        return [*self._of_unmeasured(), *self._of_a_loss()]
+
+    def _of_unmeasured(self) -> list[str]:
+        if not self.unmeasured:
+            return []
+        tasks = ", ".join(self.unmeasured)
+        told = f"{self.folder.name} was measured without {tasks}: the split {self.split} has no sample of it"
+        return [f"{told}. Put some into data.{self.split}."]
+
+    def _of_a_loss(self) -> list[str]:
         live = self.live.score
         if self.score >= TOLERATED * live:
             return []
@@ -133,6 +144,7 @@ class Fidelity:
             "run": str(self.run),
             "tasks": dict(self.tasks),
             "split": self.split,
+            "unmeasured": list(self.unmeasured),
             "held_out": self.split != "train",
             "samples": self.samples,
             "rank": self.rank,

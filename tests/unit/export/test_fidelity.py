@@ -27,6 +27,7 @@ def made(
         run=Path("run"),
         tasks={"color": 1.0},
         split=split,
+        unmeasured=(),
         samples=2,
         rank=4,
         polish_steps=polish_steps,
@@ -63,6 +64,14 @@ def test_one_adapter_for_several_tasks_is_warned_of_with_the_advice_to_export_ea
     assert "export each task by itself" in warning and "task_mix" not in warning
 
 
+def test_tasks_that_were_not_measured_are_warned_of_in_every_form() -> None:
+    mixture = replace(made(0.8, lora=0.8), tasks={"color": 0.5, "count": 0.5}, unmeasured=["count"])
+    merged = replace(mixture, measurements=made(0.8, merged=0.8).measurements, notes=())
+    for fidelity in (mixture, merged):
+        (warning,) = fidelity.warnings
+        assert "without count: the split test has no sample of it. Put some into data.test." in warning
+
+
 def test_polishing_that_was_thrown_away_is_not_advised_again() -> None:
     (warning,) = made(0.8, lora=0.5, polish_steps=0, polish_tried=150).warnings
     assert "--polish 300" in warning
@@ -95,6 +104,7 @@ def test_the_file_holds_everything() -> None:
         "run": "run",
         "tasks": {"color": 1.0},
         "split": "test",
+        "unmeasured": [],
         "held_out": True,
         "samples": 2,
         "rank": 4,
