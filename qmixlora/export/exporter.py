@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qmixlora.data import Collator
+from qmixlora.errors import UserError
 from qmixlora.files import check_can_be_written, clear_disk_errors, scratch_folder
 from qmixlora.recipe import load_run_recipe
 from qmixlora.session import open_tuned_run
@@ -57,8 +58,16 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
         adapters = write_adapters(job, session, learned, live, base, scratch)
         picker = make_picker(job, session, live)
         del session  # before other models are loaded
-        made = [one for maker in makers if maker.of_adapters for one in maker.of_adapters(job, adapters)]
-        write_fingerprints(job, learned, live, base, adapters, made)
-        if picker is not None:
+        made, failures = list[Fidelity](), list[UserError]()
+        for maker in makers:
+            try:
+                made += maker.of_adapters(job, adapters) if maker.of_adapters else []
+            except UserError as error:  # the other forms are whole, and have their fingerprints and picker
+                failures.append(error)
+        if made:
+            write_fingerprints(job, learned, live, base, adapters, made)
+        if made and picker is not None:
             picker.write(folder / FOLDER / PICKER)
+        if failures:
+            raise failures[0]
         return made

@@ -29,7 +29,7 @@ def exports_of(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "exports").iterdir())
 
 
-def test_a_wrong_merge_is_noticed_and_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_merge_is_noticed_and_leaves_the_other_forms_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = merge_module.add_update
 
     def wrong(weight: Tensor, update: Any) -> None:
@@ -40,6 +40,10 @@ def test_a_wrong_merge_is_noticed_and_leaves_nothing(run: Path, monkeypatch: pyt
         exported(run, forms=("merged",))
     assert error.value.exit_code == 1
     assert exports_of(run) == []
+    with pytest.raises(CheckError):
+        export(run, Request(tasks=TASKS, forms=("merged", "lora"), samples=1), QUIET)
+    assert exports_of(run) == ["base", "color-lora", "count-lora", "picker"]
+    assert all((run / "exports" / name / "fingerprint.json").is_file() for name in ("base", "color-lora", "count-lora"))
 
 
 @pytest.mark.parametrize("base", ["nf4", "original"])
