@@ -141,7 +141,7 @@ def _show(exports: list[Fidelity], run: Path, console: Console) -> None:
     from qmixlora.report.readings import lossy, read_export
 
     console.print(_table(exports))
-    own = {one.folder.name: (one.update_error.mean, one.live.exact_match, one.score) for one in exports}
+    own = {one.folder.name: (one.update_error.mean, one.live.score, one.score) for one in exports}
     for reading in lossy((name, read_export(*figures)) for name, figures in own.items()):
         console.print(reading.styled(), highlight=False, soft_wrap=True)
     for line in (line for fidelity in exports for line in fidelity.warnings):
@@ -167,7 +167,8 @@ def _table(exports: list[Fidelity]) -> Table:
         measured.setdefault("+".join(fidelity.tasks), {}).update(fidelity.measurements)
     forms = list(dict.fromkeys(form for own in measured.values() for form in own))
     splits = dict.fromkeys(fidelity.split for fidelity in exports)
-    title = "Exact match, split " + ", ".join(splits) + (" (not held out: trained on)" if "train" in splits else "")
+    metrics = ", ".join(sorted({metric for fidelity in exports for metric in fidelity.live.metrics.values()}))
+    title = f"Score ({metrics}), split {', '.join(splits)}{' (not held out: trained on)' if 'train' in splits else ''}"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD)
     table.add_column("export", no_wrap=True)
     for column in ("polished", "live", *forms, "same words", "loss", "update error"):
@@ -178,16 +179,15 @@ def _table(exports: list[Fidelity]) -> Table:
         table.add_row(
             escape(name),
             f"{fidelity.polish_steps} steps" if fidelity.polish_steps else "-",
-            f"{fidelity.live.exact_match:.3f}",
-            *(f"{measured[name][form].exact_match:.3f}" for form in forms),
+            f"{fidelity.live.score:.3f}",
+            *(f"{measured[name][form].score:.3f}" for form in forms),
             f"{own.agreement(fidelity.live):.2f}",
             f"{own.loss - fidelity.live.loss:+.3f}",
             f"{fidelity.update_error.mean:.2f}",
         )
     if len(last) > 1:
         scores = [
-            [fidelity.live.exact_match, *(measured[name][form].exact_match for form in forms)]
-            for name, fidelity in last.items()
+            [fidelity.live.score, *(measured[name][form].score for form in forms)] for name, fidelity in last.items()
         ]
         table.add_section()
         table.add_row("mean", "", *(f"{sum(column) / len(column):.3f}" for column in zip(*scores, strict=True)))

@@ -50,7 +50,7 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _of_this_process(path)
     try:
         yield temporary
         if unless_there and path.exists():
@@ -62,6 +62,21 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
             error.filename = str(path)  # a name that somebody knows
         _remove(temporary)
         raise
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Yield a path in a folder for what this process needs for a while; remove what is there when the block ends.
+
+    What a crash leaves there, the next attempt removes.
+    """
+    path = parent / "scratch"
+    _remove_leftovers(path)
+    temporary = _of_this_process(path)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
 
 
 def link_or_copy(source: Path, path: Path) -> None:
@@ -152,6 +167,11 @@ def unusable(error: OSError) -> UserError | None:
         return None
     fix = "Set XDG_CACHE_HOME to a folder that can be written." if is_of_cache else "Choose another, or change that."
     return UserError(f"A file or folder cannot be used: {error.strerror}.", where=str(path), fix=fix)
+
+
+def _of_this_process(path: Path) -> Path:
+    """A hidden name beside a path, which no other process takes."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _put_into_place(temporary: Path, path: Path) -> None:

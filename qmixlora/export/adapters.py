@@ -75,6 +75,7 @@ def write_adapters(
             run=job.folder,
             tasks=one.target.shares,
             split=one.split,
+            unmeasured=one.unmeasured,
             samples=len(one.rows),
             rank=rank,
             polish_steps=polished.steps,
@@ -85,6 +86,7 @@ def write_adapters(
             live=one.measurement,
             measurements={"lora": measure(static, one.rows)},
             projector=projector,
+            in_nf4=job.recipe.model.quantization == "nf4",
             notes=notes_on(projector, rank),
         )
         compares = "merged" in job.request.forms and not job.into_another_base

@@ -35,10 +35,11 @@ def write_base(job: Job, learned: Learned) -> Path | None:
         return None
     folder, spec = job.base_folder, job.recipe.model
     record = base_record(spec.id, spec.revision, _digest(learned.projector))
-    if _is_there(job, folder, record):
-        return folder
     if folder.exists():
-        job.say(f"{folder} is replaced. Adapters that lie on the former one are of use no longer: export them again.")
+        reason = _reason_to_replace(job, folder, record)
+        if reason is None:
+            return folder
+        job.say(f"{folder} is replaced: {reason}")
     with replacing(folder) as temporary:
         with job.bar("base: with the trained projector") as show:
             Merge(StaticAdapter({}, in_base=learned.projector), spec, "original").write(temporary, show)
@@ -49,11 +50,15 @@ def write_base(job: Job, learned: Learned) -> Path | None:
     return folder
 
 
-def _is_there(job: Job, folder: Path, record: Mapping[str, object]) -> bool:
-    """Whether a whole base of this projector, and of this recipe, is in place."""
-    if not folder.is_dir() or read_record(folder) != record or first_change(folder, [RECORD, RECIPE]):
-        return False
-    return (folder / RECIPE).read_bytes() == (job.folder / RECIPE).read_bytes()
+def _reason_to_replace(job: Job, folder: Path, record: Mapping[str, object]) -> str | None:
+    """Why the base in place cannot stay; None for a whole one of this projector, and of this recipe."""
+    if first_change(folder, [RECORD]) is None and read_record(folder) != record:
+        return "it has another projector or model. Adapters that lie on it are of use no longer: export them again."
+    if change := first_change(folder):
+        return f"it is not as it was written: {change}."
+    if (folder / RECIPE).read_bytes() != (job.folder / RECIPE).read_bytes():
+        return "the run's recipe is another one. Adapters that lie on it stay of use."
+    return None
 
 
 def _digest(modules: Mapping[str, Tensor]) -> str:

@@ -15,6 +15,7 @@ def write_card(folder: Path, fidelity: Fidelity, base: Source) -> None:
     shares = ", ".join(f"{task} ({share:.2f})" if share < 1 else task for task, share in fidelity.tasks.items())
     live, own = fidelity.live, fidelity.measurements["lora"]
     has = "has the run's trained projector" if fidelity.projector == "base" else "is what it was trained on"
+    weights = "NF4 weights" if fidelity.in_nf4 else "weights"
     text = f"""---{metadata}---
 
 # LoRA for {shares}
@@ -33,12 +34,12 @@ model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BA
 The base {has}: on another one the adapter does something else. `qmixlora check THIS_FOLDER --url URL` asks a server
 whether it applies the adapter.
 
-On {fidelity.samples} samples (split {fidelity.split}), over the NF4 base that it was trained on:
+On {fidelity.samples} samples (split {fidelity.split}), on the {weights} that it was trained on:
 
-| | exact match | loss |
+| | score ({fidelity.metrics}) | loss |
 |---|---|---|
-| the run itself | {live.exact_match:.3f} | {live.loss:.3f} |
-| this adapter | {own.exact_match:.3f} | {own.loss:.3f} |
+| the run itself | {live.score:.3f} | {live.loss:.3f} |
+| this adapter | {own.score:.3f} | {own.loss:.3f} |
 
 `{FIDELITY}` has the rest.
 """

@@ -102,13 +102,15 @@ def as_tensor(entry: Entry, data: bytearray) -> Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder and its shards; `names` gives, for each tensor on the disk, its parameter in the model.
+    """A checkpoint folder and its shards, which `index` names (None: it is one file); `names` gives, for each tensor on
+    the disk, its parameter in the model.
 
     Left out are tensors that transformers converts while loading (stacks, splits, transposes): they are not parameters.
     `hub_names` are those of tensors that are called otherwise in the hub's checkpoints of this kind of model.
     """
 
     folder: Path
+    index: Path | None
     shards: tuple[Shard, ...]
     names: dict[str, str]
     hub_names: dict[str, str]
@@ -137,12 +139,17 @@ def open_checkpoint(spec: Model, skeleton: PreTrainedModel) -> Checkpoint:
 
 
 def read_checkpoint(folder: Path, skeleton: PreTrainedModel) -> Checkpoint:
-    """The checkpoint in a folder, of the model that `skeleton` is. Raises UserError if it has no safetensors."""
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
-    else:
-        files = [SINGLE]
+    """The checkpoint in a folder, of the model that `skeleton` is: the files that transformers loads.
+
+    Raises UserError if they are no safetensors, or are not there.
+    """
+    named = getattr(skeleton.config, "transformers_weights", None)
+    first = named or next(
+        (name for name in (SINGLE, INDEX) if (folder / name).is_file()), SINGLE
+    )  # transformers' order
+    index = folder / first if first.endswith(".index.json") and (folder / first).is_file() else None
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
+    files = sorted(set(weight_map.values())) or [first]
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -153,7 +160,7 @@ def read_checkpoint(folder: Path, skeleton: PreTrainedModel) -> Checkpoint:
     shards = tuple(Shard(folder / name) for name in files)
     rules = get_model_conversion_mapping(skeleton) or []
     names = _parameters(skeleton, rules, [entry.name for shard in shards for entry in shard.entries])
-    return Checkpoint(folder, shards, names, _hub_names(rules, names))
+    return Checkpoint(folder, index, shards, names, _hub_names(rules, names))
 
 
 def take_hub_names(folder: Path, model: PreTrainedModel) -> None:

@@ -7,13 +7,13 @@ Three passes over the targets, so that never more than one model is in memory: `
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from rich.console import Console
 
 from qmixlora.data import Collator
-from qmixlora.files import check_can_be_written, clear_disk_errors
+from qmixlora.errors import UserError
+from qmixlora.files import check_can_be_written, clear_disk_errors, scratch_folder
 from qmixlora.recipe import load_run_recipe
 from qmixlora.session import open_tuned_run
 
@@ -47,22 +47,27 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
     job = Job(folder, session.recipe, request, console, session.collator)
     learned = learned_by(session.model, session.anatomy.projector_targets)
     live = measure_live(job, session, learned) if are_of_tasks(request.forms) else []
-    with clear_disk_errors(folder / FOLDER, "Free some space and export again; what is in place is whole."):
-        scratch = folder / FOLDER / ".scratch"
-        try:
-            base = write_base(job, learned) if any(maker.on_base for maker in makers) else None
-            for maker in makers:
-                if maker.of_run is not None:
-                    maker.of_run(job, session, learned)
-            if not live:
-                return []
-            adapters = write_adapters(job, session, learned, live, base, scratch)
-            picker = make_picker(job, session, live)
-            del session  # before other models are loaded
-            made = [one for maker in makers if maker.of_adapters for one in maker.of_adapters(job, adapters)]
+    full = "Free some space and export again; what is in place is whole."
+    with clear_disk_errors(folder / FOLDER, full), scratch_folder(folder / FOLDER) as scratch:
+        base = write_base(job, learned) if any(maker.on_base for maker in makers) else None
+        for maker in makers:
+            if maker.of_run is not None:
+                maker.of_run(job, session, learned)
+        if not live:
+            return []
+        adapters = write_adapters(job, session, learned, live, base, scratch)
+        picker = make_picker(job, session, live)
+        del session  # before other models are loaded
+        made, failures = list[Fidelity](), list[UserError]()
+        for maker in makers:
+            try:
+                made += maker.of_adapters(job, adapters) if maker.of_adapters else []
+            except UserError as error:  # the other forms are whole, and have their fingerprints and picker
+                failures.append(error)
+        if made:
             write_fingerprints(job, learned, live, base, adapters, made)
-            if picker is not None:
-                picker.write(folder / FOLDER / PICKER)
-            return made
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        if made and picker is not None:
+            picker.write(folder / FOLDER / PICKER)
+        if failures:
+            raise failures[0]
+        return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,17 +62,19 @@ class Fidelity:
     """The fidelity of one export.
 
     `tasks` are the shares of the tasks in it; `split` names the rows of `live` and `measurements`, which are by form
-    (`lora`, `merged`), the last one of the folder's own contents. `kept` are shares that cuts keep of a squared norm;
-    `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`. `polish_steps` are those of the adapter itself, `polish_tried`
-    those that were made; where they were thrown away the mean stands. `decided_on` names the rows on which that was
-    decided (None: nothing was to decide). `projector` says where the trained projector is: in the adapter's own base
-    (`base`), whole in the adapter (`adapter`), in it as low-rank factors; None if none was trained.
+    (`lora`, `merged`), the last one of the folder's own contents; of the tasks that are `unmeasured` it has none.
+    `kept` are shares that cuts keep of a squared norm; `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`.
+    `polish_steps` are those of the adapter itself, `polish_tried` those that were made; where they were thrown away the
+    mean stands. `decided_on` names the rows on which that was decided (None: nothing was to decide). `projector` says
+    where the trained projector is: in the adapter's own base (`base`), whole in the adapter (`adapter`), in it as
+    low-rank factors; None if none was trained. `in_nf4`: the run, and its adapters, were measured on a backbone in NF4.
     """
 
     folder: Path
     run: Path
     tasks: Mapping[str, float]
     split: str
+    unmeasured: Sequence[str]
     samples: int
     rank: int
     polish_steps: int
@@ -83,6 +85,7 @@ class Fidelity:
     live: Measurement
     measurements: Mapping[str, Measurement]
     projector: str | None
+    in_nf4: bool
     merging: Merging | None = None
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(
@@ -96,17 +99,32 @@ class Fidelity:
 
     @property
     def score(self) -> float:
-        """The exact match of the export itself."""
-        return self.measurements[self.form].exact_match
+        """The score of the export itself."""
+        return self.measurements[self.form].score
+
+    @property
+    def metrics(self) -> str:
+        """The metrics that the scores are by, as recipes name them."""
+        return ", ".join(sorted(set(self.live.metrics.values())))
 
     @property
     def warnings(self) -> list[str]:
-        """A warning of a large loss, with its numbers and a remedy; none where the loss is small."""
-        live = self.live.exact_match
+        """A warning of tasks that were not measured, and of a large loss, with its numbers; each with a remedy."""
+        return [*self._of_unmeasured(), *self._of_a_loss()]
+
+    def _of_unmeasured(self) -> list[str]:
+        if not self.unmeasured:
+            return []
+        tasks = ", ".join(self.unmeasured)
+        told = f"{self.folder.name} was measured without {tasks}: the split {self.split} has no sample of it"
+        return [f"{told}. Put some into data.{self.split}."]
+
+    def _of_a_loss(self) -> list[str]:
+        live = self.live.score
         if self.score >= TOLERATED * live:
             return []
         from_original = self.merging is not None and self.merging.base == "original"
-        if from_original and self.measurements["lora"].exact_match >= TOLERATED * live:
+        if from_original and self.measurements["lora"].score >= TOLERATED * live:
             advice = "merge into the weights that training saw (--base nf4)."
         else:
             longer = f"polish it longer (--polish {2 * self.polish_tried})"
@@ -127,6 +145,7 @@ class Fidelity:
             "run": str(self.run),
             "tasks": dict(self.tasks),
             "split": self.split,
+            "unmeasured": list(self.unmeasured),
             "held_out": self.split != "train",
             "samples": self.samples,
             "rank": self.rank,
@@ -138,7 +157,8 @@ class Fidelity:
             "update_error": self.update_error.to_dict(),
             **(merging or {}),
             "notes": list(self.notes),
-            "exact_match": {name: one.exact_match for name, one in everything.items()},
+            "exact_match": {name: one.score for name, one in everything.items()},
+            "metrics": dict(self.live.metrics),
             "loss": {name: one.loss for name, one in everything.items()},
             "agreement": {name: one.agreement(self.live) for name, one in self.measurements.items()},
             "warnings": self.warnings,

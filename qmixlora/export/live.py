@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from qmixlora.data import Conversation, held_out_split, indices_by_task
@@ -54,6 +54,11 @@ class Live:
     check: Check | None  # without one, the user decides, or an earlier export has
 
     @property
+    def unmeasured(self) -> list[str]:
+        """The tasks of the target that have no row among those that are measured."""
+        return _lacking(self.target, self.rows)
+
+    @property
     def compared(self) -> list[Conversation]:
         """The rows whose logits hold a merged checkpoint against its adapter."""
         return [self.rows[index] for index in range(min(COMPARED, len(self.rows)))]
@@ -92,23 +97,42 @@ def measure_live(job: Job, session: TunedSession, learned: Learned) -> list[Live
 
 
 def _measured_on(job: Job, target: Target) -> str:
-    """The split of a target's rows: the training data, said so, where its tasks are too small to have any held out."""
+    """The split of a target's rows: the training data, said so, where its tasks are too small to have any held out.
+
+    Where only some of them are, these alone are measured, which is said too.
+    """
     split = held_out_split(job.recipe.data)
-    if split == "train" or not target.shares.keys().isdisjoint(job.rows(split)["task"]):
+    lacking = _lacking(target, job.rows(split))
+    if split == "train" or not lacking:
+        return split
+    if len(lacking) < len(target.shares):
+        job.say(f"{target.name}: no sample of {', '.join(lacking)} is in the split {split}; measured without.")
         return split
     job.say(f"{target.name}: no sample of it is in the split {split}; measured on samples that it was trained on.")
     return "train"
 
 
+def _lacking(target: Target, rows: Dataset) -> list[str]:
+    """The tasks of a target that have none of the rows."""
+    by_task = indices_by_task(rows)
+    return [task for task in target.shares if task not in by_task]
+
+
 def _check(job: Job, session: TunedSession, target: Target) -> Check:
-    """The rows of the validation split, if it has any of the target's tasks; else training rows that polishing leaves
-    out.
-    """
+    """Validation rows of the target's tasks; of tasks that have none, training rows that polishing leaves out."""
     training, validation = rows_of(job.training_rows, target, None, "train"), job.validation_rows
-    if validation is not None and not target.shares.keys().isdisjoint(validation["task"]):
-        rows = rows_of(validation, target, CHECKED, "validation")
-        return Check("validation", rows, measure(session, rows), training)
-    set_aside = {index for own in indices_by_task(training).values() for index in own[:: max(5, len(own) // CHECKED)]}
-    rows = training.select(sorted(set_aside))
+    held_out = {} if validation is None else indices_by_task(validation)
+    set_aside = {
+        index
+        for task, own in indices_by_task(training).items()
+        if task not in held_out
+        for index in own[:: max(5, len(own) // CHECKED)]
+    }
+    parts = {}
+    if validation is not None and not target.shares.keys().isdisjoint(held_out):
+        parts["validation"] = rows_of(validation, target, CHECKED, "validation")
+    if set_aside:
+        parts["train, left out of polishing"] = training.select(sorted(set_aside))
+    rows = concatenate_datasets(list(parts.values()))
     polish_on = training.select([index for index in range(len(training)) if index not in set_aside])
-    return Check("train, left out of polishing", rows, measure(session, rows), polish_on)
+    return Check(" and ".join(parts), rows, measure(session, rows), polish_on)

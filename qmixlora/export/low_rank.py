@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,19 @@ class LowRank:
         """The nearest update of a smaller rank, and the share of `||self||^2` that it keeps.
 
         Both thin matrices go through QR and the K x K core through the SVD, so the cost is linear in O and I. The
-        singular values are shared evenly between the two factors. A rank above K changes nothing.
+        singular values are shared evenly between the two factors. A rank above K changes nothing; one above O or I has
+        zeros in what is over, so that layers of all widths have one rank.
         """
         if rank >= self.rank:
             return self, 1.0
         left_OK, left_KK = torch.linalg.qr(self.up_OK.double())
         right_IK, right_KK = torch.linalg.qr(self.down_KI.double().T)
-        u_KK, values_K, v_KK = torch.linalg.svd(left_KK @ right_KK.T)
+        u_KK, values_K, v_KK = torch.linalg.svd(left_KK @ right_KK.T, full_matrices=False)
         root_K = values_K[:rank].sqrt()
         up_OK = left_OK @ (u_KK[:, :rank] * root_K)
         down_KI = (root_K[:, None] * v_KK[:rank]) @ right_IK.T
+        over = rank - len(root_K)
+        down_KI, up_OK = pad(down_KI, (0, 0, 0, over)), pad(up_OK, (0, over))
         total = values_K.square().sum()
         share = float(values_K[:rank].square().sum() / total) if total > 0 else 1.0
         return LowRank(down_KI.float(), up_OK.float()), share

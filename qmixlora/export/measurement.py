@@ -5,7 +5,7 @@ Shapes: N instances of a batch, L layers, E = F factors in a pool, M supervised 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +24,14 @@ from .static import Learned, StaticAdapter
 
 @dataclass(frozen=True)
 class Measurement:
-    """A model on some rows: mean exact match over their tasks, loss per supervised token, every answer."""
+    """A model on some rows: mean score over their tasks, by the `metrics` of these; loss per supervised token, every
+    answer.
+    """
 
-    exact_match: float
+    score: float
     loss: float
     answers: list[str]
+    metrics: Mapping[str, str]
 
     def agreement(self, other: Measurement) -> float:
         """The share of rows that both answer with the same words, greedily."""
@@ -63,7 +66,9 @@ def measure(session: Session, rows: Sequence[Conversation]) -> Measurement:
     with progress("answers") as tell:
         answers = answer_rows(session, rows, on_progress=lambda done: tell(done, len(rows)))
     totals, counts, _ = zip(*_losses(session, rows), strict=True)
-    return Measurement(score(rows, answers, "held out", session.recipe.data).mean, sum(totals) / sum(counts), answers)
+    scores = score(rows, answers, "held out", session.recipe.data)
+    metrics = {task: own.metric for task, own in scores.tasks.items()}
+    return Measurement(scores.mean, sum(totals) / sum(counts), answers, metrics)
 
 
 def measure_updates(session: TunedSession, learned: Learned, rows: Sequence[Conversation]) -> LiveUpdates:

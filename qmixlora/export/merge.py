@@ -23,7 +23,7 @@ from qmixlora.manifest import MANIFEST
 from qmixlora.recipe import Model
 from qmixlora.serving.fingerprint import FINGERPRINT
 
-from .checkpoint import INDEX, Checkpoint, Entry, as_tensor, open_checkpoint
+from .checkpoint import Checkpoint, Entry, as_tensor, open_checkpoint
 from .fidelity import FIDELITY
 from .low_rank import LowRank
 from .static import StaticAdapter
@@ -175,11 +175,11 @@ def _copy_other_files(checkpoint: Checkpoint, folder: Path) -> None:
         if not path.is_file() or path.name in weights or other_weights or ours or path.name.endswith(".index.json"):
             continue
         shutil.copyfile(path, folder / path.name)
-    if (checkpoint.folder / INDEX).is_file():
-        index = json.loads((checkpoint.folder / INDEX).read_text(encoding="utf-8"))
+    if checkpoint.index is not None:
+        index = json.loads(checkpoint.index.read_text(encoding="utf-8"))
         names = checkpoint.hub_names
         index["weight_map"] = {names.get(name, name): shard for name, shard in index["weight_map"].items()}
-        write_json(folder / INDEX, index)
+        write_json(folder / checkpoint.index.name, index)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.pop("quantization_config", None) is not None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

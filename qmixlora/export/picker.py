@@ -26,6 +26,7 @@ from qmixlora.files import replacing
 from qmixlora.serving import pick
 from qmixlora.session import Session
 
+from .embeddings import all_embedded, embedded
 from .fidelity import FIDELITY
 from .job import FOLDER, Job
 from .live import Live
@@ -35,7 +36,6 @@ from .targets import Form, tasks_of
 PICKER = "picker"
 SAMPLES = 512  # per task, whose instructions it is fitted on
 SHRINKAGE = 0.7  # of the covariance within tasks; from 0.5 on, other words than in training are told better
-CHUNK = 4096  # tokens whose embeddings are looked up at a time
 RULE = (
     "Mean of the rows in `tokens` of the instruction's tokens (tokenizer.json, without special ones); the nearest row "
     "of `means` (Euclidean) is the task, in the order of `names`: task to folder, without its form."
@@ -92,15 +92,13 @@ def fit_picker(session: Session, tokenizer: Any, rows: Dataset, names: Mapping[s
         return None
     backend = tokenizer.backend_tokenizer
     ids = {task: [tokenizer(text, add_special_tokens=False)["input_ids"] for text in by_task[task]] for task in by_task}
-    conditions = [torch.stack([_rows(session, one).mean(dim=0) for one in own]) for own in ids.values()]
+    conditions = [torch.stack([embedded(session, one).double().mean(dim=0) for one in own]) for own in ids.values()]
     center_D, fit_DK = discriminant(conditions)
     placed = [(own_ND - center_D) @ fit_DK for own_ND in conditions]
     means_TK = torch.stack([own_NK.mean(dim=0) for own_NK in placed])
     radius = max(float((own_NK - own_NK.mean(dim=0)).norm(dim=1).max()) for own_NK in placed)
-    known = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-    every = range(min(known, session.backbone.config.get_text_config().vocab_size))
-    chunks = (_rows(session, every[start : start + CHUNK]) for start in every[::CHUNK])
-    tokens_VK = torch.cat([((rows_VD - center_D) @ fit_DK).float() for rows_VD in chunks])
+    chunks = all_embedded(session, tokenizer)
+    tokens_VK = torch.cat([((rows_VD.double() - center_D) @ fit_DK).float() for rows_VD in chunks])
     return FittedPicker(tokens_VK, means_TK.float(), {task: names[task] for task in by_task}, radius, backend)
 
 
@@ -144,14 +142,6 @@ def questions_of(row: Conversation) -> Iterator[tuple[str, str]]:
     ]
     tasks = row.get("tasks") or [row["task"]]
     yield from zip(reversed(tasks), reversed(asked), strict=False)
-
-
-def _rows(session: Session, ids: Sequence[int]) -> Tensor:
-    """The input embeddings of some tokens (N x D, fp64, on the CPU), whatever a lever has made of their table."""
-    embeddings = session.backbone.get_input_embeddings()
-    with torch.no_grad():
-        rows_BSD: Tensor = embeddings(session.on_device({"ids": torch.tensor([list(ids)])})["ids"])
-    return rows_BSD[0].double().cpu()
 
 
 def _names(job: Job, live: Sequence[Live]) -> dict[str, str]:

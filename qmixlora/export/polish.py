@@ -23,12 +23,12 @@ SCORE_KEPT, LOSS_ADDED = 0.98, 0.05  # relative to the live model: with less, or
 
 def has_lost(mean: Measurement, live: Measurement) -> bool:
     """Whether a mean is worse than the live model on the same rows, by its score or by its loss."""
-    return mean.exact_match < SCORE_KEPT * live.exact_match or mean.loss > (1 + LOSS_ADDED) * live.loss
+    return mean.score < SCORE_KEPT * live.score or mean.loss > (1 + LOSS_ADDED) * live.loss
 
 
 def is_better(one: Measurement, other: Measurement) -> bool:
     """Whether one adapter is better than another on the same rows: by its score, then by its loss."""
-    return (one.exact_match, -one.loss) > (other.exact_match, -other.loss)
+    return (one.score, -one.loss) > (other.score, -other.loss)
 
 
 def polish(

@@ -22,9 +22,10 @@ from qmixlora.mixlora.inputs import image_token_ids
 from qmixlora.serving.route import scales
 from qmixlora.session import TunedSession
 
+from .embeddings import all_embedded
+
 FILE, TOKENIZER = "router.safetensors", "tokenizer.json"
 COMPARED = 16  # held-out instructions
-ROWS = 4096  # of the embeddings, at a time
 INSTRUCTION = "instruction"
 WORDS = (
     "The prompt is prompts[0] (prompts[1] where the question has an image) around the instruction, without white space "
@@ -92,15 +93,9 @@ def _tuner(session: TunedSession) -> tuple[MixLoraModel, MixLoraConfig]:
 
 
 def _embeddings(session: TunedSession) -> Tensor:
-    """The input embeddings as the model makes them, whatever holds them (V x D)."""
-    embed = cast(Any, session.backbone.get_input_embeddings())
-    count = len(cast(Collator, session.collator).processor.tokenizer)
-    with torch.no_grad():
-        parts = [
-            embed(torch.arange(start, min(start + ROWS, count), device=session.device)).cpu()
-            for start in range(0, count, ROWS)
-        ]
-    whole_VD = torch.cat(parts)
+    """The input embeddings in the model's own bits (V x D)."""
+    tokenizer = cast(Collator, session.collator).processor.tokenizer
+    whole_VD = torch.cat(list(all_embedded(session, tokenizer)))
     return whole_VD.view(torch.uint16) if whole_VD.dtype == torch.bfloat16 else whole_VD
 
 

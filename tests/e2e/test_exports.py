@@ -77,7 +77,10 @@ def test_a_merged_checkpoint_has_no_backbone_to_evaluate(
 def test_all_tasks_are_exported_with_a_table_of_their_fidelity(qmixlora: CommandLine, copied_run: Path) -> None:
     done = qmixlora("export", copied_run, "--all", "--polish", 0)
     printed = done.stdout + done.stderr
-    assert done.code == 0 and all(word in printed for word in ("reading", "where", "mean", "update error")), printed
+    words = ("reading", "where", "mean", "update error", "Score (exact), split test")
+    assert done.code == 0 and all(word in printed for word in words), printed
+    card = (copied_run / "exports" / "where-lora" / "README.md").read_text()
+    assert "| | score (exact) | loss |" in card and "on the NF4 weights that it was trained on" in card
 
 
 def test_an_export_in_the_place_of_another_is_told(qmixlora: CommandLine, copied_run: Path) -> None:

@@ -21,6 +21,7 @@ from qmixlora.files import (
     clear_disk_errors,
     read_log,
     replacing,
+    scratch_folder,
     unusable,
     write_json,
 )
@@ -129,6 +130,17 @@ def test_files_of_living_processes_and_of_other_names_stay(
     with replacing(tmp_path / "a") as temporary:
         temporary.touch()
     assert names(tmp_path) == sorted([*others, "a"])
+
+
+def test_a_scratch_folder_is_of_one_process_and_goes_with_its_block(
+    tmp_path: Path, of_the_dead: int, of_the_living: int
+) -> None:
+    for process in (of_the_dead, of_the_living):
+        make_folder(tmp_path / f".scratch.{process}.tmp", "theirs")
+    with pytest.raises(ValueError), scratch_folder(tmp_path) as scratch:
+        make_folder(scratch, "ours")
+        raise ValueError
+    assert [path.name for path in tmp_path.iterdir()] == [f".scratch.{of_the_living}.tmp"]
 
 
 def test_a_folder_that_another_process_made_meanwhile_stays_if_asked_for(tmp_path: Path) -> None:

@@ -155,13 +155,34 @@ def test_a_base_is_made_once_and_again_for_another_projector(run: Path, exports:
     adapter = load_file(run / "adapter" / "adapter_model.safetensors")
     save_file({n: t + ("projector" in n) for n, t in adapter.items()}, run / "adapter" / "adapter_model.safetensors")
     (run / "manifest.json").unlink()
-    console = Console(file=(run / "said").open("w"), width=300)
-    export(run, Request(tasks=("color",), fingerprint=False), console)
-    console.file.close()
+    assert "export them again" in said_by_an_export_of_color(run)
     assert (exports / "base").stat().st_ino != inode
-    assert "export them again" in (run / "said").read_text()
     with pytest.raises(UserError, match="lies on another base"):
         open_run(exports / "count-lora")
+
+
+def said_by_an_export_of_color(run: Path) -> str:
+    with (run / "said").open("w") as file:
+        export(run, Request(tasks=("color",), fingerprint=False), Console(file=file, width=300))
+    return (run / "said").read_text()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "base.json"])
+def test_a_damaged_base_is_made_again(run: Path, exports: Path, name: str) -> None:
+    file = exports / "base" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    assert f"not as it was written: {name} has another content" in said_by_an_export_of_color(run)
+    assert file.read_bytes() == whole
+
+
+def test_a_base_that_is_made_again_for_an_edited_recipe_leaves_its_adapters_of_use(run: Path, exports: Path) -> None:
+    edit_recipe(run, train__max_new_tokens=5)
+    said = said_by_an_export_of_color(run)
+    assert "recipe is another one" in said and "export them again" not in said
+    generation = json.loads((exports / "base" / "generation_config.json").read_text())
+    assert generation["max_new_tokens"] == 5
+    open_run(exports / "count-lora")
 
 
 def test_a_run_without_a_trained_projector_needs_no_base(make_run: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import qmixlora.export.exporter as exporter
 import qmixlora.export.merge as merge_module
 from qmixlora.errors import CheckError, UserError
 from qmixlora.export import Request, export
@@ -27,7 +29,7 @@ def exports_of(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "exports").iterdir())
 
 
-def test_a_wrong_merge_is_noticed_and_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_merge_is_noticed_and_leaves_the_other_forms_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = merge_module.add_update
 
     def wrong(weight: Tensor, update: Any) -> None:
@@ -38,6 +40,10 @@ def test_a_wrong_merge_is_noticed_and_leaves_nothing(run: Path, monkeypatch: pyt
         exported(run, forms=("merged",))
     assert error.value.exit_code == 1
     assert exports_of(run) == []
+    with pytest.raises(CheckError):
+        export(run, Request(tasks=TASKS, forms=("merged", "lora"), samples=1), QUIET)
+    assert exports_of(run) == ["base", "color-lora", "count-lora", "picker"]
+    assert all((run / "exports" / name / "fingerprint.json").is_file() for name in ("base", "color-lora", "count-lora"))
 
 
 @pytest.mark.parametrize("base", ["nf4", "original"])
@@ -96,6 +102,22 @@ def test_a_disk_that_is_full_while_merging_leaves_the_finished_adapter(
     assert (run / "exports" / "color-lora" / "fidelity.json").is_file()
 
 
+def test_exports_of_one_run_at_once_leave_each_other_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one begins and ends while the first one has its adapters ready to merge."""
+    make_picker = exporter.make_picker
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(exporter, "make_picker", make_picker)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", os.getppid)  # as another process that runs
+            exported(run, forms=("merged",), tasks=("count",), samples=1)
+        return make_picker(*arguments)
+
+    monkeypatch.setattr(exporter, "make_picker", meanwhile)
+    exported(run, forms=("merged",), samples=1)
+    assert exports_of(run) == ["color-merged", "count-merged", "picker"]
+
+
 def test_task_routing_exports_exactly(make_run: Callable[..., Path]) -> None:
     for fidelity in export(make_run(route_on="task"), Request(tasks=TASKS), QUIET):
         lora = fidelity.measurements["lora"]
@@ -111,6 +133,12 @@ def test_a_plain_lora_run_exports_through_the_same_verb(make_run: Callable[..., 
     rows = rows_of(run, "color")
     expected = logits(open_run(run), rows)
     torch.testing.assert_close(logits(open_run(run / "exports" / "color-lora"), rows), expected, atol=1e-4, rtol=0)
+
+
+def test_a_card_names_the_metric_and_the_weights_that_it_was_measured_by(run: Path) -> None:
+    edit_recipe(run, model__quantization="none", data__metrics={"*": "anls"})
+    card = (exported(run, samples=1).folder / "README.md").read_text()
+    assert "| | score (anls) | loss |" in card and "on the weights that it was trained on" in card
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pytest
 from qmixlora.export.fidelity import ByLayer, Fidelity, Merging
 from qmixlora.export.measurement import Measurement
 
+METRICS = {"color": "exact"}
+
 
 def made(
     live: float,
@@ -25,6 +27,7 @@ def made(
         run=Path("run"),
         tasks={"color": 1.0},
         split=split,
+        unmeasured=(),
         samples=2,
         rank=4,
         polish_steps=polish_steps,
@@ -32,9 +35,10 @@ def made(
         decided_on="validation",
         kept={"rank": ByLayer({"q": 0.5, "k": 1.0})},
         update_error=ByLayer({"q": 0.1, "k": 0.3}),
-        live=Measurement(live, 1.0, ["a", "b"]),
-        measurements={form: Measurement(score, 1.5, ["a", "c"]) for form, score in scores.items()},
+        live=Measurement(live, 1.0, ["a", "b"], METRICS),
+        measurements={form: Measurement(score, 1.5, ["a", "c"], METRICS) for form, score in scores.items()},
         projector="base",
+        in_nf4=True,
         merging=merging,
         versions={"torch": "2"},
     )
@@ -60,6 +64,14 @@ def test_one_adapter_for_several_tasks_is_warned_of_with_the_advice_to_export_ea
     assert "export each task by itself" in warning and "task_mix" not in warning
 
 
+def test_tasks_that_were_not_measured_are_warned_of_in_every_form() -> None:
+    mixture = replace(made(0.8, lora=0.8), tasks={"color": 0.5, "count": 0.5}, unmeasured=["count"])
+    merged = replace(mixture, measurements=made(0.8, merged=0.8).measurements, notes=())
+    for fidelity in (mixture, merged):
+        (warning,) = fidelity.warnings
+        assert "without count: the split test has no sample of it. Put some into data.test." in warning
+
+
 def test_polishing_that_was_thrown_away_is_not_advised_again() -> None:
     (warning,) = made(0.8, lora=0.5, polish_steps=0, polish_tried=150).warnings
     assert "--polish 300" in warning
@@ -80,6 +92,11 @@ def test_training_rows_are_not_held_out(split: str, held_out: bool) -> None:
     assert made(0.8, lora=0.8, split=split).to_dict()["held_out"] is held_out
 
 
+def test_the_metrics_of_a_score_have_their_recipes_names() -> None:
+    live = Measurement(0.8, 1.0, ["a", "b"], {"color": "exact", "count": "anls", "shape": "exact"})
+    assert replace(made(0.8, lora=0.8), live=live).metrics == "anls, exact"
+
+
 def test_the_file_holds_everything() -> None:
     assert made(0.8, lora=0.8, merged=0.8, merging=Merging("nf4", 0.001)).to_dict() == {
         "form": "merged",
@@ -87,6 +104,7 @@ def test_the_file_holds_everything() -> None:
         "run": "run",
         "tasks": {"color": 1.0},
         "split": "test",
+        "unmeasured": [],
         "held_out": True,
         "samples": 2,
         "rank": 4,
@@ -100,6 +118,7 @@ def test_the_file_holds_everything() -> None:
         "logits_difference": 0.001,
         "notes": [],
         "exact_match": {"live": 0.8, "lora": 0.8, "merged": 0.8},
+        "metrics": METRICS,
         "loss": {"live": 1.0, "lora": 1.5, "merged": 1.5},
         "agreement": {"lora": 0.5, "merged": 0.5},
         "warnings": [],

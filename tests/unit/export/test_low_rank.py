@@ -56,6 +56,15 @@ def test_the_mean_of_the_live_layers_outputs_is_the_exported_layer() -> None:
     torch.testing.assert_close(dense(exported).float() @ x_I, torch.stack(outputs).mean(dim=0), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("widths", [(3, I), (O, 3), (2, 3)])
+def test_a_rank_above_a_layers_width_is_that_rank_all_the_same(widths: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    update = LowRank(torch.randn(E, widths[1]), torch.randn(widths[0], E))
+    cut, kept = update.truncated(E - 1)
+    assert cut.rank == cut.up_OK.shape[1] == E - 1 and kept == pytest.approx(1.0)
+    torch.testing.assert_close(dense(cut), dense(update), atol=1e-5, rtol=0)
+
+
 def test_truncation_is_the_best_of_its_rank(pools: tuple[Tensor, Tensor]) -> None:
     update = mixed(*pools, 2.0, torch.rand(E, E))
     left, values, right = torch.linalg.svd(dense(update), full_matrices=False)

@@ -56,6 +56,13 @@ def test_the_loss_does_not_depend_on_the_batches(run: Path) -> None:
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
 
 
+def test_a_score_names_the_metrics_that_it_is_by(run: Path) -> None:
+    session, rows = open_tuned_run(run), rows_of(run, "color")
+    recipe = Edit({"data.metrics": {"*": "anls"}}).apply(session.recipe)
+    assert measure(session, rows).metrics == {"color": "exact"}
+    assert measure(replace(session, recipe=recipe), rows).metrics == {"color": "anls"}
+
+
 def test_agreement_is_the_share_of_rows_with_the_same_words() -> None:
-    one, other = (Measurement(0.0, 0.0, answers) for answers in (["a", "b", "c", "d"], ["a", "B", "c", ""]))
+    one, other = (Measurement(0.0, 0.0, answers, {}) for answers in (["a", "b", "c", "d"], ["a", "B", "c", ""]))
     assert one.agreement(other) == 0.5

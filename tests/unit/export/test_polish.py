@@ -65,21 +65,21 @@ def test_a_plain_lora_is_polished_from_all_of_its_update(
     assert starts == [start]
 
 
-def measured(exact_match: float, loss: float) -> Measurement:
-    return Measurement(exact_match, loss, [])
+def measured(score: float, loss: float) -> Measurement:
+    return Measurement(score, loss, [], {})
 
 
 @pytest.mark.parametrize(
-    ("exact_match", "loss", "lost"),
+    ("score", "loss", "lost"),
     [(0.9, 1.0, False), (0.89, 1.04, False), (1.0, 0.5, False), (0.87, 1.0, True), (0.9, 1.06, True)],
 )
-def test_a_mean_has_lost_something_by_its_score_or_by_its_loss(exact_match: float, loss: float, lost: bool) -> None:
-    assert has_lost(measured(exact_match, loss), measured(0.9, 1.0)) is lost
+def test_a_mean_has_lost_something_by_its_score_or_by_its_loss(score: float, loss: float, lost: bool) -> None:
+    assert has_lost(measured(score, loss), measured(0.9, 1.0)) is lost
 
 
 @pytest.mark.parametrize(
-    ("exact_match", "loss", "better"),
+    ("score", "loss", "better"),
     [(0.91, 2.0, True), (0.89, 0.5, False), (0.9, 0.9, True), (0.9, 1.0, False), (0.9, 1.1, False)],
 )
-def test_an_adapter_is_better_by_its_score_then_by_its_loss(exact_match: float, loss: float, better: bool) -> None:
-    assert is_better(measured(exact_match, loss), measured(0.9, 1.0)) is better
+def test_an_adapter_is_better_by_its_score_then_by_its_loss(score: float, loss: float, better: bool) -> None:
+    assert is_better(measured(score, loss), measured(0.9, 1.0)) is better

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import qmixlora.export.adapters as adapters_module
 from qmixlora.data import Collator
-from qmixlora.export import Fidelity
+from qmixlora.export import Fidelity, export
 from qmixlora.export.job import Job
 from qmixlora.export.live import Live, measure_live
 from qmixlora.export.polish import polish
@@ -170,7 +172,7 @@ def test_a_loss_that_grew_is_enough_to_polish(run: Path, ask: Ask, polishings: l
     edit_recipe(run, train__max_new_tokens=1)
     validate_on(run, ask("count", called="color"))
     fidelity = means_from(run, ask("color"))
-    assert fidelity.live.exact_match == fidelity.measurements["lora"].exact_match == 0.0
+    assert fidelity.live.score == fidelity.measurements["lora"].score == 0.0
     assert len(polishings) == 1
 
 
@@ -184,6 +186,24 @@ def test_without_validation_the_rows_that_decide_are_left_out_of_polishing(run: 
     assert set(check.rows["task"]) == set(check.polish_on["task"]) == set(tasks)
 
 
+def test_of_a_mixture_every_task_decides_where_one_alone_has_validation_rows(run: Path, ask: Ask) -> None:
+    validate_on(run, ask("color"))
+    live = live_on(run, "color", "count")
+    assert live.check is not None and live.check.source == "validation and train, left out of polishing"
+    assert Counter(live.check.rows["task"]) == {"color": 6, "count": 2}
+    assert Counter(live.check.polish_on["task"]) == {"color": 6, "count": 4}
+    assert live.split == "validation" and live.unmeasured == ["count"]
+
+
+def test_an_export_names_the_tasks_that_were_not_measured(run: Path, ask: Ask) -> None:
+    validate_on(run, ask("color"))
+    with (run / "said").open("w") as file:
+        request = Request(tasks=("color", "count"), together=True, polish=0, samples=1, fingerprint=False)
+        (fidelity,) = export(run, request, Console(file=file, width=300))
+    assert "no sample of count is in the split validation; measured without." in (run / "said").read_text()
+    assert fidelity.to_dict()["unmeasured"] == ["count"] and fidelity.samples == 1
+
+
 def test_the_rows_of_a_polishing_are_those_that_do_not_decide(run: Path, ask: Ask, polishings: list[Any]) -> None:
     check = live_on(run, "color").check
     assert check is not None
@@ -193,7 +213,7 @@ def test_the_rows_of_a_polishing_are_those_that_do_not_decide(run: Path, ask: As
 
 def test_a_polished_adapter_that_is_better_stays(run: Path, ask: Ask) -> None:
     mean = means_from(run, ask("count", called="color"), polish=0)
-    assert mean.score < mean.live.exact_match
+    assert mean.score < mean.live.score
     before = adapter_of(run)
     edit_recipe(run, export__polish=15)
     fidelity = means_from(run, ask("count", called="color"))
