@@ -12,6 +12,7 @@ from qmixlora.recipe import Recipe, edited
 
 from .architectures import config_of
 from .cards import CONTEXT
+from .largest import most_that_fit
 from .planner import WORKSPACES, optimizer_states, room_on
 from .simulation.batch import Batch, batches_of
 from .simulation.step import Step, simulate
@@ -70,14 +71,14 @@ def plan_evaluation(
     Raises UserError as `plan`.
     """
     planned = _planned(recipe, card, tokens, residual)
-    if planned.fits is not False or planned.samples == 1:
+    if planned.fits is not False or card is None:
         return planned
-    one = _planned(edited(recipe, ["train.eval_batch_size=1"]), card, tokens, residual)
-    if not one.fits:
-        return planned
-    assert card is not None
-    per_sample = max(1, planned.peak - one.peak) / (planned.samples - 1)  # the peak grows evenly with the samples
-    return replace(planned, samples_that_fit=1 + int((room_on(card) - one.peak) / per_sample))
+
+    def peak(samples: int) -> int:
+        return _planned(edited(recipe, [f"train.eval_batch_size={samples}"]), card, tokens, residual).peak
+
+    fewer = most_that_fit(peak, planned.samples, planned.peak, room_on(card), planned.samples)
+    return replace(planned, samples_that_fit=fewer or None)
 
 
 def _planned(recipe: Recipe, card: int | None, tokens: int | None, residual: int) -> EvaluationPlan:
