@@ -178,7 +178,11 @@ def _show_card(plan: dict[str, Any], console: Console) -> None:
 
 
 def _show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
-    sizes = {"validation loss": evaluation["validation_gib"], "answers by generation": evaluation["generation_gib"]}
+    sizes = {
+        "validation loss": evaluation["validation_gib"],
+        "answers in the run": evaluation["generation_in_run_gib"],
+        "answers by generation": evaluation["generation_gib"],
+    }
     told = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size is not None)
     console.print(f"Evaluating {evaluation['samples']} at a time (train.eval_batch_size): {told}.")
     if evaluation["fits"] is False:

@@ -1,4 +1,4 @@
-"""Advice: edits of a recipe that save memory, each planned like the recipe itself, and how far a card goes."""
+"""Advice: edits of a recipe that save memory, each planned like the recipe itself."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from qmixlora.backbone.levers.table import Facts, Lever, lever_edits, to_the_end
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
 from qmixlora.parallel import side_by_side
-from qmixlora.recipe import Edit, Recipe, edited
+from qmixlora.recipe import Edit, Recipe
 
 from .architectures import config_of
 from .evaluation import EvaluationPlan, plan_evaluation
-from .planner import MARGIN, Plan, plan, room_on
+from .largest import Largest, largest
+from .planner import MARGIN, Plan, plan
 from .residuals import residual_of
-from .simulation.batch import MADE_UP, Batch, batches_of, is_at_hand, synthetic_batch
+from .simulation.batch import Batch, batches_of, is_at_hand, synthetic_batch
 from .simulation.depth import shallow_model
 from .simulation.step import period_of
 from .together import Option, Together, smallest_set
 
 WORTH = GIB // 100  # an edit that saves less is not mentioned
-MOST_SAMPLES, MOST_TOKENS = 64, 32768  # nobody asks for more
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,6 @@ class Saving:
         """The saving in a plan's JSON, in GiB."""
         known = {} if self.fits is None else {"fits": self.fits}
         return {"edit": str(self.edit), "saves_gib": self.saves / GIB, **known}
-
-
-@dataclass(frozen=True)
-class Largest:
-    """The most samples of the planned length, and the longest samples of the planned number, that a card holds."""
-
-    micro_batch_size: int
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ class _Setting:
         worst = self.worst()
         if self.card is None:
             return worst, None
-        return worst, _largest(self.recipe, self.config, worst, self.card, self.residual)
+        return worst, largest(self.recipe, self.config, worst, self.card, self.residual)
 
     def planned(self, edit: Edit) -> Plan | None:
         """The plan with an edit; None where it is not for this model (such as an lm_head that is tied)."""
@@ -182,49 +174,3 @@ def _last_steps(setting: _Setting, options: Sequence[Option], facts: Facts) -> l
     ends = [(option, to_the_end(option.lever, setting.recipe, facts)) for option in options]
     further = [partial(setting.option, option.lever, edit) for option, edit in ends if edit != option.edit]
     return [option for option in side_by_side(further) if option is not None]
-
-
-def _largest(recipe: Recipe, config: PretrainedConfig, worst: Plan, card: int, residual: int) -> Largest:
-    """The most samples, and the longest, that a card holds."""
-    samples, tokens = recipe.train.micro_batch_size, worst.batch.tokens
-    by_samples = recipe.train.batch_tokens is None
-    planned = worst.peak - residual if worst.batch.source == MADE_UP and by_samples else None
-
-    def peak_of_samples(count: int) -> int:
-        changed = edited(recipe, ["train.batch_tokens=", f"train.micro_batch_size={count}"])
-        return plan(changed, batch=synthetic_batch(config, changed, tokens)).peak
-
-    def peak_of_tokens(count: int) -> int:
-        return plan(recipe, batch=synthetic_batch(config, recipe, count)).peak
-
-    room = room_on(card) - residual
-    return Largest(
-        _most(peak_of_samples, samples, planned, room, MOST_SAMPLES, 1),
-        _most(peak_of_tokens, tokens, planned, room, MOST_TOKENS, 64),
-    )
-
-
-def _most(peak: Callable[[int], int], start: int, planned: int | None, room: int, limit: int, unit: int) -> int:
-    """The largest multiple of `unit` up to `limit` whose peak is in the room; 0 if there is none. `planned` is the peak
-    of `start`, where it is known.
-
-    Peaks grow nearly in proportion: the line through two of them says where to look.
-    """
-    tried = {} if planned is None else {start: planned}
-    if start == unit and planned is not None and planned > room:
-        return 0
-
-    def known(count: int) -> int:
-        if count not in tried:
-            try:
-                tried[count] = peak(count)
-            except UserError:  # such as too short for an image
-                tried[count] = -1
-        return tried[count]
-
-    low, high = start, 2 * start
-    slope = max((known(high) - known(low)) / (high - low), 1e-9)
-    best = min(limit, int(low + (room - known(low)) / slope)) // unit * unit
-    while best > 0 and known(best) > room:
-        best -= unit
-    return best if best > 0 and known(best) >= 0 else 0

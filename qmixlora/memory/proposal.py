@@ -24,6 +24,7 @@ from qmixlora.recipe import Edit, Recipe, steps_of, validate
 from .advice import plan_with_advice, plan_worst
 from .architectures import config_of
 from .cards import CARDS, KEPT
+from .evaluation import plan_evaluation
 from .measured import Measured, measure
 from .planner import Plan, room_on
 from .residuals import residual_of
@@ -72,7 +73,8 @@ def propose(
     measured = measure(recipe)
     recipe = (_of_the_data(measured, recipe, reasons) | given).apply(recipe)
     tries = [(size | given).apply(recipe) for size in _sizes(prefer, measured)]
-    planned = partial(_planned, card=card, residual=residual_of(model))  # asked for before processes are forked
+    residual = residual_of(model)  # asked for before processes are forked
+    planned = partial(_planned, card=card, residual=residual)
     plans = side_by_side([partial(planned, one) for one in tries])
     fitting = [(one, its) for one, its in zip(tries, plans, strict=True) if its is not None and its.fits]
     if fitting:
@@ -88,6 +90,7 @@ def propose(
         larger = _without_levers(plans, card)
     samples = _samples_of_a_batch(recipe, measured)
     recipe = (_schedule(recipe, measured, samples, reasons) | given).apply(recipe)
+    recipe = (_evaluation(recipe, card, residual, reasons) | given).apply(recipe)
     return Proposal(recipe, chosen, measured, reasons, samples, larger, unused)
 
 
@@ -242,6 +245,23 @@ def _schedule(recipe: Recipe, measured: Measured, samples: float, reasons: dict[
     if recipe.data.validation:
         values["train.eval_every"] = min(500, max(1, steps // 4))
     return Edit(values)
+
+
+def _evaluation(recipe: Recipe, card: int, residual: int, reasons: dict[str, str]) -> Edit:
+    """As many samples at a time in evaluation as fit, where those of the recipe do not."""
+    try:
+        its = plan_evaluation(recipe, card=card, residual=residual)
+    except UserError:  # as `_planned`
+        return Edit({})
+    if its.fits:
+        return Edit({})
+    fewer = its.samples_that_fit
+    reasons["train.eval_batch_size"] = (
+        f"evaluation of {fewer} at a time fits this card, of {its.samples} it does not"
+        if fewer
+        else "evaluation does not fit this card, not even one sample at a time; `qmixlora plan` says what it takes"
+    )
+    return Edit({"train.eval_batch_size": fewer or 1})
 
 
 def _more_on_a_larger_card(

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, ProcessorMixin
 from qmixlora.backbone import load_processor
 from qmixlora.backbone.image_tokens import largest_images, placeholder_of
 from qmixlora.backbone.image_tokens.families import is_measured
+from qmixlora.backbone.image_tokens.family import TEXT
 from qmixlora.data import IGNORED, Collator, sizes_of, taught, token_batches
 from qmixlora.data.checking.survey import Survey
 from qmixlora.errors import path_meant
@@ -111,17 +112,21 @@ def _worst_by_tokens(recipe: Recipe) -> list[list[int]]:
     return [longest, max(batches, key=lambda batch: sum(images[index] for index in batch))]
 
 
-def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int) -> Batch:
-    """One image per sample, then text, of which the latter half is answer; samples of `tokens`.
+def synthetic_batch(config: PretrainedConfig, recipe: Recipe, tokens: int, image_tokens: int | None = None) -> Batch:
+    """One image per sample, then text, of which the latter half is answer; samples of `tokens`. The image is the
+    largest within `data.max_image_tokens`, and within `image_tokens` where they are given (0: there is none).
 
     Raises:
         UserError: the family's images cannot be planned, or do not fit in `tokens`.
     """
     spec = recipe.train
     rows = spec.micro_batch_size if spec.batch_tokens is None else max(1, spec.batch_tokens // tokens)
-    ids_BS, images = _largest(config, recipe, rows, tokens)
+    if image_tokens == 0:
+        ids_BS, images = torch.full((rows, tokens), TEXT), dict[str, torch.Tensor]()
+    else:
+        ids_BS, images = _largest(config, recipe, rows, tokens, image_tokens)
     is_image_S = ids_BS[0] == placeholder_of(config)
-    text = tokens - 1 - int(is_image_S.nonzero().max())
+    text = tokens - 1 - int(is_image_S.nonzero().max()) if images else tokens - 1
     labels_BS = torch.full_like(ids_BS, IGNORED)
     labels_BS[:, -(text // 2) :] = 1
     inputs = {
@@ -141,11 +146,12 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _largest(
-    config: PretrainedConfig, recipe: Recipe, rows: int, tokens: int
+    config: PretrainedConfig, recipe: Recipe, rows: int, tokens: int, image_tokens: int | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """`largest_images`, measured with the model's processor where that is how the family is known, and it is here."""
     processor = _processor_here(recipe.model) if is_measured(config) else None
-    return largest_images(config, rows, tokens, recipe.data.max_image_tokens, processor)
+    budgets = [budget for budget in (recipe.data.max_image_tokens, image_tokens) if budget is not None]
+    return largest_images(config, rows, tokens, min(budgets, default=None), processor)
 
 
 @lru_cache(maxsize=1)

@@ -69,7 +69,9 @@ def shallow_model(recipe: Recipe, config: PretrainedConfig, period: int, streame
 
     Raises UserError as `make_skeleton`.
     """
-    key = config.to_json_string(), tuple(recipe.model.keep), str(recipe.adapter.target_modules), period, streamed
+    adapter = recipe.adapter
+    targets = adapter.method, str(adapter.target_modules)
+    key = config.to_json_string(), tuple(recipe.model.keep), targets, period, streamed
     if key not in _SHALLOW:
         text = config.get_text_config()
         shares = getattr(text, "num_kv_shared_layers", 0)  # the last layers read others' keys

@@ -216,14 +216,16 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _signature(values: Iterable[Any]) -> Iterator[Any]:
-    """The inputs that an operation's result depends on, hashable: shapes of tensors, and everything else as it is."""
+    """The inputs that an operation's result depends on, hashable: shapes of tensors, and everything else as it is, with
+    its type (2 and 2.0 are equal, and make results of other dtypes).
+    """
     for value in values:
         if isinstance(value, Tensor):
             yield (value.shape, value.stride(), value.dtype, value.device.type)
         elif isinstance(value, list | tuple):
             yield tuple(_signature(value))
         else:
-            yield value
+            yield (type(value), value)
 
 
 @cache

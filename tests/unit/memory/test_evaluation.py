@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from qmixlora.adapter import adapter_config
 from qmixlora.device import GIB
 from qmixlora.memory import plan
 from qmixlora.memory.architectures import config_of
-from qmixlora.memory.evaluation import plan_evaluation
+from qmixlora.memory.evaluation import EvaluationPlan, plan_evaluation
 from qmixlora.memory.planner import CONTEXT, WORKSPACES, room_on
 from qmixlora.memory.simulation.batch import synthetic_batch
 from qmixlora.memory.simulation.step import simulate
@@ -78,6 +79,42 @@ def test_generation_holds_no_states_of_the_optimizer_and_validation_does() -> No
     saved = plan(with_validation, tokens=700).parts.optimizer - plan(eight_bit, tokens=700).parts.optimizer
     assert one.validation is not None and other.validation is not None
     assert one.validation - other.validation == saved
+
+
+def test_answers_in_a_run_lie_beside_its_optimizer_and_record() -> None:
+    recipe = edited(RECIPE, ['data.validation="-"', "train.eval_generate=100"])
+    planned, parts = plan_evaluation(recipe, tokens=700), plan(recipe, tokens=700).parts
+    assert planned.generation_in_run == planned.generation + parts.optimizer + parts.routing_sums == planned.peak
+    assert planned.to_dict()["generation_in_run_gib"] == planned.peak / GIB
+    without = plan_evaluation(edited(recipe, ["train.eval_generate="]), tokens=700)
+    assert without.generation == planned.generation and without.generation_in_run is None
+
+
+@pytest.mark.parametrize("levers", [["train.cache_features=true"], ["train.mlp_chunk=64"]])
+def test_answers_outside_of_a_run_are_of_the_model_as_it_is_opened(levers: list[str]) -> None:
+    """With its vision tower and whole MLPs, whatever the run did without."""
+    recipe = edited(RECIPE, ["adapter.projector=frozen", 'data.validation="-"'])
+    usual, with_lever = (plan_evaluation(edited(recipe, own), tokens=700) for own in ([], levers))
+    assert with_lever.generation == usual.generation
+    assert usual.validation is not None and with_lever.validation is not None
+    assert with_lever.validation < usual.validation
+
+
+def test_the_record_of_every_task_is_there_while_a_run_evaluates(
+    make_recipe: Callable[..., Recipe], write_json: Callable[[str, Any], Path]
+) -> None:
+    def planned(tasks: list[str]) -> EvaluationPlan:
+        turns = [{"from": "human", "value": "what color ?"}, {"from": "gpt", "value": "red"}]
+        rows = [{"conversations": turns, "task": task} for task in tasks]
+        path = str(write_json(f"{len(set(tasks))}.json", rows))
+        return plan_evaluation(make_recipe(data={"train": path, "validation": path}, train={"eval_generate": 4}))
+
+    one, many = planned(["a"] * 20), planned([f"task {index}" for index in range(20)])
+    of_a_task = plan(make_recipe(), tokens=64).parts.routing_sums
+    assert of_a_task > 0 and one.generation == many.generation
+    for own, of_many in ((one.validation, many.validation), (one.generation_in_run, many.generation_in_run)):
+        assert own is not None and of_many is not None
+        assert of_many - own == 19 * of_a_task
 
 
 def test_without_validation_data_only_answers_are_planned() -> None:

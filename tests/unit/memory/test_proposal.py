@@ -13,6 +13,8 @@ import yaml
 from qmixlora.errors import UserError
 from qmixlora.memory.architectures import config_of
 from qmixlora.memory.commented import text_of, words_of
+from qmixlora.memory.evaluation import plan_evaluation
+from qmixlora.memory.planner import MARGIN
 from qmixlora.memory.proposal import Proposal, propose
 from qmixlora.memory.residuals import remember
 from qmixlora.recipe import Train, edited, validate
@@ -89,6 +91,26 @@ def test_the_batch_of_small_data_is_limited_by_the_data(fast: Proposal, proposed
     assert fast.reasons["train.micro_batch_size"].startswith("of 60 samples no more at a time")
     two = proposed("speed", "train.micro_batch_size=2")
     assert two.reasons["train.micro_batch_size"] == "as many at a time as fit with margin"
+
+
+def test_evaluation_of_what_is_proposed_fits_the_card_too(backbone: Path, tmp_path: Path) -> None:
+    """Answers of many tokens have long caches."""
+    rows = [{"messages": [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red " * 4000}]}]
+    (tmp_path / "long.json").write_text(json.dumps(rows * 4), encoding="utf-8")
+
+    def made(card: int, *overrides: str) -> Proposal:
+        settled = ["model.dtype=float32", *overrides]
+        return propose(str(backbone), str(tmp_path / "long.json"), card, "memory", "runs/own", settled)
+
+    roomy = made(8 * 2**30)
+    eight, training = plan_evaluation(roomy.recipe).peak, roomy.plan.peak_with_loading
+    assert roomy.recipe.train.eval_batch_size == 8 and eight > training
+    card = int((eight + training) / 2 / (1 - MARGIN))
+    small, settled = made(card), made(card, "train.eval_batch_size=8")
+    fewer = small.recipe.train.eval_batch_size
+    assert 1 <= fewer < 8 and plan_evaluation(small.recipe, card=card).fits
+    assert settled.recipe.train.eval_batch_size == 8  # it stays, and is told
+    assert f"of {fewer} at a time fits" in settled.reasons["train.eval_batch_size"]
 
 
 def test_the_least_memory_is_that_of_one_sample_with_checkpointing(

@@ -11,7 +11,7 @@ import pytest
 
 from qmixlora.memory import plan
 from qmixlora.memory.architectures import config_of
-from qmixlora.memory.simulation import step
+from qmixlora.memory.simulation import depth, step
 from qmixlora.memory.simulation.depth import shallow_model
 from qmixlora.recipe import Recipe, edited
 
@@ -103,6 +103,16 @@ def test_kinds_of_attention_need_a_turn_each_where_their_shapes_differ(model: st
 def test_streamed_layers_of_several_sizes_are_all_simulated() -> None:
     assert depth_of(edited(recipe_of(HYBRID), ["model.stream_layers=4"])) is None
     assert depth_of(edited(recipe_of(QWEN_7B), ["model.stream_layers=4"])) == 5
+
+
+def test_the_methods_are_looked_at_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A LoRA may adapt layers that a mixture cannot route."""
+    small_qwen(10).save_pretrained(tmp_path)
+    looked_at: list[str] = []
+    monkeypatch.setattr(depth, "_found", lambda recipe, *_: looked_at.append(recipe.adapter.method))
+    for method in ("mixlora", "lora", "mixlora"):
+        depth_of(recipe_of(str(tmp_path), {"method": method, "r": 2}))
+    assert looked_at == ["mixlora", "lora"]
 
 
 def depth_of(recipe: Recipe) -> int | None:

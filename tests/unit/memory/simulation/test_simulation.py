@@ -54,3 +54,10 @@ def test_what_a_model_counts_on_the_host_is_counted() -> None:
         begins[1:] = torch.tensor([4, 8, 2]).to("meta").cumsum(0)[:-1]
         assert begins.tolist() == [0, 4, 12]
     assert storages.account.live < 3 * 512
+
+
+def test_what_is_remembered_of_a_whole_number_is_not_taken_for_a_fraction() -> None:
+    numbers = torch.empty(3, dtype=torch.int64, device="meta")
+    with LiveStorages([numbers]):
+        assert (numbers * 2).dtype == torch.int64 and (numbers * 2.0).dtype == torch.float32
+        assert (numbers * 3.0).dtype == torch.float32 and (numbers * 3).dtype == torch.int64
