@@ -31,6 +31,7 @@ from qmixlora.recipe import Model
 
 from .anatomy import Anatomy
 from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
+from .completeness import check_complete
 from .experts import use_own_forward
 from .frozen import freeze
 from .image_tokens import limit_image_tokens
@@ -56,8 +57,8 @@ def load_backbone(
     of the latter two. Experts held as one parameter are `NF4Experts`. Nothing is upcast. safetensors files only.
 
     Raises:
-        UserError: the model cannot be found or read, is of another kind, is not quantised as declared, or does not have
-            the memory levers that the recipe pulls (`check_levers`).
+        UserError: the model cannot be found or read, is of another kind, is not quantised as declared, does not have
+            the memory levers that the recipe pulls (`check_levers`), or has weights that its checkpoint lacks.
     """
     _check_folder(spec)
     source = source_of(spec)
@@ -69,15 +70,19 @@ def load_backbone(
         check_levers(skeleton, anatomy, spec)
         processor = open_processor(spec, None)
         quantization = _quantization(spec, anatomy, device, to_shard)
-        model = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             spec.id,
             dtype=getattr(torch, spec.dtype),
             quantization_config=quantization,
             attn_implementation=skeleton.config._attn_implementation,
             device_map={"": "cpu"} if to_shard else _device_map(offload, quantization, spec, device),
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
             **source,
         )
+    model, report = loaded
+    check_complete(model, anatomy, report, spec.id)
     _finish(model, anatomy, spec, device)
     return model, processor, anatomy
 
