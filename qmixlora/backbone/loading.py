@@ -37,6 +37,7 @@ from .frozen import freeze
 from .image_tokens import limit_image_tokens
 from .kinds import read_config
 from .levers import apply_levers, check_levers, has_levers
+from .prequantized import compute_in, own_quantization, quantized_already
 from .quantizer import LoadingOutOfMemory, PlacedConfig, as_plain
 from .skeleton import make_skeleton
 
@@ -69,7 +70,7 @@ def load_backbone(
         skeleton, anatomy = make_skeleton(config, spec)
         check_levers(skeleton, anatomy, spec)
         processor = open_processor(spec, None)
-        quantization = _quantization(spec, anatomy, device, to_shard)
+        quantization = _quantization(config, spec, anatomy, device, to_shard)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             spec.id,
             dtype=getattr(torch, spec.dtype),
@@ -214,6 +215,7 @@ def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch
         if error is not None:
             warnings.warn(f"The vision tower is held in {spec.quantize_vision}: {error}.", stacklevel=3)
     keep_cpu_weights_unpacked(model)
+    compute_in(model, getattr(torch, spec.dtype))
     if spec.quantization == "nf4":
         check_quantized(model, anatomy, vision=spec.quantize_vision == "nf4")
     check_cpu_rows(model, spec.id)
@@ -249,7 +251,9 @@ def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Mo
     return {"": str(device)}
 
 
-def _quantization(spec: Model, anatomy: Anatomy, device: torch.device, to_shard: bool) -> BitsAndBytesConfig | None:
+def _quantization(
+    config: PretrainedConfig, spec: Model, anatomy: Anatomy, device: torch.device, to_shard: bool
+) -> BitsAndBytesConfig | None:
     if spec.quantization == "none":
         return None
     plain = BitsAndBytesConfig(
@@ -263,6 +267,8 @@ def _quantization(spec: Model, anatomy: Anatomy, device: torch.device, to_shard:
     )
     if not has_levers(spec) and not to_shard and not anatomy.experts_in_nf4:
         return plain
+    if own_quantization(config):
+        raise quantized_already(config, spec)
     if to_shard and anatomy.experts_in_nf4:
         raise UserError(
             "FSDP cannot share out experts in NF4.",
