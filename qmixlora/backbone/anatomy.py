@@ -17,10 +17,11 @@ from .experts import expert_parameters
 from .nf4 import BLOCK
 from .rewritten import rewritten_by_peft
 
-INDEXER = re.compile(r"\.indexer\.")  # chooses the tokens that sparse attention reads, without a gradient
+# chooses the tokens that sparse attention reads, without a gradient; hidden states are cast to its weights' dtype
+INDEXER = re.compile(r"\.indexer\.")
 # keys and values of an image's states, and of latents that a key-value cache holds (multi-head latent attention)
 BESIDE_TOKENS = re.compile(r"cross_?att(n|ention)\w*\.(k|v|kv|key|value)(_proj)?$|\.kv_b_proj$")
-OTHERS = re.compile(r"audio|speech|video|generation")  # names of what serves another modality than reading images
+OTHERS = re.compile(r"audio|speech|video|generation|q_?former")  # names of what is no projector
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Anatomy:
     features to the decoder's width; `targets` every linear layer of the decoder; `kept` the modules that are not
     quantised; `others` what stands beside them (audio, a second tower, an image decoder), which is neither trained nor
     quantised; `projector_targets` the linear layers of the projectors. `experts` are the parameters of the decoder that
-    hold several experts, which are quantised and not adapted. `wide` are the targets and experts that a recipe keeps in
-    16 bits; `unadapted` the targets that are not adapted, since PEFT would adapt other parameters under their names
-    or since no gradient reaches them.
+    hold several experts, which are quantised and not adapted. `wide` are the targets and experts that stay in 16 bits:
+    indexers, and what a recipe keeps; `unadapted` the targets that are not adapted, since PEFT would adapt other
+    parameters under their names or since no gradient reaches them.
     """
 
     language: str
@@ -90,7 +91,7 @@ class Anatomy:
                 )
             wide += matching
         layers = tuple(path for path in wide if path in self.targets)
-        return replace(self, kept=(*self.kept, *layers), wide=tuple(wide)) if wide else self
+        return replace(self, kept=(*self.kept, *layers), wide=(*self.wide, *wide)) if wide else self
 
     @property
     def layers(self) -> dict[str, list[str]]:
@@ -113,8 +114,8 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
 
     The decoder and the image encoder are what transformers' `get_decoder` and `get_encoder("image")` return; a decoder
     that has a decoder of its own is a causal model, whose head is left out. The projector is what stands beside them
-    with parameters of its own and is no model itself (`_beside`); where nothing is (Qwen-VL keeps its mergers inside
-    the vision tower), it is the children of the vision tower with a linear layer onto the decoder's width.
+    with parameters of its own and is no tower (`_beside`, `_is_other`); where nothing is (Qwen-VL keeps its mergers
+    inside the vision tower), it is the children of the vision tower with a linear layer onto the decoder's width.
 
     A target computes as `nn.Linear` does: a router that is a subclass with another forward is none, and is kept. So is
     a layer that has no more weights than a block of NF4 (Gemma 3n clamps some of these in its forward).
@@ -125,10 +126,11 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     paths = {id(module): name for name, module in model.named_modules()}
     language, vision = _language_and_vision(model, paths)
     decoder, encoder = model.get_submodule(language), model.get_submodule(vision)
-    beside = _beside(model, language, vision)
-    projectors = tuple(path for path in beside if not _is_other(path, model.get_submodule(path)))
-    projectors = projectors or _inside(encoder, vision, decoder)
-    head = model.get_output_embeddings()
+    head, width = _head(model, language), decoder.get_input_embeddings().embedding_dim  # type: ignore[operator]
+    beside = _beside(model, language, vision, head)
+    projectors = tuple(path for path in beside if not _is_other(path, model.get_submodule(path), width))
+    if not projectors and not any("project" in path for path in beside):
+        projectors = _inside(encoder, vision, width)
     linear = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     targets = {name for name, module in linear.items() if type(module).forward is nn.Linear.forward}
     targets -= {name for name, module in linear.items() if module.weight.numel() <= BLOCK}
@@ -138,16 +140,18 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     kept += [f"{language}.{name}" for name in linear if name not in targets and linear[name] is not head]
     others = tuple(path for path in beside if path not in projectors)
     paths_of_targets = tuple(f"{language}.{name}" for name in linear if name in targets)
+    indexers = tuple(filter(INDEXER.search, paths_of_targets))
     return Anatomy(
         language,
         (vision,),
         projectors,
         paths_of_targets,
-        (*kept, *others),
+        (*kept, *others, *indexers),
         others,
         tuple(name for path in projectors for name in _plain_linears(path, model.get_submodule(path))),
         tuple(f"{language}.{name}" for name in expert_parameters(decoder)),
-        unadapted=(*rewritten_by_peft(model, paths_of_targets), *filter(INDEXER.search, paths_of_targets)),
+        wide=indexers,
+        unadapted=(*rewritten_by_peft(model, paths_of_targets), *indexers),
     )
 
 
@@ -197,22 +201,44 @@ def _image_encoder(model: PreTrainedModel) -> nn.Module | None:
     return encoder if isinstance(encoder, nn.Module) and encoder is not model else None
 
 
-def _is_other(path: str, module: nn.Module) -> bool:
+def _head(model: PreTrainedModel, language: str) -> Any:
+    """What makes logits: the model's own head, or that of a causal model around the decoder (Nemotron-H Omni)."""
+    parts = language.split(".")
+    around = [model, *(model.get_submodule(".".join(parts[:count])) for count in range(1, len(parts)))]
+    heads = [part.get_output_embeddings() for part in around if isinstance(part, PreTrainedModel)]
+    return next((head for head in heads if head is not None), None)
+
+
+def _is_other(path: str, module: nn.Module, width: int) -> bool:
     """Whether a part beside the decoder is no projector: a model itself (a second tower, an audio encoder, an image
-    decoder, a Q-Former), or a part that serves one, by its name.
+    decoder), or a part that serves one, by its name. A model that reads features and has a linear layer onto the
+    decoder's width is a projector (Molmo 2).
     """
-    return isinstance(module, PreTrainedModel) or OTHERS.search(path.rpartition(".")[2]) is not None
+    if OTHERS.search(path.rpartition(".")[2]) is not None:
+        return True
+    return isinstance(module, PreTrainedModel) and (_reads_pixels(module) or not _maps_onto(module, width))
 
 
-def _beside(model: PreTrainedModel, language: str, vision: str) -> tuple[str, ...]:
-    """Modules with parameters that share a parent with the decoder or the encoder and are neither; lists are opened."""
+def _reads_pixels(module: nn.Module) -> bool:
+    """Whether a module embeds patches, or their positions, as encoders of images do."""
+    return any(isinstance(part, nn.modules.conv._ConvNd | nn.Embedding) for part in module.modules())
+
+
+def _maps_onto(module: nn.Module, width: int) -> bool:
+    return any(isinstance(part, nn.Linear) and part.out_features == width for part in module.modules())
+
+
+def _beside(model: PreTrainedModel, language: str, vision: str, head: Any) -> tuple[str, ...]:
+    """Modules with parameters that share a parent with the decoder or the encoder and are neither, nor the head; lists
+    are opened.
+    """
     parents = {path.rpartition(".")[0] for path in (language, vision)}
     beside = []
     for parent in sorted(parents):
         for name, child in model.get_submodule(parent).named_children():
             path = f"{parent}.{name}" if parent else name
             on_the_way = any(part == path or part.startswith(path + ".") for part in (language, vision))
-            if on_the_way or _holds(child, model.get_output_embeddings()):
+            if on_the_way or _holds(child, head):
                 continue
             parts = _opened(path, child)
             beside += [own for own, part in parts.items() if any(True for _ in part.parameters())]
@@ -230,14 +256,13 @@ def _opened(path: str, module: nn.Module) -> dict[str, nn.Module]:
     return {f"{path}.{name}": part for name, part in module.named_children()}
 
 
-def _inside(encoder: nn.Module, vision: str, decoder: nn.Module) -> tuple[str, ...]:
+def _inside(encoder: nn.Module, vision: str, width: int) -> tuple[str, ...]:
     """Children of the encoder, outside its blocks, with a linear layer onto the decoder's width (lists are opened)."""
-    width = decoder.get_input_embeddings().embedding_dim  # type: ignore[operator]
     projectors = []
     for name, child in encoder.named_children():
         if name.endswith(("blocks", "layers", "encoder")):
             continue
         for path, part in _opened(f"{vision}.{name}", child).items():
-            if any(isinstance(layer, nn.Linear) and layer.out_features == width for layer in part.modules()):
+            if _maps_onto(part, width):
                 projectors.append(path)
     return tuple(projectors)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
+
+from .prequantized import check_prequantized
 
 GEMMA = "Use Gemma 3 or Gemma 4."
 REFUSED = {  # model types that train otherwise than a decoder which writes on, why, and what to use
@@ -67,7 +70,7 @@ def read_config(spec: Model, **source: Any) -> PretrainedConfig:
     """The config of a model on the hub or in a folder, of a kind that can be tuned; `source` as `from_pretrained`.
 
     Raises:
-        UserError: its kind cannot be tuned.
+        UserError: its kind cannot be tuned, or its weights are quantised otherwise than the recipe says.
         OSError, ValueError: it cannot be read.
     """
     try:
@@ -75,7 +78,10 @@ def read_config(spec: Model, **source: Any) -> PretrainedConfig:
     except (ValueError, KeyError):
         _check_hub_code(spec)
         raise
+    except (AttributeError, TypeError, StrictDataclassError) as error:  # of a value that its class has no use for
+        raise ValueError(f"its config.json holds what transformers cannot read: {error}") from error
     check_kind(config, spec.id)
+    check_prequantized(config, spec)
     return config
 
 

@@ -30,11 +30,13 @@ from qmixlora.recipe import Model
 
 from .anatomy import Anatomy
 from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
+from .completeness import check_complete
 from .experts import use_own_forward
 from .frozen import freeze
 from .image_tokens import limit_image_tokens
 from .kinds import read_config
 from .levers import apply_levers, check_levers, has_levers
+from .prequantized import compute_in, own_quantization, quantized_already
 from .quantizer import LoadingOutOfMemory, PlacedConfig, as_plain
 from .skeleton import make_skeleton
 
@@ -55,8 +57,8 @@ def load_backbone(
     of the latter two. Experts held as one parameter are `NF4Experts`. Nothing is upcast. safetensors files only.
 
     Raises:
-        UserError: the model cannot be found or read, is of another kind, is not quantised as declared, or does not have
-            the memory levers that the recipe pulls (`check_levers`).
+        UserError: the model cannot be found or read, is of another kind, is not quantised as declared, does not have
+            the memory levers that the recipe pulls (`check_levers`), or has weights that its checkpoint lacks.
     """
     _check_folder(spec)
     source = source_of(spec)
@@ -67,16 +69,20 @@ def load_backbone(
         skeleton, anatomy = make_skeleton(config, spec)
         check_levers(skeleton, anatomy, spec)
         processor = open_processor(spec, None)
-        quantization = _quantization(spec, anatomy, device, to_shard)
-        model = AutoModelForImageTextToText.from_pretrained(
+        quantization = _quantization(config, spec, anatomy, device, to_shard)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             spec.id,
             dtype=getattr(torch, spec.dtype),
             quantization_config=quantization,
             attn_implementation=skeleton.config._attn_implementation,
             device_map={"": "cpu"} if to_shard else _device_map(offload, quantization, spec, device),
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
             **source,
         )
+    model, report = loaded
+    check_complete(model, anatomy, report, spec.id)
     _finish(model, anatomy, spec, device)
     return model, processor, anatomy
 
@@ -200,6 +206,7 @@ def _finish(model: PreTrainedModel, anatomy: Anatomy, spec: Model, device: torch
         if error is not None:
             warnings.warn(f"The vision tower is held in {spec.quantize_vision}: {error}.", stacklevel=3)
     keep_cpu_weights_unpacked(model)
+    compute_in(model, getattr(torch, spec.dtype))
     if spec.quantization == "nf4":
         check_quantized(model, anatomy, vision=spec.quantize_vision == "nf4")
     check_cpu_rows(model, spec.id)
@@ -235,7 +242,9 @@ def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Mo
     return {"": str(device)}
 
 
-def _quantization(spec: Model, anatomy: Anatomy, device: torch.device, to_shard: bool) -> BitsAndBytesConfig | None:
+def _quantization(
+    config: PretrainedConfig, spec: Model, anatomy: Anatomy, device: torch.device, to_shard: bool
+) -> BitsAndBytesConfig | None:
     if spec.quantization == "none":
         return None
     plain = BitsAndBytesConfig(
@@ -249,6 +258,8 @@ def _quantization(spec: Model, anatomy: Anatomy, device: torch.device, to_shard:
     )
     if not has_levers(spec) and not to_shard and not anatomy.experts_in_nf4:
         return plain
+    if own_quantization(config):
+        raise quantized_already(config, spec)
     if to_shard and anatomy.experts_in_nf4:
         raise UserError(
             "FSDP cannot share out experts in NF4.",

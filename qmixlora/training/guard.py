@@ -111,8 +111,11 @@ class FirstStepsGuard(TrainerCallback):
         """The anatomy with the names that adapted layers have inside the PEFT model."""
         anatomy, model = self.session.anatomy, self.session.backbone
         names = {name for name, _ in model.named_modules()}
-        targets = tuple(f"{n}.base_layer" if f"{n}.base_layer" in names else n for n in anatomy.targets)
-        return replace(anatomy, targets=targets)
+
+        def bare(paths: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(f"{path}.base_layer" if f"{path}.base_layer" in names else path for path in paths)
+
+        return replace(anatomy, targets=bare(anatomy.targets), wide=bare(anatomy.wide))
 
     def _check_trainable(self) -> None:
         anatomy, kind = self.session.anatomy, self.session.recipe.adapter.projector

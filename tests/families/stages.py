@@ -38,12 +38,12 @@ from .case import QUIET, TASKS, Case, another_picture, logits_of, plain_inputs, 
 
 
 def load(case: Case) -> None:
-    """Every linear layer of the decoder, and nothing else, is NF4; the rest has the recipe's dtype."""
+    """Every linear layer of the decoder but indexers, and nothing else, is NF4; the rest has the recipe's dtype."""
     session = case.session
     backbone, anatomy = session.backbone, session.anatomy
     quantised = {name for name, module in backbone.named_modules() if isinstance(module, Linear4bit)}
     wrapped = {name.replace(".base_layer", "") for name in quantised}
-    assert wrapped == set(anatomy.targets) and (wrapped or case.variant.model)
+    assert wrapped == set(anatomy.in_nf4) and (wrapped or case.variant.model)
     decoder = backbone.get_submodule(anatomy.language)
     linear = {f"{anatomy.language}.{n}" for n, m in decoder.named_modules() if isinstance(m, Linear4bit)}
     assert linear == quantised

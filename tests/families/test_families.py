@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from qmixlora.backbone.levers.quantized_vision import vision_linears
 from qmixlora.bases import own_base
 from qmixlora.data import IGNORED, IMAGE, question_about
 from qmixlora.errors import UserError
 from qmixlora.export.static import read
 from qmixlora.mixlora import routed_as
+from qmixlora.session import open_model
 
-from .case import Case, logits_of
+from .case import Case, another_picture, logits_of, plain_inputs
 from .outcomes import WORKS, outcomes
 from .stages import STAGES, routing
 from .table import DOCUMENT
@@ -96,6 +98,27 @@ def test_a_projector_inside_the_vision_tower_learns_factors_that_the_base_of_its
     adapter = read(case.lora)
     assert adapter.updates.keys() == set(case.session.anatomy.targets) and not adapter.modules
     assert own_base(case.lora) is not None
+
+
+LINEAR_PATCHES = ("cosmos3_edge", "ernie4_5_vl_moe", "gemma4", "lfm3_vl", "llama4", "muse_glimmer")  # as lfm2_vl
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("name", ["lfm2_vl", *(pytest.param(name, marks=pytest.mark.long) for name in LINEAR_PATCHES)])
+def test_a_tower_in_8_or_4_bits_sees_with_its_rounded_weights(name: str, kind: str, tmp_path: Path) -> None:
+    """Also where patches are embedded by a linear layer, to whose dtype the tower casts its pixels."""
+    case = Case(VARIANTS[name], tmp_path)
+    plain, held = open_model(case.recipe()), open_model(case.recipe(model={"quantize_vision": kind}))
+    linears = vision_linears(plain.backbone, plain.anatomy)
+    with torch.no_grad():
+        for path, linear in linears:
+            layer, eye_II = held.backbone.get_submodule(path), torch.eye(linear.in_features)
+            assert type(layer) is not type(linear)
+            linear.weight.copy_((layer(eye_II) - layer(torch.zeros_like(eye_II))).T)
+    seen, other = plain_inputs(plain, case.rows[:1]), [{**case.rows[0], "images": another_picture(case)}]
+    torch.testing.assert_close(logits_of(held, seen), logits_of(plain, seen), atol=1e-3, rtol=1e-3)
+    last = logits_of(held, seen)[0, -1] - logits_of(held, plain_inputs(held, other))[0, -1]
+    assert linears and last.abs().max() > 1e-3, "the picture is unseen"
 
 
 def test_every_variant_has_its_row_in_the_document() -> None:

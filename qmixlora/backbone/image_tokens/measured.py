@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
+from qmixlora.errors import UserError
+
 from .family import Family, ImageInput
 
 RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0, 1 / 3, 3.0, 0.4, 2.5)
@@ -34,9 +36,16 @@ STEPS = 16  # of a setting, from its own value down
 
 
 def placeholder_of(config: PretrainedConfig) -> int:
-    """The id of image tokens."""
+    """The id of image tokens. Raises UserError where the config has none under a name that is known."""
     names = ("image_token_id", "image_token_index", "image_patch_id")
-    return int(next(getattr(config, name) for name in names if getattr(config, name, None) is not None))
+    token = next((own for name in names if (own := getattr(config, name, None)) is not None), None)
+    if token is None:
+        raise UserError(
+            f"The config of {config.model_type!r} models does not say which token stands for an image.",
+            where=f"config.json: none of {', '.join(names)}",
+            fix="Use a model of another family, such as Qwen/Qwen3-VL-8B-Instruct.",
+        )
+    return int(token)
 
 
 class Measured(Family):

@@ -1,4 +1,5 @@
-"""The vision tower's linear layers in 8 or 4 bits. Projectors, convolutions, norms and positions stay as they are.
+"""The linear layers of the vision tower's blocks in 8 or 4 bits. The rest stays as it is: convolutions, norms,
+positions, and what comes before and after the blocks, such as projectors.
 
 Shapes: O out-features, I in-features.
 """
@@ -33,7 +34,8 @@ class VisionError:
 def quantize_vision(
     model: nn.Module, anatomy: Anatomy, kind: Literal["int8", "nf4"], device: torch.device
 ) -> VisionError | None:
-    """Quantise the linear layers of the vision tower in place, each on the device; return their error (none on meta).
+    """Quantise linear layers of the vision tower (`vision_linears`) in place, each on the device; return their error
+    (none on meta).
 
     Rows that are not whole blocks of 64, which bitsandbytes' CPU kernel computes wrongly in NF4, are held in 8 bits.
     (SigLIP's have 4,304 numbers.) Layers that a module reads the weights of, such as those of `nn.MultiheadAttention`,
@@ -55,8 +57,18 @@ def quantize_vision(
 
 
 def vision_linears(model: nn.Module, anatomy: Anatomy) -> list[tuple[str, nn.Linear]]:
-    """The linear layers of the vision tower that may be quantised, by their paths; none of a projector."""
-    inside = tuple(f"{path}." for path in anatomy.vision)
+    """The linear layers of the vision tower that may be quantised, by their paths: those of its blocks, which are in
+    lists, and none of a projector.
+
+    A tower casts its pixels to the dtype of the weight that embeds patches (SigLIP 2 has a linear layer there): in 8 or
+    4 bits that is one of whole numbers, which would leave nothing of an image.
+    """
+    inside = tuple(
+        f"{path}.{name}".rstrip(".") + "."
+        for path in anatomy.vision
+        for name, module in model.get_submodule(path).named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+    )
     apart = tuple(f"{path}." for path in anatomy.projectors)
     return [
         (name, module)

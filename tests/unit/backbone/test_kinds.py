@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import CONFIG_MAPPING
 
-from qmixlora.backbone import load_backbone, make_skeleton
+from qmixlora.backbone import load_backbone, make_skeleton, parts_of
 from qmixlora.backbone.kinds import REFUSED
 from qmixlora.errors import UserError
+from qmixlora.memory.architectures import config_of
 from qmixlora.recipe import Model
 from tests.families.variant import variants
 
@@ -56,3 +59,16 @@ def test_code_of_a_repository_is_refused_with_what_transformers_has(tmp_path: Pa
     with pytest.raises(UserError, match="code of the model's own repository") as refused:
         load_backbone(Model(id=str(tmp_path)))
     assert use in str(refused.value.fix)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": "auto"}, {"text_config": {"model_type": "llama", "num_hidden_layers": "2"}}, {"text_config": 3}],
+)
+def test_values_that_a_config_has_no_use_for_are_named(tmp_path: Path, backbone: Path, change: dict[str, Any]) -> None:
+    shutil.copytree(backbone, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
+    for use in (load_backbone, config_of, parts_of):
+        with pytest.raises(UserError, match=r"config\.json holds what transformers cannot read"):
+            use(Model(id=str(tmp_path)))

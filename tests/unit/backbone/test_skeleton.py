@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from torch import nn
+from transformers import CONFIG_MAPPING
 
 from qmixlora.backbone import find_anatomy, make_skeleton, parts_of, shares_of, skeleton
 from qmixlora.errors import UserError
@@ -39,10 +40,14 @@ def test_experts_that_cannot_be_put_in_nf4_are_refused_by_name() -> None:
 
 
 def test_what_gets_no_gradient_or_is_a_block_of_weights_is_not_adapted() -> None:
+    """Nor is an indexer quantised: some cast hidden states to the dtype of its weights (GLM-5, Mistral Large 4)."""
     config, _ = VARIANTS["qwen4_exp"].build()
     model, anatomy = make_skeleton(config, Model(id="x"))
     choosing = [path for path in anatomy.targets if ".indexer." in path]
     assert choosing and not set(choosing) & set(anatomy.adaptable)
+    assert not set(choosing) & set(anatomy.in_nf4) and set(choosing) <= set(anatomy.kept)
+    kept = anatomy.keeping(["down_proj"])
+    assert not set(choosing) & set(kept.in_nf4) and len(kept.in_nf4) < len(anatomy.in_nf4)
     model.get_submodule(anatomy.language).coefficients = nn.Linear(4, 16, bias=False)
     again = find_anatomy(model)
     small = f"{anatomy.language}.coefficients"
@@ -71,6 +76,7 @@ def test_heads_and_routers_of_a_decoder_are_no_targets() -> None:
     [
         ("janus", ["model.aligner"], {"model.vqmodel", "model.generation_aligner"}),
         ("video_llava", ["model.multi_modal_projector"], {"model.video_tower"}),
+        ("molmo2", ["model.multi_modal_projector"], set()),  # which is a PreTrainedModel of its own
     ],
 )
 def test_what_reads_no_image_is_no_projector(name: str, projectors: list[str], others: set[str]) -> None:
@@ -91,3 +97,18 @@ def test_the_parts_of_a_model_are_told(backbone: Path) -> None:
     assert told["projector (trained)"] == "model.multi_modal_projector"
     assert told["language model"].startswith("model.language_model (2 layers, 14 linear layers)")
     assert "% NF4 and adapted" in told["decoder's weights"]
+
+
+def test_the_head_of_a_causal_model_inside_is_no_projector() -> None:
+    model, anatomy = make_skeleton(CONFIG_MAPPING["nemotron_h_omni"](), Model(id="x"))
+    assert model.get_output_embeddings() is None
+    assert anatomy.projectors == ("multi_modal_projector",)
+    assert "language_model.lm_head" in anatomy.kept and "language_model.lm_head" not in anatomy.targets
+
+
+def test_a_tower_that_ends_in_the_decoders_width_is_no_projector() -> None:
+    config, _ = VARIANTS["deepseek_vl_hybrid"].build()
+    model, anatomy = make_skeleton(config, Model(id="x"))
+    second, width = model.model.high_res_vision_model, config.text_config.hidden_size
+    assert any(getattr(part, "out_features", None) == width for part in second.modules())
+    assert anatomy.others == ("model.high_res_vision_model",)

@@ -104,3 +104,7 @@ def test_the_guard_leaves_no_hook_when_it_is_done(
     trainer.train()
     assert hooks() == at_start >= before
     assert torch.isfinite(next(session.model.parameters())).all()
+
+
+def test_layers_that_are_kept_in_16_bits_are_trained_on(make_recipe: Callable[..., Recipe]) -> None:
+    train(make_recipe(model={"keep": ["o_proj"]}, train={"max_steps": 1}), console=QUIET)

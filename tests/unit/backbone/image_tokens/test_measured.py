@@ -71,3 +71,8 @@ def test_a_family_without_a_processor_is_refused_by_name() -> None:
     config, _ = VARIANTS["vipllava"].build()
     with pytest.raises(UserError, match="'vipllava' models take is not known"):
         largest_images(config, 2, 64, None)
+
+
+def test_a_config_that_names_no_image_token_is_refused() -> None:
+    with pytest.raises(UserError, match="'llama' models does not say which token stands for an image"):
+        placeholder_of(transformers.LlamaConfig())

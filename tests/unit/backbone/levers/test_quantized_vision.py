@@ -85,6 +85,16 @@ def test_mergers_inside_a_tower_are_projectors_and_stay() -> None:
     assert all(path.startswith(anatomy.vision[0]) for path in anatomy.projectors)
 
 
+def test_what_stands_before_and_after_the_blocks_stays() -> None:
+    """A tower casts its pixels to the dtype of the layer that embeds patches."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config_of(Model(id="LiquidAI/LFM2.5-VL-1.6B")))
+    paths = [path for path, _ in vision_linears(model, find_anatomy(model))]
+    layers = model.config.vision_config.num_hidden_layers
+    assert type(model.model.vision_tower.embeddings.patch_embedding) is nn.Linear
+    assert len(paths) == layers * 6 and all(".layers." in path for path in paths)
+
+
 def test_modules_that_read_their_layers_weights_keep_them() -> None:
     attention = nn.MultiheadAttention(64, 4, batch_first=True)
     model = nn.ModuleDict({"tower": nn.ModuleList([attention, nn.Linear(64, 64)])})
