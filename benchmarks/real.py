@@ -36,7 +36,15 @@ RESULTS = Path(__file__).parent / "results" / "real"
 OF_ONE_LENGTH = {**{f"lora-r{r}": lora(r) for r in (16, 4, 32, 64)}, **{name: METHODS[name] for name in NAMES}}
 LONGER = {  # twice the steps
     f"{name},steps=600": replace(OF_ONE_LENGTH[name], overrides=(*OF_ONE_LENGTH[name].overrides, "train.max_steps=600"))
-    for name in ("lora-r16", "lora-r64", "lora-per-task", "mixlora", "router=block,E=64,R=16", "gate=dense,E=16,R=16")
+    for name in (
+        "lora-r4",
+        "lora-r16",
+        "lora-r64",
+        "lora-per-task",
+        "mixlora",
+        "router=block,E=64,R=16",
+        "gate=dense,E=16,R=16",
+    )
 }
 REAL_METHODS = {**OF_ONE_LENGTH, **LONGER}
 COMPARED = ("mixlora", "lora-r16", "lora-r64", "arrow", "lora-per-task")  # task by task
