@@ -109,6 +109,7 @@ def test_the_methods_are_looked_at_apart(tmp_path: Path, monkeypatch: pytest.Mon
     """A LoRA may adapt layers that a mixture cannot route."""
     small_qwen(10).save_pretrained(tmp_path)
     looked_at: list[str] = []
+    monkeypatch.setattr(depth, "_SHALLOW", {})  # what other tests have found
     monkeypatch.setattr(depth, "_found", lambda recipe, *_: looked_at.append(recipe.adapter.method))
     for method in ("mixlora", "lora", "mixlora"):
         depth_of(recipe_of(str(tmp_path), {"method": method, "r": 2}))
