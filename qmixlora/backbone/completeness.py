@@ -31,7 +31,7 @@ def check_complete(model: nn.Module, anatomy: Anatomy, report: Mapping[str, Any]
     missing = [name for name in report["missing_keys"] if not _within(name, anatomy.others)]
     unused = [name for name in report["missing_keys"] if name not in missing]
     unknown = report["unexpected_keys"]
-    shapes = {name: (there, here) for name, there, here in report["mismatched_keys"]} | _quantised_otherwise(model)
+    shapes = {name: (there, here) for name, there, here in report["mismatched_keys"]} | _of_other_layers(model)
     if missing:
         others = f" The checkpoint has others, which the model does not know: {_some(unknown)}." if unknown else ""
         raise UserError(
@@ -60,15 +60,25 @@ def check_complete(model: nn.Module, anatomy: Anatomy, report: Mapping[str, Any]
         )
 
 
-def _quantised_otherwise(model: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """The quantised weights with another shape than their layer's, which transformers does not compare."""
-    shapes = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Linear4bit | NF4Experts) and (state := quant_state_of(module)) is not None:
-            here = module.shape if isinstance(module, NF4Experts) else (module.out_features, module.in_features)
-            if tuple(state.shape) != tuple(here):
-                shapes[name] = state.shape, here
-    return shapes
+def _of_other_layers(model: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """The weights with another shape than their layer's: while it quantises, transformers compares none of those that
+    it quantises (5.17: none at all).
+    """
+    pairs = {name: _shapes(module) for name, module in model.named_modules()}
+    return {name: pair for name, pair in pairs.items() if pair is not None and tuple(pair[0]) != tuple(pair[1])}
+
+
+def _shapes(module: nn.Module) -> tuple[Any, Any] | None:
+    """(the shape of a layer's weight, of a quantised one as it was before; that which its config asks for)."""
+    if isinstance(module, Linear4bit | NF4Experts):
+        state = quant_state_of(module)
+        here = module.shape if isinstance(module, NF4Experts) else (module.out_features, module.in_features)
+        return None if state is None else (state.shape, here)
+    if type(module) is nn.Linear:
+        return module.weight.shape, (module.out_features, module.in_features)
+    if type(module) is nn.Embedding:
+        return module.weight.shape, (module.num_embeddings, module.embedding_dim)
+    return None
 
 
 def _within(name: str, paths: Collection[str]) -> bool:
