@@ -50,10 +50,10 @@ def check(
         raise UserError("Say which export: qmixlora check EXPORT, or --adapter DIR.", where="command line")
     if sum(map(bool, (url, llama_server, peft, transformers))) > 1:
         raise UserError("One server at a time.", where="--url, --llama-server, --peft, --transformers")
-    is_served, is_here = bool(url or llama_server), peft or not transformers
+    is_served, takes_base = bool(url or llama_server), adapter is not None or not (url or llama_server or transformers)
     here.only_with("--url or --llama-server", is_served, {"--name": name})
     here.only_with("--adapter", adapter is not None, {"--dtype": dtype})
-    here.only_with("--adapter or --peft", adapter is not None or (is_here and not is_served), {"--base": base})
+    here.only_with("--adapter or --peft", takes_base, {"--base": base})
     if adapter is not None:
         _make(adapter, base, dtype or "auto", console)
         if not (is_served or peft or transformers):

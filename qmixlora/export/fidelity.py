@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qmixlora.serving.files.places import VLLM_RANKS
+from qmixlora.serving.files.places import vllm_rank
 
 from .measurement import Measurement
 
@@ -171,5 +171,5 @@ def notes_on(projector: str | None, rank: int) -> tuple[str, ...]:
     of_projector = {"adapter": WHOLE_MODULES, "low-rank": LOW_RANK}
     notes = [of_projector[projector]] if projector in of_projector else []
     if rank > BY_DEFAULT:
-        notes.append(TALL.format(rank=min((known for known in VLLM_RANKS if known >= rank), default=rank)))
+        notes.append(TALL.format(rank=vllm_rank(rank)))
     return tuple(notes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qmixlora.bases import Source, source_below
 from qmixlora.errors import UserError
-from qmixlora.serving.files.places import VLLM_RANKS, options_of_source
+from qmixlora.serving.files.places import options_of_source, vllm_rank
 from qmixlora.webpage import table
 
 from ..contents import ExportFidelity
@@ -84,7 +84,7 @@ def _use(record: RunRecord) -> str:
             arguments=base.typed(),
             typed=shlex.quote(str(folder)),
             served=shlex.join([base.model, *options_of_source(base)]),
-            rank=min((rank for rank in VLLM_RANKS if rank >= first.rank), default=first.rank),
+            rank=vllm_rank(first.rank),
             # in vLLM's NAME=PATH a name would end at the first `=`, which mixtures have
             module=shlex.quote(json.dumps({"name": folder.name, "path": str(folder)}, ensure_ascii=False)),
         )

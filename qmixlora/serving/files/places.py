@@ -84,10 +84,14 @@ class Place:
     suffix: str = ""
 
 
+def vllm_rank(tallest: int) -> int:
+    """The least rank that vLLM can be told of and that holds such adapters; their own where it takes none so high."""
+    return min((rank for rank in VLLM_RANKS if rank >= tallest), default=tallest)
+
+
 def _vllm(served: Served) -> Lines:
     count, tallest = len(served.adapters), served.tallest
-    ranks = [rank for rank in VLLM_RANKS if rank >= tallest]
-    if not ranks:
+    if tallest > VLLM_RANKS[-1]:
         raise UserError(
             f"vLLM takes ranks up to {VLLM_RANKS[-1]}, and one of these has {tallest}.",
             where=", ".join(adapter.name for adapter in served.adapters if adapter.rank == tallest),
@@ -98,7 +102,7 @@ def _vllm(served: Served) -> Lines:
         ["--served-model-name", served.alone],
         *([["--dtype", served.dtype]] if served.dtype else []),
         ["--max-model-len", "auto"],
-        ["--enable-lora", "--max-lora-rank", str(ranks[0])],
+        ["--enable-lora", "--max-lora-rank", str(vllm_rank(tallest))],
         ["--max-loras", str(min(count, SLOTS)), "--max-cpu-loras", str(count)],
         ["--lora-modules", *(_as_json(name=one.name, path=served.typed(one)) for one in served.adapters)],
         ["--host", "127.0.0.1", "--port", "8000"],
