@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
-from comparison import Comparison, Plan, main
+from command_line import Plan, main
+from comparison import Comparison
 from methods import CONTROLS, GONE, LEARNING_RATE, LEARNING_RATES, METHODS, SEEDS
 
 from qmixlora.demo.dataset import make_dataset

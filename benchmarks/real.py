@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tables
-from comparison import Comparison, Plan, main
+from command_line import Plan, main
+from comparison import Comparison
 from methods import GONE, METHODS, lora
 
 from qmixlora.demo.made_here import make_data

@@ -29,7 +29,8 @@ ADAPTERS = {
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_run_leaves_its_scores_and_is_not_run_again(comparison: Any, fresh: Fresh, name: str) -> None:
     import tables
-    from comparison import Run, run_all
+    from command_line import run_all
+    from comparison import Run
 
     run = Run(name, comparison.methods[name], 1e-3, 0)
     run_all(comparison, [run])
@@ -116,7 +117,8 @@ def test_the_frontier_of_a_comparison_is_measured_on_its_runs(few_tasks: Any, na
 
 
 def test_a_run_that_does_not_fit_the_budget_is_not_begun(comparison: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from comparison import Run, run_all
+    from command_line import run_all
+    from comparison import Run
 
     kept = dataclasses.replace(comparison, results=comparison.results.with_name("kept"))
     kept.results.mkdir()
@@ -130,7 +132,7 @@ def test_a_run_that_does_not_fit_the_budget_is_not_begun(comparison: Any, capsys
 def test_a_run_that_fails_does_not_keep_the_others_from_theirs(
     comparison: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import comparison as module
+    import command_line as module
 
     def fails_once(comparison: Any, run: Any, deadline: float) -> dict[str, Any]:
         if run.seed == 0:
