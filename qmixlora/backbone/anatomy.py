@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -107,6 +107,11 @@ class Anatomy:
         """The linear layers in the first `count` of the decoder's layers, which are those that are streamed."""
         first = frozenset(path for paths in list(self.layers.values())[:count] for path in paths)
         return first & frozenset(self.in_nf4)
+
+
+def within(name: str, paths: Iterable[str]) -> bool:
+    """Whether a module or a weight is one of these, or inside one of them."""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
@@ -237,7 +242,7 @@ def _beside(model: PreTrainedModel, language: str, vision: str, head: Any) -> tu
     for parent in sorted(parents):
         for name, child in model.get_submodule(parent).named_children():
             path = f"{parent}.{name}" if parent else name
-            on_the_way = any(part == path or part.startswith(path + ".") for part in (language, vision))
+            on_the_way = within(language, [path]) or within(vision, [path])
             if on_the_way or _holds(child, head):
                 continue
             parts = _opened(path, child)

@@ -7,7 +7,7 @@ from torch import nn
 
 from qmixlora.errors import UserError
 
-from .anatomy import Anatomy
+from .anatomy import Anatomy, within
 from .experts import NF4Experts
 from .levers.quantized_head import PiecewiseLinear
 from .nf4 import quant_state_of
@@ -30,7 +30,7 @@ def check_quantized(model: nn.Module, anatomy: Anatomy, *, vision: bool = False)
         if not isinstance(module, Linear4bit):
             if name in anatomy.in_nf4:
                 wrong.append(f"{name} is {module.weight.dtype}, not NF4")
-        elif _within(name, anatomy.kept) and not _within(name, asked):
+        elif within(name, anatomy.kept) and not within(name, asked):
             wrong.append(f"{name} is quantised and should not be")
         elif not _is_nf4_double(module):
             wrong.append(f"{name} is 4-bit, but not NF4 with double quantisation")
@@ -42,10 +42,6 @@ def check_quantized(model: nn.Module, anatomy: Anatomy, *, vision: bool = False)
             where="model.quantization",
             fix="If the checkpoint is already quantised, use the original 16-bit one.",
         )
-
-
-def _within(name: str, paths: tuple[str, ...] | list[str]) -> bool:
-    return any(name == path or name.startswith(path + ".") for path in paths)
 
 
 def _are_nf4(model: nn.Module, experts: str) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 
 from qmixlora.errors import UserError
 
-from .anatomy import Anatomy
+from .anatomy import Anatomy, within
 from .experts import NF4Experts
 from .nf4 import quant_state_of
 
@@ -28,7 +28,7 @@ def check_complete(model: nn.Module, anatomy: Anatomy, report: Mapping[str, Any]
     Raises:
         UserError: weights that are used are missing, or have another shape.
     """
-    missing = [name for name in report["missing_keys"] if not _within(name, anatomy.others)]
+    missing = [name for name in report["missing_keys"] if not within(name, anatomy.others)]
     unused = [name for name in report["missing_keys"] if name not in missing]
     unknown = report["unexpected_keys"]
     shapes = {name: (there, here) for name, there, here in report["mismatched_keys"]} | _of_other_layers(model)
@@ -52,7 +52,7 @@ def check_complete(model: nn.Module, anatomy: Anatomy, report: Mapping[str, Any]
     if unused:
         warnings.warn(f"The checkpoint lacks {_counted(unused)} that no image needs: {_some(unused)}.", stacklevel=3)
     parts = (anatomy.language, *anatomy.vision, *anatomy.projectors)
-    if unknown := [name for name in unknown if _within(name, parts)]:
+    if unknown := [name for name in unknown if within(name, parts)]:
         warnings.warn(
             f"The checkpoint has {_counted(unknown)} that the model does not know and leaves out: {_some(unknown)}. "
             f"Is this the config.json that belongs to it? (model.id: {where})",
@@ -79,10 +79,6 @@ def _shapes(module: nn.Module) -> tuple[Any, Any] | None:
     if type(module) is nn.Embedding:
         return module.weight.shape, (module.num_embeddings, module.embedding_dim)
     return None
-
-
-def _within(name: str, paths: Collection[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def _counted(names: Collection[str]) -> str:

@@ -18,7 +18,7 @@ from .rendering.image_marks import image_tokens_of
 from .rendering.lengths import Lengths, lengths_of, sizes_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
 from .rendering.token_batches import longest_first, token_batches
-from .splits.identity import fingerprint
+from .splits.identity import SCORED, fingerprint
 from .splits.loading import held_out_split, load_source, load_split, splits_of
 from .splits.tasks import indices_by_answer, indices_by_task, indices_of_tasks, only_tasks
 
@@ -26,6 +26,7 @@ __all__ = [
     "APPEARANCE_VERSION",
     "IGNORED",
     "IMAGE",
+    "SCORED",
     "BatchCollator",
     "Checked",
     "Collator",

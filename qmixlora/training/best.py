@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 
 from qmixlora import processes
 from qmixlora.adapter import load_adapter, read_weights
-from qmixlora.data import Conversation, fingerprint, indices_by_task
+from qmixlora.data import SCORED, Conversation, fingerprint, indices_by_task
 from qmixlora.evaluation import Scores, evaluate, score
 from qmixlora.files import replacing
 from qmixlora.mixlora.routing_record import FILE
@@ -55,6 +55,7 @@ class Judge(TrainerCallback, ExportableState):
         if metric == SCORE:
             data, spec = recipe.data, recipe.train
             by |= {"samples": spec.eval_generate, "max_new_tokens": spec.max_new_tokens}
+            by |= {"rows": fingerprint(validation, SCORED)}
             by |= {"metrics": dict(data.metrics), "tolerance": data.tolerance}
         return cls(by, say)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
@@ -13,6 +14,8 @@ from qmixlora.data.images.keys import image_keys
 from qmixlora.data.reading.store import records
 
 ROWS = 1000  # that are told apart at a time
+LEARNED = ("tasks", "learned")  # columns that say something of answers, in some rows
+SCORED = (*LEARNED, "references")
 
 
 def text_keys(rows: Dataset) -> dict[int, int]:
@@ -24,9 +27,10 @@ def text_keys(rows: Dataset) -> dict[int, int]:
     return {index: _key(row["turns"]) for index, row in zip(without, turns, strict=True)}
 
 
-def fingerprint(rows: Dataset) -> str:
-    """What tells data apart: the texts, tasks and images of its rows in their order, and which answers are learned. (Of
-    images it is the names and the sizes of bytes, so that data can be moved.)
+def fingerprint(rows: Dataset, of_answers: Sequence[str] = LEARNED) -> str:
+    """What tells data apart: the texts, tasks and images of its rows in their order, and which answers are learned; or,
+    with `SCORED`, what other answers are right, too. (Of images it is the names and the sizes of bytes, so that data
+    can be moved.)
     """
     digest = hashlib.sha256()
     for batch in rows.with_format("arrow").iter(ROWS):  # by column: no image's bytes are taken out
@@ -36,9 +40,9 @@ def fingerprint(rows: Dataset) -> str:
         counts = pc.list_value_length(batch["images"]).to_pylist()
         told = (batch["turns"].to_pylist(), batch["task"].to_pylist(), counts, names, sizes)
         digest.update(repr(told).encode(errors="replace"))
-        for name in ("tasks", "learned"):  # of answers, where they differ
-            if name in batch.column_names and any(of_answers := batch[name].to_pylist()):
-                digest.update(repr((name, of_answers)).encode(errors="replace"))
+        for name in of_answers:
+            if name in batch.column_names and any(values := batch[name].to_pylist()):
+                digest.update(repr((name, values)).encode(errors="replace"))
     return digest.hexdigest()[:32]
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers.trainer_callback import TrainerState
 
 from qmixlora.data import load_conversations
+from qmixlora.data.reading.store import in_memory
 from qmixlora.errors import UserError
 from qmixlora.files import read_log
 from qmixlora.manifest import MANIFEST, seal
@@ -197,6 +198,14 @@ def test_a_judge_is_told_from_another(make: Callable[..., Recipe], data: Path, o
 
     assert (judge(edited(recipe, [override])) == judge(recipe)) is same
     assert judge(recipe, 5) != judge(recipe)
+
+
+def test_other_right_answers_are_another_judge_of_scores_alone(make: Callable[..., Recipe], data: Path) -> None:
+    rows = load_conversations(str(data / "test.json"))
+    others = in_memory([{**row, "references": ["yes", "yeah"]} for row in rows])
+    by_score, by_loss = make(eval_every=1, eval_generate=5), make(eval_every=1, early_stopping=3)
+    for recipe, same in ((by_score, False), (by_loss, True)):
+        assert (Judge.of(recipe, rows, print).by == Judge.of(recipe, others, print).by) is same
 
 
 def test_a_run_that_is_judged_no_longer_keeps_its_last_step(make: Callable[..., Recipe]) -> None:
