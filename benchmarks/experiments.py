@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
 from qmixlora.data import IGNORED
+from qmixlora.mixlora import batch as tuner_module
 from qmixlora.mixlora import layer as layer_module
-from qmixlora.mixlora import model as tuner_module
 from qmixlora.mixlora import selection
 from qmixlora.mixlora.routing import Routing
 from qmixlora.mixlora.running_means import Center

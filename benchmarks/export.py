@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--polish", type=int, nargs="+", help="steps for each task")
     parser.add_argument("--threads", type=int, default=1)
     add_on(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # names may stand behind options
     if arguments.command == "table":
         write_tables()
         return

@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qmixlora.backbone.full_precision import train_in_fp32
 from qmixlora.mixlora import MixLoraConfig, MixLoraLayer, selection
-from qmixlora.mixlora import model as tuner_module
+from qmixlora.mixlora import batch as tuner_module
 from qmixlora.mixlora.inputs import image_token_ids
 from qmixlora.mixlora.routing import Routing
 from qmixlora.mixlora.running_means import Center

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--seed", type=int, default=0)
     add_on(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     warnings.simplefilter("ignore")
     results = results_of("wordings", arguments.on)
     results.mkdir(parents=True, exist_ok=True)

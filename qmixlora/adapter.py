@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -32,15 +33,14 @@ def read_config(folder: Path) -> PeftConfig:
     if not file.is_file():
         raise UserError("The adapter has no config.", where=str(file), fix=COPY)
     with clear_read_errors(file, COPY):
-        config = cast(PeftConfig, PeftConfig.from_pretrained(str(folder)))
-    if isinstance(config, MixLoraConfig) and config.format_version > FORMAT:
-        raise UserError(
-            f"The adapter is of a later release: its format is {config.format_version}, and this release knows "
-            f"{FORMAT}.",
-            where=str(file),
-            fix="Upgrade qmixlora.",
-        )
-    return config
+        version = json.loads(file.read_text(encoding="utf-8")).get("format_version")
+        if isinstance(version, int) and version > FORMAT:
+            raise UserError(
+                f"The adapter is of a later release: its format is {version}, and this release knows {FORMAT}.",
+                where=str(file),
+                fix="Upgrade qmixlora.",
+            )
+        return cast(PeftConfig, PeftConfig.from_pretrained(str(folder)))
 
 
 def check_same_settings(config: PeftConfig, adapter: Adapter, where: str) -> None:

@@ -10,6 +10,7 @@ in place of the body.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -64,12 +65,15 @@ def _with_states(outputs: ModelOutput, states: Tensor) -> ModelOutput:
 
 @contextmanager
 def _forward_replaced(module: nn.Module, outputs: ModelOutput) -> Iterator[None]:
-    """Have a module return these outputs for a block, whatever its inputs."""
+    """Have a module return these outputs for a block, whatever its inputs, and call none of its hooks."""
     own = module.__dict__.get("forward")  # set by those that wrap modules, such as accelerate
+    hooks = module._forward_pre_hooks, module._forward_hooks
     module.__dict__["forward"] = lambda *_, **__: outputs
+    module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
     try:
         yield
     finally:
+        module._forward_pre_hooks, module._forward_hooks = hooks
         if own is None:
             del module.__dict__["forward"]
         else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from peft import PeftConfig
@@ -53,7 +56,7 @@ class MixLoraConfig(PeftConfig):
         target_modules, exclude_modules, modules_to_save: as in `peft.LoraConfig`.
         static_modules: those of the target modules, by the ends of their names, whose update is the same for all
             inputs: a plain LoRA of rank `r`, outside of the routing.
-        format_version: of the adapter's files; those of a later one are refused where they are opened.
+        format_version: of the adapter's files; those of a later one are refused.
 
     Raises:
         ValueError: for a value that is out of range or a combination that cannot work; all mistakes in one message.
@@ -154,7 +157,7 @@ class MixLoraConfig(PeftConfig):
 
     def is_static(self, name: str) -> bool:
         """Whether the target module of this name is one of `static_modules`."""
-        return any(name == end or name.endswith(f".{end}") for end in self.static_modules or ())
+        return any(ends_in(name, end) for end in self.static_modules or ())
 
     @property
     def scaling(self) -> float:
@@ -171,6 +174,11 @@ class MixLoraConfig(PeftConfig):
         return self.route_on in ("embedding", "task")
 
     @property
+    def reads_questions(self) -> bool:
+        """Whether the condition is that of the instance's question, which has to be known."""
+        return self.route_on in ("instruction", "embedding")
+
+    @property
     def is_conditional(self) -> bool:
         """Whether the factors chosen from A move the scores of B, by a router of every layer's own."""
         return self.pairing in ("conditional", "released")
@@ -179,7 +187,26 @@ class MixLoraConfig(PeftConfig):
     def needs_tasks(self) -> bool:
         return self.route_on == "task" or self.task_mix > 0
 
+    def _wrong_types(self) -> list[str]:
+        """What is wrong with values of a type that no axis has, such as numbers in quotes."""
+        numbers = {name: getattr(self, name) for name in ("alpha", "dropout", "task_mix")}
+        wrong = [f"{name}={value!r} is no number" for name, value in numbers.items() if not _is_finite(value)]
+        counts = {name: getattr(self, name) for name in ("num_factors", "r", "task_dim", "format_version")}
+        wrong += [f"{name}={value!r} is no whole number" for name, value in counts.items() if not _is_whole(value)]
+        lists = {"tasks": str, "static_modules": str, "image_tokens": Integral, "image_breaks": Integral}
+        for name, kind in lists.items():
+            if (value := getattr(self, name)) is not None and not _is_list_of(kind, value):
+                wrong.append(f"{name}={value!r} is no list of {'names' if kind is str else 'ids'}")
+        return wrong
+
     def _problems(self) -> list[str | bool]:
+        if wrong_types := self._wrong_types():
+            return [*wrong_types]
+        if self.format_version > FORMAT:
+            return [
+                f"the adapter is of a later release: its format is {self.format_version}, and this release knows"
+                f" {FORMAT}; upgrade qmixlora"
+            ]
         hints = get_type_hints(MixLoraConfig)
         wrong: list[str | bool] = [
             f"{axis}={getattr(self, axis)!r} is none of {', '.join(get_args(hints[axis]))}"
@@ -190,6 +217,7 @@ class MixLoraConfig(PeftConfig):
         return [
             *wrong,
             not 1 <= self.r <= self.num_factors and f"r={self.r} must lie between 1 and num_factors={self.num_factors}",
+            self.alpha <= 0 and f"alpha={self.alpha} must be above 0",
             not 0 <= self.dropout < 1 and f"dropout={self.dropout} must lie in [0, 1)",
             not 0 <= self.task_mix <= 1 and f"task_mix={self.task_mix} must lie between 0 and 1",
             self.task_dim < 1 and f"task_dim={self.task_dim} must be at least 1",
@@ -213,6 +241,23 @@ class MixLoraConfig(PeftConfig):
             ),
             bool(self.tasks) and len(set(self.tasks or ())) < len(self.tasks or ()) and "tasks has duplicates",
         ]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, kind) for one in value)
+
+
+def ends_in(name: str, end: str) -> bool:
+    """Whether a module's path is this, or ends so."""
+    return name == end or name.endswith(f".{end}")
 
 
 def router_of(layer: str, scope: RouterScope) -> str:

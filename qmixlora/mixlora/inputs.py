@@ -111,17 +111,23 @@ def routing_masks(
     number_BS: Tensor | None = None,
     segments: Segments | None = None,
     image_breaks: Sequence[int] = (),
+    prompt_width: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(prompt_BS, instruction_BS): tokens before the first supervised one, without padding; and the text among them.
 
-    `routing_mask_BS` (the prompt, as the collator knows it) overrules `attention_mask` and `labels`. A sample (of
-    several segments: a segment) whose prompt has no text is routed on its whole prompt.
+    `routing_mask_BS` (the prompt, as the collator knows it) overrules `attention_mask` and `labels`; without it no
+    column beyond `prompt_width` counts. A sample (of several segments: a segment) whose prompt has no text is routed on
+    its whole prompt.
     """
     input_ids, prompt_BS = inputs.get("input_ids"), routing_mask_BS
     if prompt_BS is None:
         labels, prompt_BS = inputs.get("labels"), attended(inputs)
-        if prompt_BS is None and input_ids is not None:
-            prompt_BS = torch.ones_like(input_ids, dtype=torch.bool)
+        tokens, start = tokens_of(inputs), cached_length(inputs)
+        if prompt_BS is None and tokens.dim() > 1:
+            prompt_BS = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        if prompt_BS is not None and prompt_width is not None:
+            column_S = torch.arange(start, start + prompt_BS.shape[1], device=prompt_BS.device)
+            prompt_BS = prompt_BS & (column_S < prompt_width)
         if segments is not None and (labels is None or not segments.all_but_last_hold(labels != IGNORED)):
             raise ValueError("Several segments need routing_mask, or labels of all answers, to tell their questions.")
         if prompt_BS is not None and labels is not None:
@@ -132,5 +138,22 @@ def routing_masks(
     if input_ids is None or not image_ids:
         return prompt_BS, prompt_BS
     text_BS = prompt_BS & ~image_mask(input_ids, image_ids, image_breaks)
-    has_text_BS = text_BS.any(dim=1, keepdim=True) if segments is None else segments.holding(text_BS)
-    return prompt_BS, torch.where(has_text_BS, text_BS, prompt_BS)
+    return prompt_BS, torch.where(_of_instances_with(text_BS, segments), text_BS, prompt_BS)
+
+
+def check_prompts(prompt_BS: Tensor | None, labels_BS: Tensor | None, segments: Segments | None) -> None:
+    """Raises ValueError where answers of an instance are supervised and labels leave nothing to be its prompt."""
+    if prompt_BS is None or labels_BS is None:
+        return
+    answered_BS = (labels_BS != IGNORED) & ~_of_instances_with(prompt_BS, segments)
+    if answered_BS.any():
+        sample = int(answered_BS.any(dim=1).nonzero()[0])
+        raise ValueError(
+            f"Sample {sample} of the batch has no token before its first supervised one: there is no question to be"
+            " routed on. Set the labels of the prompt to -100, or give routing_mask, or route on 'all' or 'task'."
+        )
+
+
+def _of_instances_with(mask_BS: Tensor, segments: Segments | None) -> Tensor:
+    """The tokens (B x S, or B x 1 for whole samples) of the instances that have a token in the mask."""
+    return mask_BS.any(dim=1, keepdim=True) if segments is None else segments.holding(mask_BS)

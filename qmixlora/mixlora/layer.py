@@ -69,6 +69,7 @@ class MixLoraLayer(BaseTunerLayer):
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self.mixlora_reads_images = False  # in place of tokens
 
     def update_layer(
         self, adapter_name: str, config: MixLoraConfig, condition_dim: int | None, router: str, has_router: bool
@@ -149,7 +150,7 @@ class MixLoraLayer(BaseTunerLayer):
         if carried_BEF is not None and segments is not None:
             mix_NEF = segments.going_on_with(mix_NEF, carried_BEF)
         cache.mixing_matrices[key] = mix_NEF.detach()
-        if config.task_mix > 0 and self.training:
+        if config.task_mix > 0 and self.training and routing.learns:
             mix_NEF = self._mixed_with_task_mean(mix_NEF, adapter_name)
         return mix_NEF
 
@@ -158,11 +159,11 @@ class MixLoraLayer(BaseTunerLayer):
         route_A, route_B, _ = (getattr(self, name).get(adapter_name) for name in ROUTERS)
         with no_autocast(x_BSI.device):
             condition_ND = self._condition(x_BSI, adapter_name)
-            logits_A_NE = condition_ND @ route_A.T
+            logits_A_NE = condition_ND @ route_A.float().T
             if not config.is_conditional:
                 return select(config, logits_A_NE)
             conditional = partial(self.conditional, adapter_name=adapter_name)
-            return select(config, logits_A_NE, condition_ND @ route_B.T, conditional)
+            return select(config, logits_A_NE, condition_ND @ route_B.float().T, conditional)
 
     def conditional(self, chosen_NR: Tensor, adapter_name: str) -> Tensor:
         """What the CFS router adds to the scores of B (N x E), given the factors chosen from A."""
@@ -176,6 +177,11 @@ class MixLoraLayer(BaseTunerLayer):
         routing, route_on = self.mixlora_context.current, self.mixlora_config[adapter_name].route_on
         if adapter_name in routing.cache.conditions:
             return routing.cache.conditions[adapter_name]
+        if self.mixlora_config[adapter_name].selects_ahead:
+            raise ValueError(
+                "A layer of the mixture works outside of a pass through its model, which selects its factors: call the"
+                " model, or the part of it that holds the decoder."
+            )
         if (mask_BS := routing.mask(route_on)) is not None:
             _check_layout(x_BSI, mask_BS.shape, f"route_on={route_on!r} needs", "'all' or 'embedding'")
         mean_NI = routing.mean_input(x_BSI, route_on)
@@ -210,7 +216,8 @@ class MixLoraLayer(BaseTunerLayer):
         """The input as B x S x I."""
         if x.dim() == 2:
             prompt_BS = self.mixlora_context.current.prompt_BS
-            rows = len(prompt_BS) if prompt_BS is not None and prompt_BS.numel() == len(x) else len(x)
+            is_flat = not self.mixlora_reads_images and prompt_BS is not None and prompt_BS.numel() == len(x)
+            rows = len(prompt_BS) if prompt_BS is not None and is_flat else len(x)
             x = x.view(rows, -1, x.shape[-1])
         return x.flatten(1, -2)
 
@@ -237,6 +244,8 @@ class MixLoraLayer(BaseTunerLayer):
 
     def _mixed(self, h_BSE: Tensor, weight_N: Tensor, adapter_name: str) -> Tensor:
         """`h mix` (B x S x F) of every instance."""
+        if self.mixlora_reads_images:
+            self.mixlora_context.current.check_images_of_samples(len(h_BSE))
         segments = self.mixlora_context.current.segments_for(self.mixlora_config[adapter_name].route_on)
         if segments is not None:
             _check_layout(h_BSE, segments.of_BSK.shape[:2], "segments need", "'all'")

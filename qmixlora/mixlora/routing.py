@@ -54,7 +54,8 @@ class Routing:
 
     `segments` are None where every sample is one instance. `task_ids` (the index of each instance's task, -1 unknown)
     and `replaced` (the instances whose gates `task_mix` replaces) are kept per adapter. `starts_step` is false while
-    gradients of earlier batches wait for the same optimiser step.
+    gradients of earlier batches wait for the same optimiser step; `learns` for passes of inference, whatever mode the
+    model is in. `pictured_B`: the samples with tokens of an image, where layers of the model read images.
 
     `carried`: the batch goes on from a key-value cache, and each sample begins in a segment whose mixing matrices
     (B x E x F) it has already. `reached_B`: the numbers of the samples' last segments (on the host), None where nobody
@@ -68,11 +69,17 @@ class Routing:
     task_ids: Mapping[str, Tensor] = field(default_factory=dict)
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
     starts_step: bool = True
+    learns: bool = True
+    pictured_B: Tensor | None = None
     carried: Mapping[Key, Tensor] | None = None
     reached_B: Tensor | None = None
     length: int = 0
     width: int = 0
     cache: RoutingCache = field(default_factory=RoutingCache)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
+        """Itself: a copy of the key-value cache that it is kept with goes on from the same pass."""
+        return self
 
     def mask(self, route_on: str) -> Tensor | None:
         """The routing tokens (B x S)."""
@@ -81,6 +88,17 @@ class Routing:
     def segments_for(self, route_on: str) -> Segments | None:
         """The segments, where they are instances: to `all`, whole samples are, as in the released code."""
         return None if route_on == "all" else self.segments
+
+    def check_images_of_samples(self, images: int) -> None:
+        """Raises ValueError unless a layer's rows are those of one image of each sample."""
+        samples = self.prompt_BS if self.pictured_B is None else self.pictured_B
+        is_known = samples is not None and len(samples) == images and self.segments is None
+        if not is_known or (self.pictured_B is not None and not self.pictured_B.all()):
+            raise ValueError(
+                "A target layer reads images, and a mixture's factors are those of a sample: whose an image is can be"
+                " told only where every sample of a batch has one, as one row, and one question. Adapt the language"
+                " model alone (exclude_modules), or make these layers static_modules."
+            )
 
     def numbers_for(self, route_on: str) -> Sequence[range] | None:
         """The numbers of every sample's segments in its conversation, where they are instances and it is known."""
@@ -107,14 +125,14 @@ class Routing:
         """The numbers of the segments (B, on the host) that a pass from column `start` of the sequence goes on from:
         those that this one has reached, or, where the cache was cut back, earlier ones whose gates it does not need.
 
-        Raises ValueError where the cache is not that of this batch, or the pass goes on in a segment whose gates are
+        Raises ValueError where the cache is not as this pass left it, or the pass goes on in a segment whose gates are
         gone.
         """
         if start > self.length or (self.reached_B is not None and len(self.reached_B) != rows):
             raise ValueError(
-                f"A cache of {start} tokens for {rows} sequences is not that of the batch which was last in the model"
-                f" ({self.length} tokens): its factors are selected at prefill and frozen. Finish one batch before the"
-                " next, or run the whole prompt without past_key_values."
+                f"A cache of {start} tokens for {rows} sequences is not as the last pass of the mixture left it"
+                f" ({self.length} tokens): its factors are selected at prefill and frozen. Run the whole prompt without"
+                " past_key_values."
             )
         behind_B = given.number_before(start, rows)
         if start == self.length or self.reached_B is None or behind_B is None or number_BS is None:
@@ -147,6 +165,7 @@ class Given:
     tasks: Tasks | None = None
     segments: Tensor | None = None
     routing_mask: Tensor | None = None
+    prompt_width: int | None = None  # the columns of the prompt that an answer is generated for
 
     def taken_out_of(self, kwargs: dict[str, Any]) -> Given:
         """The same, overruled by what stands in the arguments of a forward pass, which leaves them."""
@@ -181,6 +200,19 @@ class RoutingContext:
     def __init__(self) -> None:
         self.current = Routing()
         self.given = Given()
+
+    def __reduce__(self) -> tuple[type[RoutingContext], tuple[()]]:
+        """A copy of a model has no batch in flight."""
+        return RoutingContext, ()
+
+    @contextmanager
+    def generating(self, prompt_width: int | None) -> Iterator[None]:
+        """Have passes in this block route on no column beyond those of the prompt."""
+        before, self.given = self.given, replace(self.given, prompt_width=prompt_width)
+        try:
+            yield
+        finally:
+            self.given = before
 
     @contextmanager
     def at_columns(self, columns: slice) -> Iterator[None]:

@@ -72,7 +72,7 @@ class Center(nn.Module):
             return condition_BD - routing.cache.centers[self]
         if routing.starts_step or not self.training:
             self.fold()
-        if self.training:
+        if self.training and routing.learns:
             routing.cache.centers[self] = self.mean.clone()
             self.pending.add_(condition_BD.detach().sum(dim=0))
             self.pending_count.add_(len(condition_BD))

@@ -12,8 +12,8 @@ import torch
 from qmixlora.data import load_conversations
 from qmixlora.evaluation import generate_answers
 from qmixlora.mixlora import MixLoraLayer
+from qmixlora.mixlora import batch as tuner_module
 from qmixlora.mixlora import layer as layer_module
-from qmixlora.mixlora import model as tuner_module
 from qmixlora.recipe import Recipe
 from qmixlora.session import Session, open_session
 from tests.adapters import randomize

@@ -150,7 +150,7 @@ def test_the_centre_counts_segments(make_recipe: Make, route_on: str) -> None:
     center = next(module for module in session.model.modules() if isinstance(module, Center))
     given: list[Tensor] = []
     center.register_forward_hook(lambda module, args, output: given.append(args[0]))
-    logits_of(session.model.train(), session.collator(mixed_rows(session.recipe)))
+    supervised_loss(session.model.train(), session.collator(mixed_rows(session.recipe)))
     assert len(given[0]) == 6 and center.pending_count.item() == 6
     torch.testing.assert_close(center.pending[0], layer_norm(given[0], given[0].shape[-1:]).sum(dim=0))
 
@@ -173,14 +173,14 @@ def test_task_mix_replaces_the_gates_of_segments(make_recipe: Make) -> None:
     session = opened(make_recipe, task_mix=1.0)
     model, layer = session.model.train(), layers(session.model)[0]
     batch = session.collator(mixed_rows(session.recipe))
-    logits_of(model, batch)
+    supervised_loss(model, batch)
     own_NEF = model.base_model.last_selection()[0]
     known = model.peft_config["default"].tasks
     for task, places in (("color", [0, 2]), ("digit", [1, 3, 4, 5])):
         mean = layer.mixlora_task_mean["default"][known.index(task)]
         torch.testing.assert_close(mean, own_NEF[places].mean(dim=0))
     assert layer.mixlora_task_count["default"].sum() == 6
-    logits_of(model, batch)
+    supervised_loss(model, batch)
     assert model.base_model.mixlora_routing.current.replaced["default"].tolist() == [True] * 6
 
 
@@ -209,10 +209,10 @@ def test_segments_of_another_batch_are_refused(session: TunedSession) -> None:
         logits_of(session.model, {**batch, "segments": batch["segments"][:2]})
 
 
-def test_layers_outside_the_sequence_take_no_segments(session: TunedSession) -> None:
+def test_layers_that_read_images_take_no_segments(session: TunedSession) -> None:
     batch = session.collator(mixed_rows(session.recipe))
     adapted = get_peft_model(session.model.unload(), MixLoraConfig(target_modules=["fc1"], route_on="embedding"))
-    with pytest.raises(ValueError, match=r"segments need layer inputs laid out \(batch, sequence\)"):
+    with pytest.raises(ValueError, match="A target layer reads images"):
         logits_of(adapted, batch)
 
 
