@@ -87,7 +87,7 @@ def _table(comparison: Comparison, split: str) -> Table:
     (_, reference), *others = comparison.scores.items()
     for task, own in reference.tasks.items():
         cells = [_cell(other.tasks[task].score, comparison.tasks[name][task]) for name, other in others]
-        table.add_row(escape(f"{task}\n{own.metric}, {own.count}"), f"{own.score:.3f}", *cells)
+        table.add_row(escape(f"{task}\n{own.measure}, {own.count}"), f"{own.score:.3f}", *cells)
     table.add_section()
     means = [_cell(other.mean, comparison.means[name]) for name, other in others]
     table.add_row("mean over tasks", f"{reference.mean:.3f}", *means)

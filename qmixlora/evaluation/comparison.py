@@ -56,7 +56,7 @@ def compare(scores: Mapping[str, Scores]) -> Comparison:
     """Compare two models or more with the first of them, on the tasks that all were asked: an export is of some.
 
     Raises:
-        UserError: they were not asked the same, or not measured by the same metrics.
+        UserError: they were not asked the same, or not measured by the same metrics and tolerance.
     """
     tasks_of_any = dict.fromkeys(task for own in scores.values() for task in own.tasks)
     common = [task for task in tasks_of_any if all(task in own.tasks for own in scores.values())]
@@ -104,11 +104,11 @@ def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> 
             fix="Evaluate both on the whole of one split.",
         )
     for task, own in reference.tasks.items():
-        if own.metric != other.tasks[task].metric:
+        if not own.may_be_measured_as(other.tasks[task]):
             raise UserError(
-                f"Task {task} was measured by {own.metric} for {first} and by {other.tasks[task].metric} for {name}.",
-                where="data.metrics",
-                fix="Give both the same metric, and evaluate again.",
+                f"Task {task} was measured by {own.measure} for {first} and by {other.tasks[task].measure} for {name}.",
+                where="data.metrics, data.tolerance",
+                fix="Give both the same metric and tolerance, and evaluate again.",
             )
 
 

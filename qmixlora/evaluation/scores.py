@@ -52,6 +52,17 @@ class TaskScore:
     metric: str = "exact"
     interval: tuple[float, float] | None = None  # 95 % of the bootstrap
     cut: int = 0
+    tolerance: float | None = None  # of `number`; None too where an earlier release kept none
+
+    @property
+    def measure(self) -> str:
+        """The metric in words, with its tolerance where it has one."""
+        return self.metric if self.tolerance is None else f"{self.metric} (tolerance {self.tolerance:g})"
+
+    def may_be_measured_as(self, other: TaskScore) -> bool:
+        """Whether both have one metric, and one tolerance as far as both are known."""
+        tolerances = {self.tolerance, other.tolerance} - {None}
+        return self.metric == other.metric and len(tolerances) < 2
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,14 @@ class Scores:
         """The scores of the files that `to_dict` and `write_predictions` went to."""
         values = json.loads(summary.read_text(encoding="utf-8"))
         tasks = {
-            name: TaskScore(own["score"], own["count"], own["metric"], tuple(own["interval"]), own.get("cut", 0))
+            name: TaskScore(
+                own["score"],
+                own["count"],
+                own["metric"],
+                tuple(own["interval"]),
+                own.get("cut", 0),
+                own.get("tolerance"),
+            )
             for name, own in values["tasks"].items()
         }
         lines = predictions.read_text(encoding="utf-8").split("\n")
@@ -142,11 +160,13 @@ def score(
         own = [rows[index] for index in indices]
         references = [_references(row) for row in own]
         name = (data and data.metric_of(task)) or fitting_metric(references)
-        metric = metric_of(name, data.tolerance if data else 0.0)
+        tolerance = data.tolerance if data else 0.0
+        metric = metric_of(name, tolerance)
         said = [one if isinstance(one := answers[index], Answer) else Answer(one) for index in indices]
         scores = metric([one.text for one in said], references)
         cut = sum(one.cut for one in said)
-        tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores), cut)
+        kept = tolerance if name == "number" else None
+        tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores), cut, kept)
         for index, row, right, one, its in zip(indices, own, references, said, scores, strict=True):
             predictions.append(
                 Prediction(

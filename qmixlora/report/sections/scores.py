@@ -63,7 +63,7 @@ def _numbers(series: Mapping[str, Scores], tasks: Sequence[str]) -> str:
         own = {name: scores.tasks[task] for name, scores in series.items() if task in scores.tasks}
         first = next(iter(own.values()))
         cells = [_told(own[name].score, own[name].interval) if name in own else "" for name in series]
-        rows.append([task, first.metric, str(first.count), *cells])
+        rows.append([task, first.measure, str(first.count), *cells])
     return table(["task", "metric", "count", *series], rows, tall=True)
 
 

@@ -10,6 +10,7 @@ from qmixlora.data import Conversation
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores, score
 from qmixlora.evaluation.comparison import compare
+from qmixlora.recipe import validate
 
 
 def row(task: str, question: str, answer: str) -> Conversation:
@@ -42,6 +43,20 @@ def test_models_that_were_asked_something_else_are_not_compared() -> None:
         compare({"one": right_in(80), "two": right_in(80, others)})
     with pytest.raises(UserError, match="one has 200 answers, two 150"):
         compare({"one": right_in(80), "two": right_in(80, ROWS[:150])})
+
+
+def test_scores_of_other_tolerances_are_not_compared() -> None:
+    """But by `number` alone, which has one, and where both are known."""
+
+    def within(tolerance: float, metric: str = "number") -> Scores:
+        recipe = {"data": {"train": "-", "metrics": {"*": metric}, "tolerance": tolerance}, "model": {"id": "-"}}
+        return score([row("a", "q", "100")] * 6, ["105"] * 6, "test", validate(recipe, "test").data)
+
+    with pytest.raises(UserError, match=r"number \(tolerance 0\) for one and by number \(tolerance 0.1\) for two"):
+        compare({"one": within(0), "two": within(0.1)})
+    assert compare({"one": within(0, "exact"), "two": within(0.1, "exact")}).means["two"].points == 0
+    unknown = {name: replace(own, tolerance=None) for name, own in within(0.1).tasks.items()}
+    assert compare({"one": within(0.1), "older": replace(within(0.1), tasks=unknown)}).means["older"].points == 0
 
 
 def test_an_export_is_compared_on_the_tasks_that_it_was_asked() -> None:

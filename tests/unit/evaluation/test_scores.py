@@ -76,10 +76,18 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
 
 
+def test_scores_are_read_with_the_tolerance_of_their_metric(tmp_path: Path) -> None:
+    scores = measured([row("a", "q", "100"), row("b", "q", "x")], ["104", "x"], metrics={"a": "number"}, tolerance=0.1)
+    assert {task: own.tolerance for task, own in scores.tasks.items()} == {"a": 0.1, "b": None}
+    write_json(tmp_path / "scores.json", scores.to_dict())
+    scores.write_predictions(tmp_path / "predictions.jsonl")
+    assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
+
+
 def test_scores_of_a_release_that_did_not_count_cut_answers_are_read(tmp_path: Path) -> None:
     scores = score([row("a", "q", "x")], ["x"], "test")
     written = scores.to_dict()
-    del written["tasks"]["a"]["cut"]
+    del written["tasks"]["a"]["cut"], written["tasks"]["a"]["tolerance"]
     write_json(tmp_path / "scores.json", written)
     prediction = asdict(scores.predictions[0])
     del prediction["cut"]
