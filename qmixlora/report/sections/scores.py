@@ -9,6 +9,7 @@ from html import escape
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores
 from qmixlora.evaluation.comparison import Difference, compare
+from qmixlora.evaluation.intervals import LEVEL
 from qmixlora.webpage import table
 
 from ..charts import Score, draw_scores
@@ -82,7 +83,7 @@ def _differences(series: Mapping[str, Scores]) -> str:
         for task, name, difference in [(MEAN, MEAN, mean), *((t, None, d) for t, d in compared.tasks[other].items())]
     ]
     head = ["task", *(["model"] if several else []), "difference", "95 %", ""]
-    title = escape(f"What is a difference from {first}, paired by sample")
+    title = escape(f"What is a difference from {first}, paired by sample (permutation test, p < {LEVEL:g})")
     return f"<h3>{title}</h3>{table(head, rows, tall=True)}"
 
 

@@ -37,6 +37,14 @@ def test_a_few_samples_more_are_no_difference() -> None:
     assert not compare({"one": right_in(80), "other": right_in(81)}).means["other"].is_one
 
 
+@pytest.mark.parametrize(("samples", "is_one"), [(1, False), (2, False), (5, False), (6, True)])
+def test_all_of_few_samples_are_a_difference_from_six_on(samples: int, is_one: bool) -> None:
+    rows = ROWS[:samples]
+    compared = compare({"one": score(rows, ["x"] * samples, "test"), "other": score(rows, ["y"] * samples, "test")})
+    assert compared.tasks["other"]["a"].points == compared.means["other"].points == -1
+    assert compared.tasks["other"]["a"].is_one is compared.means["other"].is_one is is_one
+
+
 def test_models_that_were_asked_something_else_are_not_compared() -> None:
     others = [row("a", "other", "x"), *ROWS[1:]]
     with pytest.raises(UserError, match=r"sample 0 is 'q0' for one, 'other' \(sample 0\) for two"):
@@ -95,3 +103,4 @@ def test_the_comparison_in_json_has_all_scores_and_differences() -> None:
     assert written["scores"]["one"]["mean"] == 0.8
     assert written["differences"]["other"]["mean"]["points"] == pytest.approx(0.1)
     assert written["differences"]["other"]["tasks"].keys() == {"a", "b"}
+    assert written["differences"]["other"]["tasks"]["a"].keys() == {"points", "interval", "p_value"}
