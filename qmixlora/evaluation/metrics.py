@@ -16,7 +16,7 @@ from typing import Any
 
 from qmixlora.errors import UserError
 
-from .wording import normalize, quantities_in, vqa_wording, whole_words, words
+from .wording import composed, normalize, quantities_in, vqa_wording, whole_words, words
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]  # answers, references of each -> scores
 CLOSED_WORDS = 5  # a task most of whose references are longer is an open one
@@ -59,8 +59,8 @@ def vqa(answer: str, references: Sequence[str]) -> float:
 
 def anls(answer: str, references: Sequence[str]) -> float:
     """Normalised Levenshtein similarity, 0 where it is below one half (Biten et al. 2019, ST-VQA and DocVQA)."""
-    said = " ".join(answer.lower().split())
-    best = max(_similarity(said, " ".join(reference.lower().split())) for reference in references)
+    said, *given = (" ".join(composed(text).lower().split()) for text in (answer, *references))
+    best = max(_similarity(said, reference) for reference in given)
     return best if best >= 0.5 else 0.0
 
 
@@ -114,7 +114,7 @@ def contains(answer: str, references: Sequence[str]) -> float:
     said = f" {' '.join(whole_words(answer))} "
     for reference in references:
         part = " ".join(whole_words(reference))
-        if f" {part} " in said if part else reference.strip() in answer:
+        if f" {part} " in said if part else composed(reference.strip()) in composed(answer):
             return 1.0
     return 0.0
 

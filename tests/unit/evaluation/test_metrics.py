@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+import unicodedata
 
 import pytest
 
@@ -104,6 +105,7 @@ CASES = [
     ("contains", "5, or 6", ["5"], 1),
     ("contains", "It is the + sign", ["+"], 1),
     ("contains", "-", ["+"], 0),
+    ("contains", "It is the =\u0338 sign", ["\u2260"], 1),
     ("contains", "It is the + sign", ["-"], 0),
     ("contains", "\u7ea2\u8272\u7684\u8f66", ["\u7ea2\u8272"], 1),
     ("f1", "the cat sat", ["a cat sat down"], 0.8),
@@ -121,6 +123,14 @@ CASES = [
 @pytest.mark.parametrize(("name", "answer", "references", "score"), CASES)
 def test_a_metric_scores_as_it_is_defined(name: str, answer: str, references: list[str], score: float) -> None:
     assert metric_of(name)([answer], [references]) == [pytest.approx(score)]
+
+
+@pytest.mark.parametrize("name", ["exact", "vqa", "anls", "relaxed", "choice", "number", "contains", "f1", "rouge_l"])
+@pytest.mark.parametrize("text", ["Thành phố Hồ Chí Minh", "が", "한국"])
+def test_composed_letters_and_accents_by_themselves_are_the_same(name: str, text: str) -> None:
+    one, other = unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)
+    assert one != other
+    assert metric_of(name)([one, other], [[other], [one]]) == [1, 1]
 
 
 def test_numbers_may_be_off_by_a_tolerance() -> None:
