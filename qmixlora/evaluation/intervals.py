@@ -67,7 +67,8 @@ def p_value(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[flo
     distance = abs(difference) - 1e-9 * np.abs(shares).sum()  # equal sums are rounded differently
     for part in _parts(EXCHANGES, len(shares)):
         exchanged = draws.integers(2, size=(part, len(shares)), dtype=bool)
-        as_far += int(np.count_nonzero(np.abs(difference - 2 * (exchanged @ shares)) >= distance))
+        nearer = np.abs(difference - 2 * (exchanged @ shares)) < distance  # never by NaN, which earlier releases kept
+        as_far += int(np.count_nonzero(~nearer))
     return (1 + as_far) / (1 + EXCHANGES)
 
 

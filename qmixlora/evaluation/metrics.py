@@ -144,7 +144,8 @@ def metric_of(name: str, tolerance: float = 0.0) -> Metric:
     """A metric by the name that `data.metrics` gives it; `MODULE:FUNCTION` is one of the user's own, called with the
     answers and, for each, the list of its references, whose results are scores.
 
-    Raises UserError where there is no such function.
+    Raises UserError where there is no such function; and a metric of the user's own where it gives no finite number for
+    every answer.
     """
     if name in EACH:
         return _each(EACH[name])
@@ -161,9 +162,20 @@ def _own(name: str) -> Metric:
         raise UserError(f"There is no metric {name}: {error}.", where="data.metrics") from None
 
     def scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        given = [float(score) for score in found(list(answers), [list(own) for own in references])]
+        results = found(list(answers), [list(own) for own in references])
+        try:
+            given = [float(score) for score in results]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name} gave no list of scores: {error}.", where="data.metrics") from None
         if len(given) != len(answers):
             raise UserError(f"{name} gave {len(given)} scores for {len(answers)} answers.", where="data.metrics")
+        for answer, score in zip(answers, given, strict=True):
+            if not math.isfinite(score):
+                raise UserError(
+                    f"{name} gave {score} for the answer {answer!r}.",
+                    where="data.metrics",
+                    fix="A score is a finite number: have it give 0 for an answer that it cannot judge.",
+                )
         return given
 
     return scores

@@ -77,6 +77,7 @@ def test_the_test_of_a_difference_is_exact_for_few_samples() -> None:
     assert p_of(-1, -1, -1, -1, -1, -1, 0, 0) == pytest.approx(2 / 64, abs=0.01)
     assert p_of(0.3, 0.1, 0.1, -0.1) == pytest.approx(8 / 16, abs=0.02)
     assert p_of(0.1, 0.2, -0.3) == pytest.approx(1)
+    assert p_of(*[float("nan")] * 8) == 1
 
 
 @pytest.mark.parametrize(("tasks", "samples"), [(1, 1), (1, 2), (1, 8), (10, 2)])

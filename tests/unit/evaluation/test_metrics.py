@@ -215,10 +215,19 @@ def test_a_metric_of_ones_own_is_called_with_all_answers(monkeypatch: pytest.Mon
         float(answer.startswith(own[0])) for answer, own in zip(answers, references, strict=True)
     ]
     module.short = lambda answers, references: [1.0]  # type: ignore[attr-defined]
+    module.mean = lambda answers, references: 0.5  # type: ignore[attr-defined]
+    module.named = lambda answers, references: {"accuracy": 0.5}  # type: ignore[attr-defined]
+    module.nan = lambda answers, references: [1.0, float("nan")]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_metrics", module)
     assert metric_of("own_metrics:starts")(["ab", "b"], [["a"], ["a"]]) == [1, 0]
     with pytest.raises(UserError, match="1 scores for 2 answers"):
         metric_of("own_metrics:short")(["ab", "b"], [["a"], ["a"]])
+    for name in ("mean", "named"):
+        with pytest.raises(UserError, match=f"own_metrics:{name} gave no list of scores"):
+            metric_of(f"own_metrics:{name}")(["ab", "b"], [["a"], ["a"]])
+    with pytest.raises(UserError, match="own_metrics:nan gave nan for the answer 'b'") as caught:
+        metric_of("own_metrics:nan")(["ab", "b"], [["a"], ["a"]])
+    assert "give 0" in str(caught.value)
     with pytest.raises(UserError, match="no metric own_metrics:missing"):
         metric_of("own_metrics:missing")
 
