@@ -238,7 +238,7 @@ def blind_baseline(
 
     Where a question is new, give the most frequent answer of its task (of all tasks, if the task is new too).
     """
-    counts: dict[tuple[str, ...], dict[str, int]] = {}
+    counts: dict[tuple[str | None, str | None], dict[str, int]] = {}
     for row in train:
         answer = normalize(row["turns"][-1]["text"])
         for key in _keys(row):
@@ -251,7 +251,9 @@ def blind_baseline(
     return score(rows, guesses, split, data)
 
 
-def _keys(row: Conversation) -> list[tuple[str, ...]]:
-    """What a row's answer may be guessed from, the most telling first."""
+def _keys(row: Conversation) -> list[tuple[str | None, str | None]]:
+    """What a row's answer may be guessed from, the most telling first: its task and its question, None where either may
+    be any.
+    """
     question = normalize(" ".join(turn["text"] for turn in row["turns"][:-1]))
-    return [(row["task"], question), (question,), (row["task"],), ()]
+    return [(row["task"], question), (None, question), (row["task"], None), (None, None)]

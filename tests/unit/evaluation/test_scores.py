@@ -135,6 +135,11 @@ def test_the_blind_baseline_knows_questions_and_no_images(asked: Conversation, g
     assert blind_baseline(TRAIN, [asked], "test").mean == 1.0, guess
 
 
+def test_a_question_that_reads_as_a_tasks_name_is_another_thing() -> None:
+    train = [row("a", "color", "red")] * 3 + [row("color", "which?", "blue")]
+    assert blind_baseline(train, [row("color", "new", "blue")], "test").mean == 1.0
+
+
 def test_the_blind_baseline_is_scored_per_task() -> None:
     rows = [row("a", "q1", "x"), row("a", "q2", "x"), row("a", "new", "x"), row("c", "q3", "z"), row("c", "new", "x")]
     scores = blind_baseline(TRAIN, rows, "test")
