@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -112,8 +113,8 @@ class Scores:
         return {"split": self.split, "mean": self.mean, "interval": self.interval, "tasks": tasks}
 
     @classmethod
-    def read(cls, summary: Path, predictions: Path) -> Scores:
-        """The scores of the files that `to_dict` and `write_predictions` went to."""
+    def read(cls, summary: Path) -> Scores:
+        """The scores of the file that `to_dict` went to, without predictions."""
         values = json.loads(summary.read_text(encoding="utf-8"))
         tasks = {
             name: TaskScore(
@@ -126,8 +127,22 @@ class Scores:
             )
             for name, own in values["tasks"].items()
         }
-        lines = predictions.read_text(encoding="utf-8").split("\n")
-        return cls(values["split"], tasks, [Prediction(**json.loads(line)) for line in lines if line])
+        return cls(values["split"], tasks)
+
+    def with_predictions(self, path: Path) -> Scores:
+        """The same scores, with their predictions of the file that `write_predictions` made.
+
+        Raises:
+            ValueError: it has others.
+        """
+        lines = path.read_text(encoding="utf-8").split("\n")
+        predictions = [Prediction(**json.loads(line)) for line in lines if line]
+        counts = Counter(prediction.task for prediction in predictions)
+        scored = Counter({task: own.count for task, own in self.tasks.items()})
+        for task in dict.fromkeys([*scored, *counts]):
+            if counts[task] != scored[task]:
+                raise ValueError(f"it has {counts[task]} answers of task {task}, whose score is of {scored[task]}")
+        return replace(self, predictions=predictions)
 
     def write_predictions(self, path: Path) -> None:
         """Write one JSON object per line, in the order of the rows."""

@@ -73,7 +73,7 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
     scores = score([row("a", "q\u2028", "x"), row("b", "q", "y")], ["x", "z"], "test")
     write_json(tmp_path / "scores.json", scores.to_dict())
     scores.write_predictions(tmp_path / "predictions.jsonl")
-    assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
+    assert Scores.read(tmp_path / "scores.json").with_predictions(tmp_path / "predictions.jsonl") == scores
 
 
 def test_scores_are_read_with_the_tolerance_of_their_metric(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_scores_are_read_with_the_tolerance_of_their_metric(tmp_path: Path) -> N
     assert {task: own.tolerance for task, own in scores.tasks.items()} == {"a": 0.1, "b": None}
     write_json(tmp_path / "scores.json", scores.to_dict())
     scores.write_predictions(tmp_path / "predictions.jsonl")
-    assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
+    assert Scores.read(tmp_path / "scores.json").with_predictions(tmp_path / "predictions.jsonl") == scores
 
 
 def test_scores_of_a_release_that_did_not_count_cut_answers_are_read(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_scores_of_a_release_that_did_not_count_cut_answers_are_read(tmp_path: P
     prediction = asdict(scores.predictions[0])
     del prediction["cut"]
     (tmp_path / "predictions.jsonl").write_text(json.dumps(prediction), encoding="utf-8")
-    assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
+    assert Scores.read(tmp_path / "scores.json").with_predictions(tmp_path / "predictions.jsonl") == scores
 
 
 def test_every_prediction_is_written_with_what_it_was_compared_with(tmp_path: Path) -> None:
