@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qmixlora.device import GIB
-from qmixlora.evaluation.intervals import paired_interval
+from qmixlora.evaluation.intervals import OF_DIFFERENCES, interval
 
 SPLITS = ("test", "paraphrased", "held_out")
 LABELS = {"paraphrased": "other words", "held_out": "held-out tasks"}
@@ -113,11 +113,10 @@ def differences(runs: dict[str, Any], names: Sequence[str], splits: Sequence[str
 def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], split: str) -> str:
     """`+2.1 (-1.3 to +5.5)`, each task's score its mean over the seeds."""
     tasks = [task for task in pairs[0][1][split] if task != "mean"]
-    one, other = (
-        {"tasks": [statistics.fmean(pair[which][split][task] for pair in pairs) for task in tasks]} for which in (0, 1)
-    )
-    points = 100 * (statistics.fmean(one["tasks"]) - statistics.fmean(other["tasks"]))
-    low, high = (100 * end for end in paired_interval(one, other))
+    one, other = ([statistics.fmean(pair[which][split][task] for pair in pairs) for task in tasks] for which in (0, 1))
+    points = 100 * (statistics.fmean(one) - statistics.fmean(other))
+    differences = [own - its for own, its in zip(one, other, strict=True)]
+    low, high = (100 * end for end in interval(differences, OF_DIFFERENCES))
     return f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
 
 

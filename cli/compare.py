@@ -68,8 +68,9 @@ def _show(comparison: Comparison, split: str, runs: list[Path]) -> None:
     console = Console(highlight=False)
     console.print(_table(comparison, split))
     console.print(
-        "In brackets: the difference from the first; below: the 95 % interval of the samples' bootstrap; "
-        "[bold]bold[/bold] where 0 is outside. It knows nothing of other training seeds."
+        "In brackets: the difference from the first; below: its 95 % interval over the samples; [bold]bold[/bold] "
+        "where the paired permutation test has p < 0.05, for which six samples at least have to differ. Neither knows "
+        "anything of other training seeds."
     )
     if comparison.left_out:
         console.print(f"Not all were asked: {', '.join(comparison.left_out)}.", markup=False, soft_wrap=True)
@@ -87,7 +88,7 @@ def _table(comparison: Comparison, split: str) -> Table:
     (_, reference), *others = comparison.scores.items()
     for task, own in reference.tasks.items():
         cells = [_cell(other.tasks[task].score, comparison.tasks[name][task]) for name, other in others]
-        table.add_row(escape(f"{task}\n{own.metric}, {own.count}"), f"{own.score:.3f}", *cells)
+        table.add_row(escape(f"{task}\n{own.measure}, {own.count}"), f"{own.score:.3f}", *cells)
     table.add_section()
     means = [_cell(other.mean, comparison.means[name]) for name, other in others]
     table.add_row("mean over tasks", f"{reference.mean:.3f}", *means)

@@ -153,7 +153,7 @@ def _table(scores: Scores) -> Table:
     for column in ("task", "metric", "score", "95 %", "count", *(["cut"] if scores.cut else [])):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for name, own in scores.tasks.items():
-        row = escape(name), escape(own.metric), f"{own.score:.3f}", _interval(own.interval), str(own.count)
+        row = escape(name), escape(own.measure), f"{own.score:.3f}", _interval(own.interval), str(own.count)
         table.add_row(*row, *([str(own.cut)] if scores.cut else []))
     table.add_section()
     count = sum(own.count for own in scores.tasks.values())

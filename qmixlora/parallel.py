@@ -6,6 +6,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -32,7 +33,7 @@ def side_by_side(
     autograd has a thread for every device beside the CPU, so that it does once it has run in this one,
     and CUDA does not work in one. `on_progress` is told how many are done, and of how many.
 
-    Exceptions are raised here.
+    Exceptions are raised here, as RuntimeError with their name and text where they cannot be pickled.
 
     Raises UserError where the system has ended one of the processes.
     """
@@ -87,13 +88,13 @@ def _forked(work: Sequence[Callable[[], T]], processes: int, on_progress: Callab
         _work = ()
 
 
-def _while_alive(results: IMapIterator[object], helpers: Sequence[BaseProcess]) -> Iterator[object]:
+def _while_alive(results: IMapIterator[bytes], helpers: Sequence[BaseProcess]) -> Iterator[object]:
     """The results, as long as all processes live: a pool puts another into a dead one's place, and waits for ever for
     what that one had been given.
     """
     while True:
         try:
-            yield results.next(timeout=LOOK)
+            result = results.next(timeout=LOOK)
         except StopIteration:
             return
         except multiprocessing.TimeoutError:
@@ -103,6 +104,8 @@ def _while_alive(results: IMapIterator[object], helpers: Sequence[BaseProcess]) 
                     f"A process that helped here was ended from outside (exit code {codes[0]}).",
                     fix="That is what a system does where memory runs out: have more of it free.",
                 ) from None
+        else:
+            yield pickle.loads(result)
 
 
 def _counted(results: Iterator[T], count: int, on_progress: Callable[[int, int], None]) -> Iterator[T]:
@@ -140,10 +143,25 @@ def _begin() -> None:
     gc.freeze()
 
 
-def _run(index: int) -> object:
+def _run(index: int) -> bytes:
+    """The pickled result, unpickled by who waits for it: the pool's own thread ends where it cannot unpickle, and all
+    wait for ever.
+    """
     try:
-        return _work[index]()
-    except RuntimeError as error:
-        if "fork" in str(error):  # autograd: "fork-based multiprocessing"; CUDA: "in forked subprocess"
+        return pickle.dumps(_work[index]())
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "fork" in str(error):
+            # autograd: "fork-based multiprocessing"; CUDA: "in forked subprocess"
             raise ForkRefusedError(str(error)) from None
+        if not _can_be_sent(error):
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
         raise
+
+
+def _can_be_sent(error: Exception) -> bool:
+    """Whether an exception is the same after pickling: not where its class asks for more than `args` hold."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of any kind: the code is the class' own
+        return False
+    return True

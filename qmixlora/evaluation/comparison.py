@@ -8,22 +8,31 @@ from typing import Any
 
 from qmixlora.errors import UserError
 
-from .intervals import paired_interval
+from .intervals import LEVEL, p_value, paired_interval
 from .scores import Prediction, Scores
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a model's mean over some tasks is from the first one's, with the paired 95 % interval."""
+    """How far a model's mean over some tasks is from the first one's, with the paired 95 % interval, and how often
+    models that are equally good are as far apart (`p_value`).
+    """
 
     points: float
     interval: tuple[float, float]
+    p_value: float
 
     @property
     def is_one(self) -> bool:
-        """Whether 0 is outside the interval."""
-        low, high = self.interval
-        return low > 0 or high < 0
+        """Whether p is below 0.05: the interval of few samples is too narrow to tell."""
+        return self.p_value < LEVEL
+
+    @classmethod
+    def between(cls, one: Scores, other: Scores, tasks: Sequence[str]) -> Difference:
+        """How far the mean of one over some tasks is from that of the other, on the same samples."""
+        one, other = one.of_tasks(tasks), other.of_tasks(tasks)
+        scores, others = one.by_task(), other.by_task()
+        return cls(one.mean - other.mean, paired_interval(scores, others), p_value(scores, others))
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ def compare(scores: Mapping[str, Scores]) -> Comparison:
     """Compare two models or more with the first of them, on the tasks that all were asked: an export is of some.
 
     Raises:
-        UserError: they were not asked the same, or not measured by the same metrics.
+        UserError: they were not asked the same, or not measured by the same metrics and tolerance.
     """
     tasks_of_any = dict.fromkeys(task for own in scores.values() for task in own.tasks)
     common = [task for task in tasks_of_any if all(task in own.tasks for own in scores.values())]
@@ -68,15 +77,8 @@ def compare(scores: Mapping[str, Scores]) -> Comparison:
     means, tasks = {}, {}
     for name, other in others:
         _check_the_same(first, reference, name, other)
-        one, base = other.by_task(), reference.by_task()
-        means[name] = Difference(other.mean - reference.mean, paired_interval(one, base))
-        tasks[name] = {
-            task: Difference(
-                other.tasks[task].score - reference.tasks[task].score,
-                paired_interval({task: one[task]}, {task: base[task]}),
-            )
-            for task in one
-        }
+        means[name] = Difference.between(other, reference, common)
+        tasks[name] = {task: Difference.between(other, reference, [task]) for task in common}
     return Comparison(scores, means, tasks, [task for task in tasks_of_any if task not in common])
 
 
@@ -104,11 +106,11 @@ def _check_the_same(first: str, reference: Scores, name: str, other: Scores) -> 
             fix="Evaluate both on the whole of one split.",
         )
     for task, own in reference.tasks.items():
-        if own.metric != other.tasks[task].metric:
+        if not own.may_be_measured_as(other.tasks[task]):
             raise UserError(
-                f"Task {task} was measured by {own.metric} for {first} and by {other.tasks[task].metric} for {name}.",
-                where="data.metrics",
-                fix="Give both the same metric, and evaluate again.",
+                f"Task {task} was measured by {own.measure} for {first} and by {other.tasks[task].measure} for {name}.",
+                where="data.metrics, data.tolerance",
+                fix="Give both the same metric and tolerance, and evaluate again.",
             )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -16,27 +15,11 @@ from typing import Any
 
 from qmixlora.errors import UserError
 
-from .wording import normalize, quantities_in, vqa_wording, whole_words, words
+from .choices import choice
+from .wording import composed, normalize, quantities_in, vqa_wording, whole_words, words
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]  # answers, references of each -> scores
 CLOSED_WORDS = 5  # a task most of whose references are longer is an open one
-ALONE = re.compile(r"^\W*([A-Za-z])\W*$")
-OPTION = re.compile(r"^\s*\(?([A-Za-z])([.):])\s+(\S.*)$", re.DOTALL)  # a letter, its mark and the option's text
-REJECTED = re.compile(
-    r"\b(?:[Oo]ption |[Cc]hoice )?\(?[A-Za-z]\)? is (?:wrong|incorrect|false|not)\b|\bnot \(?[A-Z]\b\)?"
-)
-REASON = r"(?:because|since|as)\b"
-CHOICES = (  # in the order in which they are believed
-    ALONE.pattern,
-    r"^\W*([A-Z])[.):,]+\s",  # begins it, before a mark
-    r"(?<!\w)\(([A-Za-z])\)",
-    rf"(?i:answer(?: is)?)\W*([B-HJ-Z]\b|[AI]\b(?!\s+(?!{REASON})\w))",  # A and I begin sentences as words
-    rf"(?i:option|choice)\W*([B-HJ-Z]\b|[AI]\b(?!\s+(?!{REASON})\w))",
-    r"(?i:answer is|answer:|option|choice)\W*([a-z])\W*$",
-    r"^\W*([B-HJ-Z])\s",
-    r"\b(?:is|be|choose|pick|say)\W+([A-HJ-Z])\W*$",
-)
-FOLLOWING = re.compile(rf"\.?\s+(?!{REASON})(\w.*)", re.DOTALL)  # a text after a letter
 
 
 def exact(answer: str, references: Sequence[str]) -> float:
@@ -59,24 +42,14 @@ def vqa(answer: str, references: Sequence[str]) -> float:
 
 def anls(answer: str, references: Sequence[str]) -> float:
     """Normalised Levenshtein similarity, 0 where it is below one half (Biten et al. 2019, ST-VQA and DocVQA)."""
-    said = " ".join(answer.lower().split())
-    best = max(_similarity(said, " ".join(reference.lower().split())) for reference in references)
+    said, *given = (" ".join(composed(text).lower().split()) for text in (answer, *references))
+    best = max(_similarity(said, reference) for reference in given)
     return best if best >= 0.5 else 0.0
 
 
 def relaxed(answer: str, references: Sequence[str]) -> float:
     """Relaxed accuracy (Methani et al. 2020, ChartQA): numbers within 5 % of the reference, other answers exactly."""
     return max(float(_is_close(answer, reference, 0.05)) for reference in references)
-
-
-def choice(answer: str, references: Sequence[str]) -> float:
-    """The letter of an option (`B`, `(b)`, `**B**`, `B. a cat`, `Answer: b`, `I think it is B`), or else its text.
-
-    A letter is looked for only where the reference is one (`B`, `(b)`) or has one before its text (`B. a cat`); since
-    `E. coli` looks the same, an answer with that letter and another text is not right there. Other references are
-    texts: right is what is the same but for case, blanks and a closing full stop.
-    """
-    return max(float(_chooses(answer, reference)) for reference in references)
 
 
 def number(answer: str, references: Sequence[str], tolerance: float = 0.0) -> float:
@@ -114,7 +87,7 @@ def contains(answer: str, references: Sequence[str]) -> float:
     said = f" {' '.join(whole_words(answer))} "
     for reference in references:
         part = " ".join(whole_words(reference))
-        if f" {part} " in said if part else reference.strip() in answer:
+        if f" {part} " in said if part else composed(reference.strip()) in composed(answer):
             return 1.0
     return 0.0
 
@@ -171,7 +144,8 @@ def metric_of(name: str, tolerance: float = 0.0) -> Metric:
     """A metric by the name that `data.metrics` gives it; `MODULE:FUNCTION` is one of the user's own, called with the
     answers and, for each, the list of its references, whose results are scores.
 
-    Raises UserError where there is no such function.
+    Raises UserError where there is no such function; and a metric of the user's own where it gives no finite number for
+    every answer.
     """
     if name in EACH:
         return _each(EACH[name])
@@ -188,9 +162,20 @@ def _own(name: str) -> Metric:
         raise UserError(f"There is no metric {name}: {error}.", where="data.metrics") from None
 
     def scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        given = [float(score) for score in found(list(answers), [list(own) for own in references])]
+        results = found(list(answers), [list(own) for own in references])
+        try:
+            given = [float(score) for score in results]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name} gave no list of scores: {error}.", where="data.metrics") from None
         if len(given) != len(answers):
             raise UserError(f"{name} gave {len(given)} scores for {len(answers)} answers.", where="data.metrics")
+        for answer, score in zip(answers, given, strict=True):
+            if not math.isfinite(score):
+                raise UserError(
+                    f"{name} gave {score} for the answer {answer!r}.",
+                    where="data.metrics",
+                    fix="A score is a finite number: have it give 0 for an answer that it cannot judge.",
+                )
         return given
 
     return scores
@@ -236,18 +221,6 @@ def _as_number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _chooses(answer: str, reference: str) -> bool:
-    option, alone = OPTION.match(reference), ALONE.match(reference)
-    letter, mark, text = option.groups() if option else (alone.group(1) if alone else "", "", "")
-    plain = REJECTED.sub("", re.sub(r"[*`]", "", answer))  # without Markdown's marks
-    said = next((found for pattern in CHOICES if (found := re.search(pattern, plain))), None)
-    if not letter or said is None:
-        return normalize(answer) in {normalize(reference), normalize(text or reference)}
-    following = FOLLOWING.match(plain, said.end(1)) if mark == "." else None
-    is_option = following is None or normalize(following.group(1)).startswith(normalize(text))
-    return is_option and said.group(1).upper() == letter.upper()
 
 
 def _overlap(said: list[str], right: list[str]) -> float:

@@ -69,7 +69,7 @@ def read_results(folder: Path, split: str, *, backbone: bool = False) -> Scores:
     """The scores of a folder that `write_results` wrote into, with their predictions.
 
     Raises:
-        UserError: there are none, or the files are damaged.
+        UserError: there are none, or one of the files is damaged, or of another evaluation than the other.
     """
     file = folder / results_file(split, backbone=backbone)
     predictions = folder / predictions_file(split, backbone=backbone)
@@ -77,8 +77,10 @@ def read_results(folder: Path, split: str, *, backbone: bool = False) -> Scores:
     for needed in (file, predictions):
         if not needed.is_file():
             raise UserError(f"There is no {needed.name}.", where=str(folder), fix=fix)
+    with clear_read_errors(file, fix):
+        scores = Scores.read(file)
     with clear_read_errors(predictions, fix):
-        return Scores.read(file, predictions)
+        return scores.with_predictions(predictions)
 
 
 def blind_guess(folder: Path, split: str) -> Scores:

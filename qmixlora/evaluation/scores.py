@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -52,6 +53,17 @@ class TaskScore:
     metric: str = "exact"
     interval: tuple[float, float] | None = None  # 95 % of the bootstrap
     cut: int = 0
+    tolerance: float | None = None  # of `number`; None too where an earlier release kept none
+
+    @property
+    def measure(self) -> str:
+        """The metric in words, with its tolerance where it has one."""
+        return self.metric if self.tolerance is None else f"{self.metric} (tolerance {self.tolerance:g})"
+
+    def may_be_measured_as(self, other: TaskScore) -> bool:
+        """Whether both have one metric, and one tolerance as far as both are known."""
+        tolerances = {self.tolerance, other.tolerance} - {None}
+        return self.metric == other.metric and len(tolerances) < 2
 
 
 @dataclass(frozen=True)
@@ -101,15 +113,36 @@ class Scores:
         return {"split": self.split, "mean": self.mean, "interval": self.interval, "tasks": tasks}
 
     @classmethod
-    def read(cls, summary: Path, predictions: Path) -> Scores:
-        """The scores of the files that `to_dict` and `write_predictions` went to."""
+    def read(cls, summary: Path) -> Scores:
+        """The scores of the file that `to_dict` went to, without predictions."""
         values = json.loads(summary.read_text(encoding="utf-8"))
         tasks = {
-            name: TaskScore(own["score"], own["count"], own["metric"], tuple(own["interval"]), own.get("cut", 0))
+            name: TaskScore(
+                own["score"],
+                own["count"],
+                own["metric"],
+                tuple(own["interval"]),
+                own.get("cut", 0),
+                own.get("tolerance"),
+            )
             for name, own in values["tasks"].items()
         }
-        lines = predictions.read_text(encoding="utf-8").split("\n")
-        return cls(values["split"], tasks, [Prediction(**json.loads(line)) for line in lines if line])
+        return cls(values["split"], tasks)
+
+    def with_predictions(self, path: Path) -> Scores:
+        """The same scores, with their predictions of the file that `write_predictions` made.
+
+        Raises:
+            ValueError: it has others.
+        """
+        lines = path.read_text(encoding="utf-8").split("\n")
+        predictions = [Prediction(**json.loads(line)) for line in lines if line]
+        counts = Counter(prediction.task for prediction in predictions)
+        scored = Counter({task: own.count for task, own in self.tasks.items()})
+        for task in dict.fromkeys([*scored, *counts]):
+            if counts[task] != scored[task]:
+                raise ValueError(f"it has {counts[task]} answers of task {task}, whose score is of {scored[task]}")
+        return replace(self, predictions=predictions)
 
     def write_predictions(self, path: Path) -> None:
         """Write one JSON object per line, in the order of the rows."""
@@ -142,11 +175,13 @@ def score(
         own = [rows[index] for index in indices]
         references = [_references(row) for row in own]
         name = (data and data.metric_of(task)) or fitting_metric(references)
-        metric = metric_of(name, data.tolerance if data else 0.0)
+        tolerance = data.tolerance if data else 0.0
+        metric = metric_of(name, tolerance)
         said = [one if isinstance(one := answers[index], Answer) else Answer(one) for index in indices]
         scores = metric([one.text for one in said], references)
         cut = sum(one.cut for one in said)
-        tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores), cut)
+        kept = tolerance if name == "number" else None
+        tasks[task] = TaskScore(sum(scores) / len(scores), len(scores), name, interval(scores), cut, kept)
         for index, row, right, one, its in zip(indices, own, references, said, scores, strict=True):
             predictions.append(
                 Prediction(
@@ -218,7 +253,7 @@ def blind_baseline(
 
     Where a question is new, give the most frequent answer of its task (of all tasks, if the task is new too).
     """
-    counts: dict[tuple[str, ...], dict[str, int]] = {}
+    counts: dict[tuple[str | None, str | None], dict[str, int]] = {}
     for row in train:
         answer = normalize(row["turns"][-1]["text"])
         for key in _keys(row):
@@ -231,7 +266,9 @@ def blind_baseline(
     return score(rows, guesses, split, data)
 
 
-def _keys(row: Conversation) -> list[tuple[str, ...]]:
-    """What a row's answer may be guessed from, the most telling first."""
+def _keys(row: Conversation) -> list[tuple[str | None, str | None]]:
+    """What a row's answer may be guessed from, the most telling first: its task and its question, None where either may
+    be any.
+    """
     question = normalize(" ".join(turn["text"] for turn in row["turns"][:-1]))
-    return [(row["task"], question), (question,), (row["task"],), ()]
+    return [(row["task"], question), (None, question), (row["task"], None), (None, None)]

@@ -1,4 +1,4 @@
-"""Answers brought into one wording, so that what means the same is the same text.
+"""Answers brought into one wording, so that what means the same is the same text: all of it in composed letters.
 
 `normalize` is ours; `vqa_wording` is after the VQA challenge's evaluation (Antol et al. 2015), `words` after SQuAD's
 (Rajpurkar et al. 2016) where articles do not count, and after ROUGE's where they do.
@@ -22,12 +22,18 @@ UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 QUANTITY = re.compile(rf"{SIGN}{UNSIGNED}(?:[-/:,.]{UNSIGNED})*")  # also 1/2, 9:30, 2020-05-12
 
 
+def composed(text: str) -> str:
+    """A text in composed letters (NFC): many tokenizers can say no others, and data may hold an accent by itself."""
+    return unicodedata.normalize("NFC", text)
+
+
 def normalize(answer: str) -> str:
     """Normalise an answer for exact match: case, runs of blanks and closing full stops do not count.
 
     Normalising twice is normalising once.
     """
-    return re.sub(r"\s+", " ", answer).strip().rstrip(" .").casefold()
+    text = composed(composed(answer).casefold())  # case that is folded may take letters apart
+    return re.sub(r"\s+", " ", text).strip().rstrip(" .")
 
 
 def vqa_wording(answer: str) -> str:
@@ -36,7 +42,7 @@ def vqa_wording(answer: str) -> str:
 
     As in the challenge's code a mark is a blank only where it has none beside it anywhere, and no comma is in a number.
     """
-    text = " ".join(answer.split()).lower()
+    text = " ".join(composed(answer).split()).lower()
     has_thousands = re.search(r"\d,\d", text) is not None
     gone = {mark for mark in MARKS if has_thousands or f"{mark} " in text or f" {mark}" in text}
     text = "".join("" if letter in gone else " " if _is_mark(letter) else letter for letter in text)
@@ -55,6 +61,7 @@ def words(text: str, *, articles: bool) -> list[str]:
     without, after SQuAD (it is left out: `it's` is `its`). A character of a script that is written without
     blanks (Chinese, Japanese, Thai) is a word of its own.
     """
+    text = composed(text)
     if not articles:
         text = text.translate(str.maketrans("", "", string.punctuation))
     spaced = "".join(f" {letter} " if _stands_alone(letter) else letter for letter in text.lower())
@@ -70,7 +77,7 @@ def whole_words(text: str) -> list[str]:
     """The words of a text as in `words`, but that a number is one of them as it is written, with its sign and without
     the commas of thousands: 3.5, 12000, 1/2, 9:30.
     """
-    found = re.finditer(rf"(?:{QUANTITY.pattern})?[^\W_]*", text.lower())
+    found = re.finditer(rf"(?:{QUANTITY.pattern})?[^\W_]*", composed(text).lower())
     parts = (_plain(one.group()) if QUANTITY.match(one.group()) else one.group() for one in found)
     return [word for part in parts for word in ([part] if QUANTITY.match(part) else words(part, articles=True))]
 

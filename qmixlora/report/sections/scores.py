@@ -9,6 +9,7 @@ from html import escape
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores
 from qmixlora.evaluation.comparison import Difference, compare
+from qmixlora.evaluation.intervals import LEVEL
 from qmixlora.webpage import table
 
 from ..charts import Score, draw_scores
@@ -63,7 +64,7 @@ def _numbers(series: Mapping[str, Scores], tasks: Sequence[str]) -> str:
         own = {name: scores.tasks[task] for name, scores in series.items() if task in scores.tasks}
         first = next(iter(own.values()))
         cells = [_told(own[name].score, own[name].interval) if name in own else "" for name in series]
-        rows.append([task, first.metric, str(first.count), *cells])
+        rows.append([task, first.measure, str(first.count), *cells])
     return table(["task", "metric", "count", *series], rows, tall=True)
 
 
@@ -82,7 +83,7 @@ def _differences(series: Mapping[str, Scores]) -> str:
         for task, name, difference in [(MEAN, MEAN, mean), *((t, None, d) for t, d in compared.tasks[other].items())]
     ]
     head = ["task", *(["model"] if several else []), "difference", "95 %", ""]
-    title = escape(f"What is a difference from {first}, paired by sample")
+    title = escape(f"What is a difference from {first}, paired by sample (permutation test, p < {LEVEL:g})")
     return f"<h3>{title}</h3>{table(head, rows, tall=True)}"
 
 

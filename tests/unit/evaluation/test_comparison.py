@@ -10,6 +10,7 @@ from qmixlora.data import Conversation
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores, score
 from qmixlora.evaluation.comparison import compare
+from qmixlora.recipe import validate
 
 
 def row(task: str, question: str, answer: str) -> Conversation:
@@ -36,12 +37,34 @@ def test_a_few_samples_more_are_no_difference() -> None:
     assert not compare({"one": right_in(80), "other": right_in(81)}).means["other"].is_one
 
 
+@pytest.mark.parametrize(("samples", "is_one"), [(1, False), (2, False), (5, False), (6, True)])
+def test_all_of_few_samples_are_a_difference_from_six_on(samples: int, is_one: bool) -> None:
+    rows = ROWS[:samples]
+    compared = compare({"one": score(rows, ["x"] * samples, "test"), "other": score(rows, ["y"] * samples, "test")})
+    assert compared.tasks["other"]["a"].points == compared.means["other"].points == -1
+    assert compared.tasks["other"]["a"].is_one is compared.means["other"].is_one is is_one
+
+
 def test_models_that_were_asked_something_else_are_not_compared() -> None:
     others = [row("a", "other", "x"), *ROWS[1:]]
     with pytest.raises(UserError, match=r"sample 0 is 'q0' for one, 'other' \(sample 0\) for two"):
         compare({"one": right_in(80), "two": right_in(80, others)})
     with pytest.raises(UserError, match="one has 200 answers, two 150"):
         compare({"one": right_in(80), "two": right_in(80, ROWS[:150])})
+
+
+def test_scores_of_other_tolerances_are_not_compared() -> None:
+    """But by `number` alone, which has one, and where both are known."""
+
+    def within(tolerance: float, metric: str = "number") -> Scores:
+        recipe = {"data": {"train": "-", "metrics": {"*": metric}, "tolerance": tolerance}, "model": {"id": "-"}}
+        return score([row("a", "q", "100")] * 6, ["105"] * 6, "test", validate(recipe, "test").data)
+
+    with pytest.raises(UserError, match=r"number \(tolerance 0\) for one and by number \(tolerance 0.1\) for two"):
+        compare({"one": within(0), "two": within(0.1)})
+    assert compare({"one": within(0, "exact"), "two": within(0.1, "exact")}).means["two"].points == 0
+    unknown = {name: replace(own, tolerance=None) for name, own in within(0.1).tasks.items()}
+    assert compare({"one": within(0.1), "older": replace(within(0.1), tasks=unknown)}).means["older"].points == 0
 
 
 def test_an_export_is_compared_on_the_tasks_that_it_was_asked() -> None:
@@ -80,3 +103,4 @@ def test_the_comparison_in_json_has_all_scores_and_differences() -> None:
     assert written["scores"]["one"]["mean"] == 0.8
     assert written["differences"]["other"]["mean"]["points"] == pytest.approx(0.1)
     assert written["differences"]["other"]["tasks"].keys() == {"a", "b"}
+    assert written["differences"]["other"]["tasks"]["a"].keys() == {"points", "interval", "p_value"}

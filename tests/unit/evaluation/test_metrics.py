@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+import unicodedata
 
 import pytest
 
@@ -72,6 +73,67 @@ CASES = [
     ("choice", "f(x) = 3", ["f(x) = 2"], 0),
     ("choice", "f(b) = 3", ["B"], 0),
     ("choice", "5 N", ["3 N"], 0),
+    ("choice", "\\boxed{B}", ["B"], 1),
+    ("choice", "So it is $\\boxed{\\text{(b)}}$.", ["B"], 1),
+    ("choice", "The correct option is B because of the fur", ["B"], 1),
+    ("choice", "The correct choice is B: a dog", ["B"], 1),
+    ("choice", "The option is A, a dog", ["A"], 1),
+    ("choice", "The option is a dog", ["A"], 0),
+    ("choice", "The correct choice is A dog", ["A"], 0),
+    ("choice", "It's B.", ["B"], 1),
+    ("choice", "It\u2019s A.", ["A"], 1),
+    ("choice", "It's a cat", ["A"], 0),
+    ("choice", "It's not B", ["B"], 0),
+    ("choice", "Choose B", ["B"], 1),
+    ("choice", "I would pick A because it is red", ["A"], 1),
+    ("choice", "I'd go with B", ["B"], 1),
+    ("choice", "Choose A cat", ["A"], 0),
+    ("choice", "Don't choose B", ["B"], 0),
+    ("choice", "It cannot be option B", ["B"], 0),
+    ("choice", "The answer can't be A. It must be B.", ["B"], 1),
+    ("choice", "b) a cat", ["B"], 1),
+    ("choice", "a) cat", ["A"], 1),
+    ("choice", "b. a cat", ["B. a cat"], 1),
+    ("choice", "b. a cat", ["B"], 1),
+    ("choice", "b: a cat", ["B"], 1),
+    ("choice", "b. a dog", ["B. a cat"], 0),
+    ("choice", "e. faecalis", ["E. coli"], 0),
+    ("choice", "a. m.", ["A"], 0),
+    ("choice", "i. e. a cat", ["I"], 0),
+    ("choice", "Ans: B", ["B"], 1),
+    ("choice", "Ans. B", ["B"], 1),
+    ("choice", "Hans B", ["B"], 0),
+    ("choice", "The answer is A and not B", ["A"], 1),
+    ("choice", "The answer is B, not A", ["B"], 1),
+    ("choice", "The answer is A and not B", ["B"], 0),
+    ("choice", "A is correct", ["A"], 1),
+    ("choice", "A is the right answer", ["A"], 1),
+    ("choice", "Option A is correct", ["A"], 1),
+    ("choice", "答案是B", ["B"], 1),
+    ("choice", "答案\uff1a\uff21。", ["A"], 1),
+    ("choice", "答案不是B", ["B"], 0),
+    ("choice", "\uff22", ["B"], 1),
+    ("choice", "\uff08\uff22\uff09", ["\uff22"], 1),
+    ("choice", "A, B, C, D", ["A"], 0),
+    ("choice", "A or B", ["A"], 0),
+    ("choice", "B and C", ["B"], 0),
+    ("choice", "(B) and (C)", ["B"], 0),
+    ("choice", "B, or maybe C", ["B"], 0),
+    ("choice", "B/C", ["B"], 0),
+    ("choice", "B、C", ["B"], 0),
+    ("choice", "B and D are both correct", ["B"], 0),
+    ("choice", "The answer is A or B", ["A"], 0),
+    ("choice", "Of A, B and C, the answer is C", ["C"], 1),
+    ("choice", "Between A and B, I choose B", ["B"], 1),
+    ("choice", "B, I'm sure", ["B"], 1),
+    ("choice", "B and I am sure", ["B"], 1),
+    ("choice", "C, D would be wrong", ["C"], 1),
+    ("choice", "The answer is B and C is wrong", ["B"], 1),
+    ("choice", "The answer is T-shirt", ["T"], 0),
+    ("choice", "Answer: I'm not sure", ["I"], 0),
+    ("choice", "A and B", ["D. A and B"], 1),
+    ("choice", "D. A and B", ["D"], 1),
+    ("choice", "E. A and C", ["E. A and B"], 0),
     ("choice", "", ["B"], 0),
     ("number", "There are 3 birds", ["3"], 1),
     ("number", "3.0", ["3"], 1),
@@ -104,6 +166,7 @@ CASES = [
     ("contains", "5, or 6", ["5"], 1),
     ("contains", "It is the + sign", ["+"], 1),
     ("contains", "-", ["+"], 0),
+    ("contains", "It is the =\u0338 sign", ["\u2260"], 1),
     ("contains", "It is the + sign", ["-"], 0),
     ("contains", "\u7ea2\u8272\u7684\u8f66", ["\u7ea2\u8272"], 1),
     ("f1", "the cat sat", ["a cat sat down"], 0.8),
@@ -121,6 +184,14 @@ CASES = [
 @pytest.mark.parametrize(("name", "answer", "references", "score"), CASES)
 def test_a_metric_scores_as_it_is_defined(name: str, answer: str, references: list[str], score: float) -> None:
     assert metric_of(name)([answer], [references]) == [pytest.approx(score)]
+
+
+@pytest.mark.parametrize("name", ["exact", "vqa", "anls", "relaxed", "choice", "number", "contains", "f1", "rouge_l"])
+@pytest.mark.parametrize("text", ["Thành phố Hồ Chí Minh", "が", "한국"])
+def test_composed_letters_and_accents_by_themselves_are_the_same(name: str, text: str) -> None:
+    one, other = unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)
+    assert one != other
+    assert metric_of(name)([one, other], [[other], [one]]) == [1, 1]
 
 
 def test_numbers_may_be_off_by_a_tolerance() -> None:
@@ -144,10 +215,19 @@ def test_a_metric_of_ones_own_is_called_with_all_answers(monkeypatch: pytest.Mon
         float(answer.startswith(own[0])) for answer, own in zip(answers, references, strict=True)
     ]
     module.short = lambda answers, references: [1.0]  # type: ignore[attr-defined]
+    module.mean = lambda answers, references: 0.5  # type: ignore[attr-defined]
+    module.named = lambda answers, references: {"accuracy": 0.5}  # type: ignore[attr-defined]
+    module.nan = lambda answers, references: [1.0, float("nan")]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_metrics", module)
     assert metric_of("own_metrics:starts")(["ab", "b"], [["a"], ["a"]]) == [1, 0]
     with pytest.raises(UserError, match="1 scores for 2 answers"):
         metric_of("own_metrics:short")(["ab", "b"], [["a"], ["a"]])
+    for name in ("mean", "named"):
+        with pytest.raises(UserError, match=f"own_metrics:{name} gave no list of scores"):
+            metric_of(f"own_metrics:{name}")(["ab", "b"], [["a"], ["a"]])
+    with pytest.raises(UserError, match="own_metrics:nan gave nan for the answer 'b'") as caught:
+        metric_of("own_metrics:nan")(["ab", "b"], [["a"], ["a"]])
+    assert "give 0" in str(caught.value)
     with pytest.raises(UserError, match="no metric own_metrics:missing"):
         metric_of("own_metrics:missing")
 

@@ -73,18 +73,26 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
     scores = score([row("a", "q\u2028", "x"), row("b", "q", "y")], ["x", "z"], "test")
     write_json(tmp_path / "scores.json", scores.to_dict())
     scores.write_predictions(tmp_path / "predictions.jsonl")
-    assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
+    assert Scores.read(tmp_path / "scores.json").with_predictions(tmp_path / "predictions.jsonl") == scores
+
+
+def test_scores_are_read_with_the_tolerance_of_their_metric(tmp_path: Path) -> None:
+    scores = measured([row("a", "q", "100"), row("b", "q", "x")], ["104", "x"], metrics={"a": "number"}, tolerance=0.1)
+    assert {task: own.tolerance for task, own in scores.tasks.items()} == {"a": 0.1, "b": None}
+    write_json(tmp_path / "scores.json", scores.to_dict())
+    scores.write_predictions(tmp_path / "predictions.jsonl")
+    assert Scores.read(tmp_path / "scores.json").with_predictions(tmp_path / "predictions.jsonl") == scores
 
 
 def test_scores_of_a_release_that_did_not_count_cut_answers_are_read(tmp_path: Path) -> None:
     scores = score([row("a", "q", "x")], ["x"], "test")
     written = scores.to_dict()
-    del written["tasks"]["a"]["cut"]
+    del written["tasks"]["a"]["cut"], written["tasks"]["a"]["tolerance"]
     write_json(tmp_path / "scores.json", written)
     prediction = asdict(scores.predictions[0])
     del prediction["cut"]
     (tmp_path / "predictions.jsonl").write_text(json.dumps(prediction), encoding="utf-8")
-    assert Scores.read(tmp_path / "scores.json", tmp_path / "predictions.jsonl") == scores
+    assert Scores.read(tmp_path / "scores.json").with_predictions(tmp_path / "predictions.jsonl") == scores
 
 
 def test_every_prediction_is_written_with_what_it_was_compared_with(tmp_path: Path) -> None:
@@ -125,6 +133,11 @@ TRAIN = [row("a", "Q1", "x"), row("a", "q1", "X"), row("a", "q1", "y"), row("a",
 )
 def test_the_blind_baseline_knows_questions_and_no_images(asked: Conversation, guess: str) -> None:
     assert blind_baseline(TRAIN, [asked], "test").mean == 1.0, guess
+
+
+def test_a_question_that_reads_as_a_tasks_name_is_another_thing() -> None:
+    train = [row("a", "color", "red")] * 3 + [row("color", "which?", "blue")]
+    assert blind_baseline(train, [row("color", "new", "blue")], "test").mean == 1.0
 
 
 def test_the_blind_baseline_is_scored_per_task() -> None:
