@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores
-from qmixlora.evaluation.results import read_results
+from qmixlora.evaluation.results import predictions_file, read_results, results_file
 from qmixlora.files import read_log
 from qmixlora.recipe import Recipe, load_run_recipe
 
@@ -40,6 +38,8 @@ class RunRecord:
     routing: RoutingSummary | None
     interference: Interference | None
     exports: list[ExportFidelity]
+    scores: tuple[str, Scores] | None  # the first split that was evaluated, and its scores
+    backbone_scores: Scores | None  # of the bare backbone on the same split
     damaged: list[str]
 
     @classmethod
@@ -55,6 +55,8 @@ class RunRecord:
                 fix="Name train.output of a run.",
             )
         files = _Files(folder)
+        found = ((split, files.read_scores(split)) for split in ("test", "validation"))
+        scores = next(((split, own) for split, own in found if own is not None), None)
         return cls(
             folder=folder,
             name=name or folder.resolve().name,
@@ -67,23 +69,10 @@ class RunRecord:
             routing=routing_of(folder),
             interference=files.read("interference.json", Interference),
             exports=files.read_all("exports/*/fidelity.json", ExportFidelity),
+            scores=scores,
+            backbone_scores=files.read_scores(scores[0], backbone=True) if scores else None,
             damaged=files.damaged,
         )
-
-    @cached_property
-    def scores(self) -> tuple[str, Scores] | None:
-        """The first split that was evaluated, and its scores."""
-        return next(((split, scores) for split in ("test", "validation") if (scores := self._results(split))), None)
-
-    @cached_property
-    def backbone_scores(self) -> Scores | None:
-        """The scores of the bare backbone on the same split."""
-        return None if self.scores is None else self._results(self.scores[0], backbone=True)
-
-    def _results(self, split: str, *, backbone: bool = False) -> Scores | None:
-        with suppress(UserError):  # there are none, or of an earlier release
-            return read_results(self.folder, split, backbone=backbone)
-        return None
 
     def logged(self, *keys: str) -> list[dict[str, Any]]:
         """The records of metrics.jsonl that have all these keys as numbers."""
@@ -149,6 +138,17 @@ class _Files:
             self.damaged.append(f"{name} ({where}{first['msg']})")
         except (OSError, ValueError) as error:
             self.damaged.append(f"{name} ({error})")
+        return None
+
+    def read_scores(self, split: str, *, backbone: bool = False) -> Scores | None:
+        """The scores of a split; none where it was not evaluated, or by a release that kept no answers."""
+        names = results_file(split, backbone=backbone), predictions_file(split, backbone=backbone)
+        if not all((self.folder / name).is_file() for name in names):
+            return None
+        try:
+            return read_results(self.folder, split, backbone=backbone)
+        except UserError as error:
+            self.damaged.append(error.what)
         return None
 
     def read_all(self, pattern: str, contents: type[Contents]) -> list[Contents]:

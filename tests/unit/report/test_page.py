@@ -235,6 +235,14 @@ DAMAGED = {
 WHY = ("splits.0.samples: Field required", "card_gib: ", "mean is not of 2 x 2 values", "rank: Field required")
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "predictions.jsonl"])
+def test_damaged_scores_are_named(made: Path, tmp_path: Path, name: str) -> None:
+    run = evaluated(tmp_path / "run", made / "recipe.yaml", scores(made, right=3))
+    assert "Left out, since they are damaged" not in write_report([run]).read_text(encoding="utf-8")
+    (run / name).write_text((run / name).read_text(encoding="utf-8")[:-9], encoding="utf-8")
+    assert f"Left out, since they are damaged: {name} cannot be read" in write_report([run]).read_text(encoding="utf-8")
+
+
 def test_damaged_files_are_left_out_and_named(made: Path, tmp_path: Path) -> None:
     run = evaluated(tmp_path / "run", made / "recipe.yaml", scores(made, right=3))
     for name, text in DAMAGED.items():
