@@ -112,6 +112,7 @@ def test_a_mistake_is_told_without_words_of_the_libraries(copied_run: Path) -> N
         assert done.stdout == ""
 
 
+@pytest.mark.long
 def test_a_process_that_trained_ends_with_0_and_our_own_words_alone(recipe_file: Path) -> None:
     done = command("train", recipe_file)
     assert done.returncode == 0 and "step     4/4" in done.stdout, done.stderr

@@ -55,6 +55,7 @@ def test_a_listing_that_cannot_be_written_ends_in_one_line(arguments: tuple[str,
     assert told == "qmixlora: What is printed cannot be written: No space left on device.\n"
 
 
+@pytest.mark.long
 def test_a_run_that_nobody_watches_any_more_goes_on(unread: int, recipe_file: Path, tmp_path: Path) -> None:
     process = started("train", recipe_file, stdout=unread)
     _, err = process.communicate(timeout=LONG)
@@ -69,6 +70,7 @@ def test_a_run_goes_on_when_its_log_is_on_a_full_disk(recipe_file: Path, tmp_pat
     assert told.count("No space left on device") == 1 and (tmp_path / "run" / "adapter").is_dir()
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_the_step_of_a_run_whose_reader_it_ends_too(
     unread: int, recipe_file: Path, tmp_path: Path
 ) -> None:

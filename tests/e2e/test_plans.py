@@ -50,6 +50,7 @@ def too_large(qmixlora: CommandLine, cache_folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_plan_is_of_the_worst_of_the_data_and_adds_up(probed: dict[str, Any]) -> None:
     assert "worst of the training data" in probed["batch"]["source"]
     assert probed["peak_gib"] == pytest.approx(sum(probed["parts"].values()))

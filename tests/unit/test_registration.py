@@ -62,6 +62,7 @@ def test_the_source_of_peft_is_shown(peft_after_qmixlora: dict[str, Any]) -> Non
     assert "get_peft_model" in peft_after_qmixlora["source"]
 
 
+@pytest.mark.long
 def test_the_method_is_registered_when_peft_came_first() -> None:
     run(f"import peft, qmixlora\n{USE}")
 

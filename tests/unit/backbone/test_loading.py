@@ -114,6 +114,7 @@ print("torchvision is here" if find_spec("torchvision") else "")
 """
 
 
+@pytest.mark.long
 def test_without_torchvision_the_error_says_what_to_install(tmp_path: Path, processor: Any) -> None:
     """In a process that does not look into the tests' own folder of packages."""
     config = CONFIG_MAPPING["qwen2_5_vl"](

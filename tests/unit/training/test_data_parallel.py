@@ -125,6 +125,7 @@ def interfering(monkeypatch: pytest.MonkeyPatch, rank: int, step: int, act: Call
     monkeypatch.setattr(SupervisedTrainer, "compute_loss", loss)
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_after_a_step_that_is_kept(
     recipe_for: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

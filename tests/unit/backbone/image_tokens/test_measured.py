@@ -18,7 +18,7 @@ VARIANTS = variants()
 TRIED = ("glm4v", "lfm2_vl", "llava_next")  # by area; by tiles or a longest image; by sizes that the config has, too
 
 
-@pytest.mark.parametrize("name", TRIED)
+@pytest.mark.parametrize("name", [TRIED[0], *(pytest.param(name, marks=pytest.mark.long) for name in TRIED[1:])])
 def test_images_keep_to_the_least_budget(name: str) -> None:
     config, processor = VARIANTS[name].build()
     assert config.model_type not in FAMILIES
