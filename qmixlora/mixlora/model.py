@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .batch import BatchRouter
 from .config import MixLoraConfig, ends_in, router_of
 from .layer import MERGE_REFUSED, Linear, MixLoraLayer
-from .passes import Passes, decoder_of
+from .passes import Passes, name_of_decoder
 from .routing import OptimizerSteps, RoutingContext, device_of
 from .running_means import Center
 from .segments import Tasks, instance_labels
@@ -57,6 +57,7 @@ class MixLoraModel(BatchRouter, BaseTuner):
         self.mixlora_center = nn.ModuleDict()
         self.mixlora_layers = []
         self._steps = OptimizerSteps()
+        self._decoder = name_of_decoder(model)
         self._passes = Passes(model, self._begin_batch, self._end_batch, self.mixlora_routing.generating)
 
     def inject_adapter(
@@ -132,17 +133,16 @@ class MixLoraModel(BatchRouter, BaseTuner):
                 f"{type(base).__name__}. Name linear layers in target_modules."
             )
         layer = Linear(target, adapter_name, peft_config, self.mixlora_routing, condition_dim, router, has_router)
-        layer.mixlora_reads_images = self._reads_images(base)
+        layer.mixlora_reads_images = self._reads_images(current_key, base)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         join_siblings(layer, parent, target_name)
         self._replace_module(parent, target_name, layer, target)
         self.mixlora_layers.append(layer)
 
-    def _reads_images(self, layer: nn.Module) -> bool:
+    def _reads_images(self, name: str, layer: nn.Module) -> bool:
         """Whether a layer is beside the decoder and its head, in a model that has anything there."""
-        decoder = decoder_of(self.model)
-        if decoder is None or any(part is layer for part in decoder.modules()):
+        if not self._decoder or name.startswith(f"{self._decoder}."):
             return False
         return layer is not self.model.get_output_embeddings()
 

@@ -83,17 +83,15 @@ class Passes:
 
 def _around_the_decoder(model: nn.Module) -> list[nn.Module]:
     """The model, its decoder, and what holds that."""
-    decoder = decoder_of(model)
-    if decoder is None:
-        return [model]
-    holding = [part for part in model.modules() if any(own is decoder for own in part.modules())]
-    return [model, *(part for part in holding if part is not model)]
+    path = [part for part in (name_of_decoder(model) or "").split(".") if part]
+    return [model, *(model.get_submodule(".".join(path[: depth + 1])) for depth in range(len(path)))]
 
 
-def decoder_of(model: nn.Module) -> nn.Module | None:
-    """The part that reads the embeddings of tokens; None where a model does not tell."""
+def name_of_decoder(model: nn.Module) -> str | None:
+    """The path of what reads the embeddings of tokens: empty where the model does, None where it does not tell."""
     find = getattr(model, "get_decoder", None)
-    return None if find is None else find()
+    decoder = None if find is None else find()
+    return next((name for name, module in model.named_modules() if module is decoder), None)
 
 
 def keep_with(values: Iterable[Any], routing: Routing) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import CommandLine
 
 from .conftest import RealStandIn
 
 
+@pytest.mark.long
 def test_the_real_demonstration_scores_every_task_and_its_export(
     qmixlora: CommandLine, real_standin: RealStandIn, tmp_path: Path
 ) -> None:

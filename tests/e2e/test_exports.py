@@ -83,6 +83,7 @@ def test_all_tasks_are_exported_with_a_table_of_their_fidelity(qmixlora: Command
     assert "| | score (exact) | loss |" in card and "on the NF4 weights that it was trained on" in card
 
 
+@pytest.mark.long
 def test_an_export_in_the_place_of_another_is_told(qmixlora: CommandLine, copied_run: Path) -> None:
     options = ("--task", "digit", "--polish", 0, "--samples", 1)
     assert "is replaced" not in qmixlora("export", copied_run, *options).stdout

@@ -44,6 +44,7 @@ def test_tables_show_the_names_of_tasks_as_they_are(table: Callable[[], Table]) 
     assert all(name in out.getvalue() for name in NAMES)
 
 
+@pytest.mark.long
 def test_commands_show_paths_as_they_are(
     qmixlora: CommandLine, finished_run: Callable[[str], Path], tmp_path: Path
 ) -> None:

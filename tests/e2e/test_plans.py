@@ -70,6 +70,7 @@ def test_a_probe_measures_this_machine_and_is_kept(probed: dict[str, Any], cache
     assert (cache_folder / "qmixlora" / "probes.json").is_file()
 
 
+@pytest.mark.long
 def test_a_model_by_its_name_is_planned_with_the_default_recipe_and_overrides(too_large: str) -> None:
     assert "NF4 weights" in too_large and "2 x 700 tokens" in too_large
 

@@ -62,6 +62,7 @@ def test_eval_of_one_task_and_the_backbone_alone(qmixlora: CommandLine, finished
     assert done.code == 0 and "digit" in done.stdout and "color" not in done.stdout
 
 
+@pytest.mark.long
 def test_every_split_and_model_has_results_of_its_own(qmixlora: CommandLine, copied_run: Path) -> None:
     for options in ((), ("--split", "train"), ("--backbone",), ("--split", "train", "--backbone")):
         assert qmixlora("eval", copied_run, *options).code == 0
@@ -164,6 +165,7 @@ def test_chat_names_an_image_that_is_missing(qmixlora: CommandLine, finished_run
     assert done.code == 2 and "no such file" in done.stderr and "none.png" in done.stderr
 
 
+@pytest.mark.long
 def test_a_run_goes_on_and_begins_others_by_its_folder(qmixlora: CommandLine, copied_run: Path, tmp_path: Path) -> None:
     assert "--resume" in qmixlora("train", copied_run).stderr
     done = qmixlora("train", copied_run, "--resume")

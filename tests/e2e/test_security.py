@@ -104,6 +104,7 @@ def test_a_recipe_with_a_token_is_refused_without_saying_it(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_token_of_the_environment_is_in_no_file_of_a_run(
     qmixlora: CommandLine, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_an_empty_answer_says_so(
     assert "The model ended its answer at once." in done.stdout
 
 
+@pytest.mark.long
 def test_a_command_ends_with_the_one_that_comes_next(
     qmixlora: CommandLine, copied_run: Path, recipe_file: Path, tmp_path: Path
 ) -> None:

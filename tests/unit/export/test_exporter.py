@@ -78,6 +78,7 @@ export(Path(sys.argv[1]), Request(tasks=("color",), forms=("merged",)), Console(
 """
 
 
+@pytest.mark.long
 def test_a_crash_leaves_nothing_that_looks_finished(run: Path) -> None:
     """Killed while it merges: no folder under an export's name, and the next export cleans up."""
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(run)], stdout=subprocess.PIPE, text=True)

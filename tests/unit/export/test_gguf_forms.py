@@ -67,6 +67,7 @@ def test_the_table_has_a_maker_of_every_form() -> None:
     assert all((maker.of_adapters is None) != (maker.of_run is None) for maker in MAKERS.values())
 
 
+@pytest.mark.long
 def test_the_table_of_an_export_has_a_column_for_each_form_of_a_task(routed: Path) -> None:
     said = (routed / "said").read_text()
     assert "live    lora    gguf" in said and said.count("\n  color") == 1

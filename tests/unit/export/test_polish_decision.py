@@ -138,6 +138,7 @@ def live_on(run: Path, *tasks: str) -> Live:
     return live
 
 
+@pytest.mark.long
 def test_a_mean_that_is_right_where_it_was_not_trained_is_not_polished(
     run: Path, ask: Ask, polishings: list[Any]
 ) -> None:

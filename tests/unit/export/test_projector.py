@@ -61,6 +61,7 @@ def adapter_of(adapter: StaticAdapter, learned: Learned) -> StaticAdapter:
     return StaticAdapter({**adapter.updates, **learned.beside})
 
 
+@pytest.mark.long
 def test_its_factors_go_along_as_lora_where_they_are_asked_for_and_are_merged(make_run: Callable[..., Path]) -> None:
     run = make_run(projector="lora")
     learned = learned_by(open_tuned_run(run).model)

@@ -37,6 +37,7 @@ def advice() -> Advice:
     return plan_with_advice(RECIPE, card=CARD, tokens=700)
 
 
+@pytest.mark.long
 def test_a_plan_that_fits_leaves_more_than_the_margin(advice: Advice) -> None:
     told = advice.to_dict()
     assert told["fits"] and told["card_gib"] == CARD / GIB and told["margin_gib"] > told["needed_margin_gib"]

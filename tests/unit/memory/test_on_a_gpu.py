@@ -44,6 +44,7 @@ def test_edits_are_planned_in_forked_processes_that_ask_the_gpu_nothing() -> Non
     assert advice.savings and advice.plan.parts.missed == GIB
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("pretended_gpu")
 def test_a_run_that_ran_out_gets_the_edits_of_the_planner() -> None:
     assert adapt._planned(FEW_EDITS)

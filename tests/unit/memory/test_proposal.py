@@ -131,6 +131,7 @@ def test_a_proposal_counts_what_probes_found_missing(
     assert proposed("memory").plan.parts.missed == 2**28
 
 
+@pytest.mark.long
 def test_a_card_that_nothing_fits_is_refused_with_what_to_do(proposed: Callable[..., Proposal]) -> None:
     with pytest.raises(UserError, match="No set of levers was found") as caught:
         proposed("quality", card=2**28)

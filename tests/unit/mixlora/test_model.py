@@ -119,6 +119,7 @@ for folder in folders:
 """
 
 
+@pytest.mark.long
 def test_saved_adapters_give_the_same_logits_in_another_process(
     make_recipe: Callable[..., Recipe], batch: dict[str, Any], tmp_path: Path, backbone: Path
 ) -> None:

@@ -132,6 +132,7 @@ def stops(recipe: Recipe) -> str:
     return str(stopped.value)
 
 
+@pytest.mark.long
 def test_where_nothing_is_left_one_message_says_how_far_it_came(make_recipe: Callable[..., Recipe], card: Card) -> None:
     card.runs_out(step=2)
     assert "last completed step is 1" in stops(make_recipe(train=LAST))

@@ -195,6 +195,7 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(recipe_for: MakeRecip
     assert not Path(recipe.train.output).exists()
 
 
+@pytest.mark.long
 def test_frozen_layers_in_shares_learn_what_whole_ones_learn(
     recipe_for: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.long
 def test_a_second_start_says_who_holds_the_folder(
     make_recipe: Callable[..., Recipe], holder: subprocess.Popen[str], tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("more", [{}, IN_16_BITS])
+@pytest.mark.parametrize("more", [{}, pytest.param(IN_16_BITS, marks=pytest.mark.long)])
 def test_runs_with_levers_train_and_answer_as_without(
     more: dict[str, Any], recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
@@ -66,6 +66,7 @@ def test_a_merged_checkpoint_is_opened_without_the_levers_of_its_run(
     assert type(model.get_output_embeddings()) is nn.Linear and host_tensors(model) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", ["original", "nf4"])
 def test_a_run_with_levers_is_exported(base: Any, recipe_of: Callable[..., Recipe]) -> None:
     """Streamed layers are not read for it; a head in 4 bits is merged as the 16-bit one that the checkpoint has."""

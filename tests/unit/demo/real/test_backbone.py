@@ -48,6 +48,7 @@ def test_tower_and_projector_alone_are_trained(make: Make, tmp_path: Path) -> No
     assert changed == {"vision_tower", "multi_modal_projector"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("last", "left"), [(3, [3, 4, 16, 28, 40, 52]), (28, [28, 40, 52])])
 def test_a_training_that_was_stopped_goes_on_where_it_was(
     make: Make, tmp_path: Path, last: int, left: list[int]
