@@ -35,6 +35,7 @@ def test_new_train_and_export_lead_to_adapters(
     assert again.code == 2 and "The file exists" in again.stderr
 
 
+@pytest.mark.long
 def test_new_takes_plain_columns_by_their_usual_names(qmixlora: CommandLine, backbone: Path, tmp_path: Path) -> None:
     """Thirty drawn pictures in a table, which nothing but its header explains."""
     lines = ["file_name,prompt,label,kind"]

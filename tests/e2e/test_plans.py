@@ -56,6 +56,7 @@ def test_a_plan_is_of_the_worst_of_the_data_and_adds_up(probed: dict[str, Any]) 
     assert probed["peak_gib"] == pytest.approx(sum(probed["parts"].values()))
 
 
+@pytest.mark.long
 def test_a_plan_says_how_much_of_the_card_is_left(probed: dict[str, Any]) -> None:
     assert probed["fits"] and probed["card_gib"] == pytest.approx(11.7)  # of 12, less what the driver keeps
     assert probed["margin_gib"] == pytest.approx(probed["card_gib"] - probed["peak_gib"])
@@ -75,6 +76,7 @@ def test_a_model_by_its_name_is_planned_with_the_default_recipe_and_overrides(to
     assert "NF4 weights" in too_large and "2 x 700 tokens" in too_large
 
 
+@pytest.mark.long
 def test_a_plan_that_does_not_fit_says_what_to_change(too_large: str) -> None:
     assert "does not fit" in too_large and "train.optimizer=paged_adamw_8bit" in too_large
 

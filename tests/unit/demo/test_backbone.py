@@ -22,6 +22,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone, "CELL_BATCH", 8)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_steps")
 def test_the_backbone_is_made_the_same_again(tmp_path: Path) -> None:
     folders = [backbone.make_backbone(tmp_path / name) for name in "ab"]

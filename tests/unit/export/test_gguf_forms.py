@@ -80,6 +80,7 @@ def test_files_of_tasks_need_tasks_and_the_live_mixture_none(run: Path, qmixlora
     assert "a router of every layer" in qmixlora("export", run, "--as", "live-gguf").stderr
 
 
+@pytest.mark.long
 def test_a_check_of_a_lora_file_wants_its_server(routed: Path, qmixlora: Any) -> None:
     done = qmixlora("check", routed / "exports" / "color-gguf")
     assert done.code == 2 and "--llama-server" in done.stderr

@@ -240,6 +240,7 @@ def test_steps_that_are_asked_for_are_taken_whatever_the_mean_lost(run: Path, as
     assert fidelity.polish_steps == 3 and fidelity.decided_on is None
 
 
+@pytest.mark.long
 def test_steps_that_are_asked_for_stay_even_if_they_make_the_mean_worse(run: Path, ask: Ask) -> None:
     train_on(run, [*ask("color", answer="triangle"), *ask("count")])
     edit_recipe(run, data__test=write(run / "test.json", ask("color")))

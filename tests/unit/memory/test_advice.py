@@ -43,6 +43,7 @@ def test_a_plan_that_fits_leaves_more_than_the_margin(advice: Advice) -> None:
     assert told["fits"] and told["card_gib"] == CARD / GIB and told["margin_gib"] > told["needed_margin_gib"]
 
 
+@pytest.mark.long
 def test_a_recipe_that_fits_needs_no_set_of_edits(advice: Advice) -> None:
     assert advice.plan.fits and advice.smallest is None and advice.to_dict()["smallest"] == []
 

@@ -27,7 +27,8 @@ from .helpers import QUIET
 
 
 # 4 steps are an epoch: within the first, and the first of the second
-@pytest.mark.parametrize("step", [3, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("step", [3, 5])
 def test_going_on_equals_a_run_with_the_edited_recipe_from_there(
     make_recipe: Callable[..., Recipe], tmp_path: Path, card: Card, step: int
 ) -> None:

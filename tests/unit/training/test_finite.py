@@ -88,6 +88,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_step_samples_and_dtype(
     assert all(tensor.isfinite().all() for tensor in last.values())
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     make_recipe: Callable[..., Recipe], spoiled: Callable[[Spoil], None], tmp_path: Path
 ) -> None:

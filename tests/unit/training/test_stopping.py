@@ -93,6 +93,7 @@ def test_a_second_signal_stops_at_once_and_loses_nothing_older(
     assert same(train(recipe, resume=True, console=QUIET), straight)
 
 
+@pytest.mark.long
 def test_a_signal_in_an_evaluation_leaves_it_to_the_resumed_run(
     make_recipe: Callable[..., Recipe], signalled: Callable[..., None], data: Path, tmp_path: Path
 ) -> None:

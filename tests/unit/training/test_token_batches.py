@@ -50,6 +50,7 @@ def test_batches_of_tokens_hold_every_sample_once_and_epochs_differ() -> None:
     assert epochs[0] == epochs[2] != epochs[1]
 
 
+@pytest.mark.long
 def test_a_run_by_tokens_resumes_and_logs_its_padding(by_tokens: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = by_tokens(max_steps=8, save_every=6, gradient_accumulation=4, log_every=1)
     plain = train(recipe, console=QUIET)
