@@ -12,6 +12,7 @@ from PIL import Image
 from tests.conftest import CommandLine
 
 
+@pytest.mark.long
 def test_new_train_and_export_lead_to_adapters(
     qmixlora: CommandLine, backbone: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_merged_checkpoint_of_the_base_alone_is_not_applied(exports: Path) -> 
     assert by_transformers(merged).verdict == "not applied"
 
 
+@pytest.mark.long
 def test_a_server_that_applies_an_adapter_is_told_from_those_that_do_not(
     qmixlora: CommandLine, made_exports: Path, server: str
 ) -> None:

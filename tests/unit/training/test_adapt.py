@@ -180,6 +180,7 @@ def test_a_run_that_is_to_stop_says_what_to_change(make_recipe: Callable[..., Re
     assert "--resume and train.micro_batch_size=2 train.gradient_accumulation=2" in message
 
 
+@pytest.mark.long
 def test_a_run_that_stopped_goes_on_from_its_last_step(make_recipe: Callable[..., Recipe], card: Card) -> None:
     card.runs_out(step=3, above=2)
     recipe = make_recipe(train={"on_oom": "stop", "save_every": None})

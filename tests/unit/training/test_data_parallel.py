@@ -67,7 +67,14 @@ def recipe_for(make_recipe: MakeRecipe, data: Path, tmp_path: Path) -> MakeRecip
     ("count", "adapter", "train_spec", "rows"),
     [
         pytest.param(2, {}, {"max_steps": 3}, 60, id="a centre of all layers"),
-        pytest.param(3, {"route_on": "instruction"}, {"epochs": 1}, 8, id="centres by layer, and processes that idle"),
+        pytest.param(
+            3,
+            {"route_on": "instruction"},
+            {"epochs": 1},
+            8,
+            marks=pytest.mark.long,
+            id="centres by layer, and processes that idle",
+        ),
         pytest.param(2, {"method": "lora"}, {"epochs": 2}, 7, marks=pytest.mark.long, id="lora, two short epochs"),
     ],
 )

@@ -77,6 +77,7 @@ def test_lengths_are_those_of_batches(data: Path, processor: Any) -> None:
     assert lengths_of(rows, collator) == [len(collator([row])["input_ids"][0]) for row in rows]
 
 
+@pytest.mark.long
 def test_an_error_in_a_worker_is_the_same_as_in_the_run_itself(
     make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
 ) -> None:
