@@ -18,6 +18,7 @@ from .bases import COPY, own_base
 from .errors import UserError
 from .files import clear_read_errors
 from .mixlora import FORMAT, MixLoraConfig
+from .mixlora.config import ends_in
 from .recipe import Adapter, Model
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -127,14 +128,14 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
     targets = list(anatomy.routable if adapter.method == "mixlora" else anatomy.adaptable)
     if adapter.target_modules != "language":
         for suffix in adapter.target_modules:
-            if not any(matches(name, suffix) for name in targets):
+            if not any(ends_in(name, suffix) for name in targets):
                 kinds = sorted({name.rpartition(".")[2] for name in targets})
                 raise UserError(
                     f"No linear layer of the language model that can be adapted is called {suffix!r}.",
                     where="adapter.target_modules",
                     fix=f"Its layers are: {', '.join(kinds)}.",
                 )
-        targets = [name for name in targets if any(matches(name, suffix) for suffix in adapter.target_modules)]
+        targets = [name for name in targets if any(ends_in(name, suffix) for suffix in adapter.target_modules)]
     static = _projector_targets(anatomy) if adapter.projector == "lora" else []
     which: dict[str, Any] = {
         "target_modules": [*targets, *static],
@@ -162,8 +163,3 @@ def _projector_targets(anatomy: Anatomy) -> list[str]:
             fix="Set adapter.projector: full, or frozen.",
         )
     return list(anatomy.projector_targets)
-
-
-def matches(name: str, suffix: str) -> bool:
-    """Whether a layer is called so, in full or by the end of its path."""
-    return name == suffix or name.endswith("." + suffix)

@@ -23,7 +23,6 @@ from .adapter import (
     adapter_config,
     check_same_settings,
     load_adapter,
-    matches,
     model_below,
     read_config,
     read_weights,
@@ -37,6 +36,7 @@ from .device import default_device
 from .errors import UserError
 from .manifest import check_unchanged, first_change
 from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of
+from .mixlora.config import ends_in
 from .out_of_memory import unless_out_of_memory
 from .recipe import Adapter, Data, Model, Recipe, load_run_recipe
 
@@ -265,8 +265,8 @@ def with_fresh_adapter(recipe: Recipe, backbone: PreTrainedModel, config: PeftCo
 def _check_adapted(model: PeftModel, targets: set[str], recipe: Recipe) -> None:
     """Raise UserError unless the layers that were named are adapted, and no other: PEFT rewrites some names."""
     layers = {n for n, module in backbone_of(model).named_modules() if isinstance(module, BaseTunerLayer)}
-    wrong = {name for name in layers if not any(matches(name, target) for target in targets)}
-    missing = {target for target in targets if not any(matches(name, target) for name in layers)}
+    wrong = {name for name in layers if not any(ends_in(name, target) for target in targets)}
+    missing = {target for target in targets if not any(ends_in(name, target) for name in layers)}
     if targets and (wrong or missing):
         raise UserError(
             f"PEFT adapts other layers of this kind of model than were named, such as {sorted(wrong | missing)[0]}.",

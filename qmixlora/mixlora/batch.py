@@ -30,7 +30,7 @@ from .inputs import (
 )
 from .layer import Linear
 from .passes import Arguments, keep_with, kept_with
-from .routing import Given, Key, OptimizerSteps, Routing, RoutingCache, RoutingContext, device_of
+from .routing import Given, OptimizerSteps, Routing, RoutingCache, RoutingContext, device_of
 from .segments import Segments, Tasks, instance_labels
 from .selection import no_autocast, select, weights_of
 
@@ -70,19 +70,14 @@ class BatchRouter:
         context = self.mixlora_routing
         tokens, start = tokens_of(inputs), cached_length(inputs)
         number_BS, routing_mask_BS = given.of_pass(tokens, start)
-        before: Routing | None = None
-        begins_B: Tensor | None = None
-        carried: dict[Key, Tensor] | None = None
-        selected: dict[Key, Tensor] = {}
-        if start:
-            before = kept_with(inputs["past_key_values"])
-            begins_B = before.begins_in(given, number_BS, start, len(tokens))
-            carried, selected = before.at_the_end()
+        before = kept_with(inputs["past_key_values"]) if start else None
+        begins_B = before.begins_in(given, number_BS, start, len(tokens)) if before else None
+        carried, selected = before.at_the_end() if before else (None, {})
         segments, reached_B = Segments.of_pass(number_BS, begins_B, tokens.device)
         width = width_of(tokens)
         layout: dict[str, Any] = {"carried": carried, "length": start + width, "width": width}
-        if before is not None and segments is None:
-            cache = RoutingCache(mixing_matrices=dict(carried or {}), selected=selected)
+        if before and carried is not None and segments is None:
+            cache = RoutingCache(mixing_matrices=dict(carried), selected=selected)
             context.current = replace(before, segments=None, cache=cache, **layout)
             return
         masks = self._masks(inputs, routing_mask_BS, number_BS, segments, given.prompt_width)

@@ -51,11 +51,11 @@ class Judge(TrainerCallback, ExportableState):
         metric = judged_by(recipe)
         if metric is None or validation is None:
             return cls(say=say)
-        by: dict[str, Any] = {"metric": metric, "rows": fingerprint(validation)}
+        rows = fingerprint(validation, SCORED) if metric == SCORE else fingerprint(validation)
+        by: dict[str, Any] = {"metric": metric, "rows": rows}
         if metric == SCORE:
             data, spec = recipe.data, recipe.train
             by |= {"samples": spec.eval_generate, "max_new_tokens": spec.max_new_tokens}
-            by |= {"rows": fingerprint(validation, SCORED)}
             by |= {"metrics": dict(data.metrics), "tolerance": data.tolerance}
         return cls(by, say)
 
