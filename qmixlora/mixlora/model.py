@@ -7,6 +7,8 @@ E = F factors in a pool, T tasks.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
 import torch
@@ -170,6 +172,19 @@ class MixLoraModel(BatchRouter, BaseTuner):
         for held in (self.mixlora_task, self.mixlora_center):
             if adapter_name in held:
                 del held[adapter_name]
+
+    @contextmanager
+    def _enable_peft_forward_hooks(
+        self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Iterator[None]:
+        """Run around `forward` and `generate` of the PeftModel, as `LoraModel`'s. Raises ValueError for what only LoRA
+        does there: an adapter for each sample of a batch.
+        """
+        if adapter_names is not None:
+            raise ValueError(
+                "adapter_names: all samples of a batch go through one adapter of this kind. Choose it by set_adapter."
+            )
+        yield
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None

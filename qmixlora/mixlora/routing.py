@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inputs import width_of
 from .segments import Segments, Tasks, columns
 from .selection import mean_over
 from .siblings import Projections
@@ -175,7 +176,14 @@ class Given:
     def of_pass(self, tokens: Tensor, start: int) -> tuple[Tensor | None, Tensor | None]:
         """(the number of every token's segment, on the host; the routing mask) of a pass (B x S x ...) over the columns
         from `start` on.
+
+        Raises ValueError for a first pass that reads a part of the prompt alone.
         """
+        if not start and self.prompt_width is not None and width_of(tokens) < self.prompt_width:
+            raise ValueError(
+                f"The first pass reads {width_of(tokens)} of the prompt's {self.prompt_width} tokens, and a mixture is"
+                " routed on all of them at once. Leave prefill_chunk_size out."
+            )
         number_BS, mask_BS = self.segments, self.routing_mask
         if number_BS is not None:
             number_BS = number_BS.cpu()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from .fingerprint import EXPORT, Answer, Prompt, Step
 
 # a mean of differences of log-probabilities that rounding explains, by the dtype of the fingerprint
-TOLERANCES = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.1}
+TOLERANCES = {"float64": 0.01, "float32": 0.01, "float16": 0.05, "bfloat16": 0.1}
 PART = "\ufffd"  # what a part of a character decodes to
 MISSING = 10.0  # the difference of a token that is not among the likeliest ones that a server tells
 

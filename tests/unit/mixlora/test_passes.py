@@ -107,6 +107,20 @@ def test_what_is_generated_is_routed_on_the_prompt_alone(
     assert not torch.equal(selection(model), own)
 
 
+def test_a_prompt_that_is_read_in_chunks_is_refused(model: Any) -> None:
+    told: dict[str, Any] = {"input_ids": ids(1, 9), "max_new_tokens": 2, "do_sample": False}
+    with pytest.raises(ValueError, match=r"reads 4 of the prompt's 9 tokens.* prefill_chunk_size"):
+        model.generate(**told, prefill_chunk_size=4)
+    assert torch.equal(model.generate(**told, prefill_chunk_size=9), model.generate(**told))
+
+
+@pytest.mark.parametrize("call", ["__call__", "generate"])
+def test_an_adapter_for_each_sample_is_refused(model: Any, call: str) -> None:
+    """As PEFT's LoRA takes them; other tuners' models leave the argument out without a word."""
+    with pytest.raises(ValueError, match=r"adapter_names: .* set_adapter"):
+        getattr(model, call)(input_ids=ids(2, 6), adapter_names=["default", "__base__"])
+
+
 def test_caches_in_turn_go_on_with_their_own_factors(model: Any) -> None:
     """Of other lengths, or the same; a copy of a cache goes on as the cache does."""
     prompts, told = [ids(1, width, seed) for width, seed in ((5, 1), (7, 2), (5, 3))], ids(1, 3, 9)
