@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ from qmixlora.demo.backbone import make_config, make_processor
 from qmixlora.demo.dataset import make_dataset
 from qmixlora.recipe import Recipe, validate
 
+# a script's background jobs are started to ignore Ctrl-C, and what tests start would, too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # xdist runs one worker per core
 
 # the same inputs on every machine, however slow it is
