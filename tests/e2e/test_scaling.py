@@ -44,17 +44,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def learned_by_one(
+    qmixlora: CommandLine, make_recipe_in: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    """What one process learns from the batches that two have together."""
+    folder = tmp_path_factory.mktemp("one")
+    recipe = make_recipe_in(folder, train={**SPEC, "gradient_accumulation": 2})
+    (folder / "one.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert qmixlora("train", folder / "one.yaml").code == 0
+    return load_file(folder / "run" / WEIGHTS)
+
+
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.partition(" -m")[0])
 def test_a_command_of_the_page_learns_what_one_process_learns(
-    qmixlora: CommandLine, make_recipe: Callable[..., Recipe], tmp_path: Path, line: str
+    learned_by_one: dict[str, torch.Tensor], make_recipe: Callable[..., Recipe], tmp_path: Path, line: str
 ) -> None:
-    files = {}
-    for name, count in (("one", 1), ("several", 2)):
-        spec = {**SPEC, "output": str(tmp_path / name), "gradient_accumulation": 2 // count}
-        files[name] = tmp_path / f"{name}.yaml"
-        files[name].write_text(make_recipe(train=spec).to_yaml(), encoding="utf-8")
-    assert qmixlora("train", files["one"]).code == 0
-    words = line.replace("my.yaml", str(files["several"])).replace("HOST", "127.0.0.1")
+    file = tmp_path / "several.yaml"
+    file.write_text(make_recipe(train=SPEC).to_yaml(), encoding="utf-8")
+    words = line.replace("my.yaml", str(file)).replace("HOST", "127.0.0.1")
     words = words.replace("--num_processes 16", "--num_processes 2").replace("29500", str(free_port()))
     scripts = {
         "qmixlora": [sys.executable, "-m", "qmixlora.cli.main"],
@@ -69,8 +77,8 @@ def test_a_command_of_the_page_learns_what_one_process_learns(
         own = [rank if before == "--machine_rank" else word for before, word in zip(["", *arguments], arguments)]  # noqa: B905
         machines.append(subprocess.Popen([*scripts[script], *own], env=environment))
     assert [machine.wait(LONG) for machine in machines] == [0] * len(machines)
-    own, expected = load_file(tmp_path / "several" / WEIGHTS), load_file(tmp_path / "one" / WEIGHTS)
-    for name, tensor in expected.items():
+    own = load_file(tmp_path / "run" / WEIGHTS)
+    for name, tensor in learned_by_one.items():
         torch.testing.assert_close(own[name], tensor, rtol=1e-3, atol=1e-3, msg=lambda t, n=name: f"{n}: {t}")
 
 
