@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from qmixlora.data.formats import Conversation, Turn, question_about
+from qmixlora.data.formats import IMAGE, Conversation, Turn, question_about
 from qmixlora.data.images.opening import blank_image, open_images
 from qmixlora.data.images.shapes import naming_refused_images
 from qmixlora.errors import UserError
@@ -76,11 +76,11 @@ class Collator:
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         texts = []
         for row in rows:
-            with _naming(row):
+            with naming(row):
                 texts.append(self.template.conversation(row["turns"]))
         batch, samples = self._encode(texts, rows, "right")
         for row, ids_S, sample in zip(rows, batch["input_ids"], samples, strict=True):
-            with _naming(row):
+            with naming(row):
                 self._check(sample, ids_S)
         segments_BS, answers_BS = segments_and_answers(batch, samples, asks=False)
         routing_mask_BS = prompt_mask(answers_BS, batch["attention_mask"], segments_BS)
@@ -98,7 +98,7 @@ class Collator:
         """
         texts = []
         for row in rows:
-            with _naming(row):
+            with naming(row):
                 texts.append(self.template.prompt(row["turns"]))
         batch, samples = self._encode(texts, rows, "left")
         segments_BS, answers_BS = segments_and_answers(batch, samples, asks=True)
@@ -250,11 +250,11 @@ def check_length(length: int, max_length: int) -> None:
 
 
 @contextmanager
-def _naming(row: Mapping[str, Any]) -> Iterator[None]:
+def naming(row: Mapping[str, Any]) -> Iterator[None]:
     """Name the row in errors of a block: where it comes from, as far as is known, its task and how it begins."""
     try:
         yield
     except UserError as error:
         origin = f"{row['origin']}, " if row.get("origin") else ""
-        begins = f"{origin}task {row['task']}: {row['turns'][0]['text'][:80]!r}"
+        begins = f"{origin}task {row['task']}: {row['turns'][0]['text'].replace(IMAGE, '<image>')[:80]!r}"
         raise UserError(error.what, where=error.where or begins, fix=error.fix) from error

@@ -259,7 +259,7 @@ class ChatTemplate:
         except Exception as error:  # jinja2's own, raise_exception of the template, and whatever its filters raise
             raise UserError(
                 f"The model's chat template cannot render this conversation: {error}",
-                fix="It may ask for other roles, or for another order of them.",
+                fix="It may ask for other roles, for another order of them, or for no images there.",
             ) from error
 
 

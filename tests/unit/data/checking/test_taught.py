@@ -158,6 +158,25 @@ def test_answers_that_the_template_rewrites_are_a_warning(recipe: Recipe, proces
     assert "data.train: 19 of the first 19 samples: The chat template does not write" in told[0][0] and told[1] == []
 
 
+def test_rows_that_the_template_refuses_for_their_pictures_are_listed_or_left_out(
+    recipe: Recipe, processor: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a system's words, as Llama 3.2 Vision's does; text-only rows with these, and pictures alone, are right."""
+    rows = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
+    rows[6]["system"] = rows[7]["system"] = "Be terse."
+    del rows[7]["image"]
+    rows[7]["conversations"][0]["value"] = "what color is it ?"
+    (tmp_path / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+    choosy = copy(processor)
+    beside = """messages[0].role == 'system' and "'image'" in messages | string"""
+    choosy.chat_template = f"{{% if {beside} %}}{{{{ raise_exception('no') }}}}{{% endif %}}" + processor.chat_template
+    with pytest.raises(UserError, match=r"row 6 \(from 0\) \(task .*cannot render this conversation: no"):
+        taught(recipe.data, Collator(choosy, 128), ["train"])
+    skips = edited(recipe, ["data.on_bad_sample=skip"])
+    assert len(taught(skips.data, Collator(choosy, 128), ["train"]).rows["train"]) == 16
+    assert "4 of 20 samples left out" in capsys.readouterr().err
+
+
 def test_rows_are_looked_at_alike_in_one_process_and_in_several(
     recipe: Recipe, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
