@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from qmixlora.data.formats import Turn, to_messages
+from qmixlora.data.formats import IMAGE, Turn, to_messages
 from qmixlora.errors import UserError
 
 from .content import Message, as_string, roles_of_strings
@@ -22,6 +22,7 @@ from .letters import END, START, Letters
 _SPAN = re.compile(f"{START}(.*?){END}", re.DOTALL)
 _THOUGHT = "</think>"  # what templates look for in an answer, to leave out the thoughts of earlier ones
 _ANSWER = "answer"
+_SHOWN: Turn = {"role": "user", "text": f"{IMAGE}question"}
 _TURNS: list[Turn] = [
     {"role": "user", "text": "question"},
     {"role": "assistant", "text": _ANSWER},
@@ -110,6 +111,13 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder.values()
         control = {t.content for t in added if t.special or (t.content in text and not t.content.isspace())}
         return Letters(tokenizer, control | self._placeholders)
+
+    @cached_property
+    def image_mark(self) -> str:
+        """The first control token that the template writes for an image; empty if it writes none."""
+        text, without = (self._unless_refused(self.messages([turn])) for turn in (_SHOWN, _TURNS[0]))
+        marks = [token for token in self.letters.control if text.count(token) > without.count(token)]
+        return min(marks, key=lambda token: (text.index(token), -len(token)), default="")
 
     @cached_property
     def written_end(self) -> str:
