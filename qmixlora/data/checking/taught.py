@@ -20,6 +20,7 @@ from qmixlora.recipe import Data, Train
 
 from .answer_lengths import too_long_to_generate
 from .facts import DataFacts, answers_by_task, facts_of, warnings_of
+from .special_tokens import learned_as_letters
 from .verdicts import Verdict, verdict_on
 
 RENDERED = 100  # rows of each split whose answers are looked for in what the chat template makes of them
@@ -61,8 +62,9 @@ class Checked:
         cut = {
             split: too_long_to_generate(answers[split].values(), self.collator, spec.max_new_tokens) for split in asked
         }
-        too_long = [f"data.{split}: {warning}" for split, warning in cut.items() if warning]
-        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *too_long])
+        spelled = {split: learned_as_letters(own.values(), self.collator.template) for split, own in answers.items()}
+        of_texts = [f"data.{split}: {told}" for texts in (cut, spelled) for split, told in texts.items() if told]
+        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *of_texts])
 
 
 def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:

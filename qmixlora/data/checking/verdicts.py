@@ -65,7 +65,8 @@ def _place_of(rows: Dataset, collator: Collator, data: Data) -> Path:
     """
     tokenizer: Any = collator.processor.tokenizer
     settings = (
-        data.max_length, data.max_pixels, data.max_image_tokens, data.check_images, collator.template_arguments
+        data.max_length, data.max_pixels, data.max_image_tokens, data.check_images, collator.template_arguments,
+        *collator.special_tokens,
     )  # fmt: skip
     reader = (
         collator.processor.to_json_string(),

@@ -72,6 +72,7 @@ class Collator:
     max_length: int
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     dtype: torch.dtype | None = None  # of pixels: the model's (some models do not cast them)
+    special_tokens: Sequence[str] = ()  # that data says as themselves, and answers keep
 
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         texts = []
@@ -117,18 +118,23 @@ class Collator:
         return self._reader.encode([text], self._adds_special_tokens(text))[0].ids
 
     def decode(self, tokens_BS: Tensor) -> list[str]:
-        """Generated tokens as text, up to the first that generation stops at, without special tokens."""
-        stops = set(self.stop_ids)
+        """Generated tokens as text, up to the first that generation stops at, without special tokens but those that
+        data says.
+        """
+        stops, tokenizer = set(self.stop_ids), self.processor.tokenizer
+        said = set(tokenizer.convert_tokens_to_ids(list(self.special_tokens)))
+        left_out = set(tokenizer.all_special_ids) - said if said else set()
         answers = []
         for tokens_S in tokens_BS.tolist():
             length = next((index for index, token in enumerate(tokens_S) if token in stops), len(tokens_S))
-            answers.append(self.processor.tokenizer.decode(tokens_S[:length], skip_special_tokens=True))
+            own = [token for token in tokens_S[:length] if token not in left_out]
+            answers.append(tokenizer.decode(own, skip_special_tokens=not said))
         return answers
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The processor's chat template with the recipe's arguments."""
-        return ChatTemplate(self.processor, self.template_arguments)
+        """The processor's chat template with what the recipe says of it."""
+        return ChatTemplate(self.processor, self.template_arguments, self.special_tokens)
 
     @cached_property
     def pad_token_id(self) -> int | None:

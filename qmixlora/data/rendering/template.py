@@ -7,7 +7,7 @@ begins where the generation prompt would end, and ends with the token that gener
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from qmixlora.data.formats import IMAGE, Turn, to_messages
 from qmixlora.errors import UserError
 
 from .content import Message, as_string, roles_of_strings
+from .control import check_sayable, control_of, sayable_of
 from .letters import END, START, Letters
 
 _SPAN = re.compile(f"{START}(.*?){END}", re.DOTALL)
@@ -32,10 +33,15 @@ _TURNS: list[Turn] = [
 
 
 class ChatTemplate:
-    """A processor's chat template with the arguments that a recipe gives it."""
+    """A processor's chat template with the arguments that a recipe gives it, and the control tokens that it lets data
+    say (`data.special_tokens`).
+    """
 
-    def __init__(self, processor: ProcessorMixin, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, arguments: Mapping[str, Any], special_tokens: Collection[str] = ()
+    ) -> None:
         self.processor = processor
+        self.special_tokens = frozenset(special_tokens)
         self.arguments = dict(arguments)
         for name in self.arguments:
             if not re.search(rf"\b{re.escape(name)}\b", str(processor.chat_template)):
@@ -97,8 +103,8 @@ class ChatTemplate:
 
     @cached_property
     def letters(self) -> Letters:
-        """What encodes the control tokens that data quotes: special tokens, the processor's placeholders, and every
-        added token that the template itself writes around an earlier answer (`<think>` before the last one is none).
+        """What encodes the control tokens that data quotes: all of `control_of` but those that the recipe lets it say
+        (`<think>`, which stands before the last answer alone, is none). Raises UserError as `check_sayable`.
         """
         if "user" in self._roles_of_strings:
             raise UserError(
@@ -106,11 +112,20 @@ class ChatTemplate:
                 where="the model's processor",
                 fix="Use the chat template of its processor (chat_template.jinja), not of its tokenizer alone.",
             )
-        tokenizer = self.processor.tokenizer
+        check_sayable(self.special_tokens, self.processor, self._written)
+        control = control_of(self.processor, self._written) - self.special_tokens
+        return Letters(self.processor.tokenizer, control)
+
+    @cached_property
+    def sayable(self) -> frozenset[str]:
+        """The control tokens that data may say (`data.special_tokens`) and does not: see `sayable_of`."""
+        return sayable_of(self.processor, self._written) - self.special_tokens
+
+    @cached_property
+    def _written(self) -> str:
+        """What the template writes around texts, an earlier answer and an image."""
         text = self._unless_refused(self.messages(_TURNS[:3])) or self._rendered(self.messages(_TURNS[:2]))
-        added = tokenizer.added_tokens_decoder.values()
-        control = {t.content for t in added if t.special or (t.content in text and not t.content.isspace())}
-        return Letters(tokenizer, control | self._placeholders)
+        return text + self._unless_refused(self.messages([_SHOWN]))
 
     @cached_property
     def image_mark(self) -> str:
@@ -192,13 +207,6 @@ class ChatTemplate:
         """What the template writes between the generation prompt and an answer: generated, too."""
         asked, trained = self.asked_with
         return trained[_shared(asked, trained) :]
-
-    @cached_property
-    def _placeholders(self) -> set[str]:
-        """The texts that the processor puts image tokens in the place of."""
-        return {
-            text for name, text in vars(self.processor).items() if name.endswith("_token") and isinstance(text, str)
-        }
 
     def _marked(self, turns: Sequence[Turn], prompt: bool, last_alone: bool = False) -> str | None:
         """A conversation with START and END around what is supervised; None if an answer is not as it was."""
