@@ -159,6 +159,14 @@ def test_answers_that_the_template_rewrites_are_a_warning(recipe: Recipe, proces
     assert "data.train: 19 of the first 19 samples: The chat template does not write" in told[0][0] and told[1] == []
 
 
+def test_a_date_that_the_template_writes_is_told(recipe: Recipe, processor: Any) -> None:
+    dated = copy(processor)
+    dated.chat_template = "{{ strftime_now('%d') }}" + processor.chat_template
+    skips = edited(recipe, ["data.on_bad_sample=skip"])
+    [told] = taught(skips.data, Collator(dated, 128), ["train"]).facts(skips.train).warnings
+    assert told.startswith("data.train: 17 of the first 17 samples: The chat template writes the date")
+
+
 def test_special_tokens_that_answers_hold_are_told_unless_they_are_named(
     recipe: Recipe, processor: Any, tmp_path: Path
 ) -> None:
