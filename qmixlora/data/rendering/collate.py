@@ -118,18 +118,26 @@ class Collator:
         return self._reader.encode([text], self._adds_special_tokens(text))[0].ids
 
     def decode(self, tokens_BS: Tensor) -> list[str]:
-        """Generated tokens as text, up to the first that generation stops at, without special tokens but those that
-        data says.
-        """
-        stops, tokenizer = set(self.stop_ids), self.processor.tokenizer
-        said = set(tokenizer.convert_tokens_to_ids(list(self.special_tokens)))
-        left_out = set(tokenizer.all_special_ids) - said if said else set()
+        """Generated tokens as text, up to the first that generation stops at, as `text_of`."""
+        stops = set(self.stop_ids)
         answers = []
         for tokens_S in tokens_BS.tolist():
             length = next((index for index, token in enumerate(tokens_S) if token in stops), len(tokens_S))
-            own = [token for token in tokens_S[:length] if token not in left_out]
-            answers.append(tokenizer.decode(own, skip_special_tokens=not said))
+            answers.append(self.text_of(tokens_S[:length]))
         return answers
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without special tokens but those that data says."""
+        own = [token for token in tokens if token not in self._left_out]
+        return str(self.processor.tokenizer.decode(own, skip_special_tokens=not self.special_tokens))
+
+    @cached_property
+    def _left_out(self) -> frozenset[int]:
+        """Where data says special tokens, the others."""
+        if not self.special_tokens:
+            return frozenset()
+        tokenizer = self.processor.tokenizer
+        return frozenset(tokenizer.all_special_ids) - {*tokenizer.convert_tokens_to_ids(list(self.special_tokens))}
 
     @cached_property
     def template(self) -> ChatTemplate:
