@@ -225,8 +225,9 @@ def _load(recipe: Recipe, **place: Any) -> tuple[PreTrainedModel, Anatomy, Colla
 
 def make_collator(recipe: Recipe, processor: ProcessorMixin) -> Collator:
     """The collator of a recipe's batches, with its model's processor."""
-    spec = recipe.model
-    return Collator(processor, recipe.data.max_length, spec.template_arguments, getattr(torch, spec.dtype))
+    spec, data = recipe.model, recipe.data
+    dtype = getattr(torch, spec.dtype)
+    return Collator(processor, data.max_length, spec.template_arguments, dtype, data.special_tokens)
 
 
 def with_adapter(session: Session, adapter: Adapter, config: PeftConfig) -> TunedSession:

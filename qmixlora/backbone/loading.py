@@ -29,6 +29,7 @@ from qmixlora.progress import Tell, progress
 from qmixlora.recipe import Model
 
 from .anatomy import Anatomy
+from .chat_templates import check_template, take_default
 from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
 from .completeness import check_complete
 from .experts import use_own_forward
@@ -97,7 +98,7 @@ def open_processor(spec: Model, max_image_tokens: int | None) -> ProcessorMixin:
     _check_folder(spec)
     with _clear_errors(spec.id):
         processor = load_processor(spec, max_image_tokens)
-    _check_template(processor, spec.id)
+    check_template(processor, spec.id)
     return processor
 
 
@@ -112,6 +113,7 @@ def load_processor(spec: Model, max_image_tokens: int | None, config: Pretrained
     """
     source = source_of(spec)
     processor: ProcessorMixin = AutoProcessor.from_pretrained(spec.id, **source)
+    take_default(processor)
     config = AutoConfig.from_pretrained(spec.id, **source) if config is None else config
     if KINDS in _taken_by_forward(config):  # where the class does not ask for them itself (Cosmos 3 Edge)
         processor.return_mm_token_type_ids = True
@@ -216,22 +218,6 @@ def _check_folder(spec: Model) -> None:
     folder = Path(spec.id)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError("This folder holds no model (no config.json).", where=f"model.id: {spec.id}")
-
-
-def _check_template(processor: ProcessorMixin, where: str) -> None:
-    if getattr(processor, "chat_template", None) is None and (Path(where) / "chat_template.jinja").is_file():
-        raise UserError(
-            f"{type(processor).__name__}, the class of the model's processor, reads no chat template, though there is "
-            "one.",
-            where=f"model.id: {where}",
-            fix="Use a model whose processor has a chat template, such as llava-hf/llava-1.5-7b-hf.",
-        )
-    if getattr(processor, "chat_template", None) is None:
-        raise UserError(
-            "The model's processor has no chat template.",
-            where=f"model.id: {where}",
-            fix="Use an instruction-tuned checkpoint, or add chat_template.jinja to a local copy.",
-        )
 
 
 def _device_map(offload: bool, quantization: BitsAndBytesConfig | None, spec: Model, device: torch.device) -> Any:

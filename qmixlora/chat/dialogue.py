@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import TextStreamer
 
 from qmixlora.data import Collator, Conversation, ImageFile, Turn, check_header, locate, question_about
 from qmixlora.errors import UserError, path_meant
@@ -48,14 +50,15 @@ def _located(image: Path) -> ImageFile:
 def _streamer(session: Session, on_text: Callable[[str], None]) -> Streamer:
     collator = session.collator
     assert isinstance(collator, Collator), "a run has a processor"
-    return Streamer(collator.processor.tokenizer, on_text)
+    return Streamer(collator, on_text)
 
 
 class Streamer(TextStreamer):
-    """Tells the text of an answer as its words are complete, without special tokens."""
+    """Tells the text of an answer as its words are complete, as `Collator.text_of`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, collator: Collator, on_text: Callable[[str], None]) -> None:
+        reader: Any = SimpleNamespace(decode=collator.text_of)  # all that TextStreamer asks of a tokenizer
+        super().__init__(reader, skip_prompt=True)
         self.on_text = on_text
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

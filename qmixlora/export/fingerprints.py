@@ -13,7 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 
-from qmixlora.data import Conversation, open_images, to_messages
+from qmixlora.data import Conversation, open_images
+from qmixlora.data.rendering.template import ChatTemplate
 from qmixlora.manifest import add
 from qmixlora.serving import making
 from qmixlora.serving.fingerprint import BASE, EXPORT, FINGERPRINT, NO_PROJECTOR, ORIGINAL, Answer, Fingerprint, Message
@@ -149,23 +150,29 @@ def _prompts(job: Job, live: Live) -> list[list[Message]]:
     """Questions of held-out rows about their images; the first one without any, and about a large image if the run
     limits them.
     """
+    template = job.collator.template
     rows = [live.rows[index] for index in range(min(ROWS, len(live.rows)))]
-    prompts = [as_asked(row, open_images(row["images"])) for row in rows]
+    prompts = [as_asked(template, row, open_images(row["images"])) for row in rows]
     if rows[0]["images"]:
-        prompts.append(as_asked(rows[0], []))
+        prompts.append(as_asked(template, rows[0], []))
         if job.recipe.data.max_image_tokens is not None:
             images = [image.resize((LARGEST, LARGEST)) for image in open_images(rows[0]["images"])]
-            prompts.append(as_asked(rows[0], images))
+            prompts.append(as_asked(template, rows[0], images))
     return prompts
 
 
-def as_asked(row: Conversation, images: Sequence[Any]) -> list[Message]:
-    """A row up to its first answer, in OpenAI's protocol, with as many of its images as there are."""
+def as_asked(template: ChatTemplate, row: Conversation, images: Sequence[Any]) -> list[Message]:
+    """A row up to its first answer, in OpenAI's protocol, with as many of its images as there are. A content is a list
+    of parts, or a string where the chat template needs one.
+    """
     turns = row["turns"]
     before = next(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
     left = list(images)
     messages = []
-    for message in to_messages(turns[:before]):
+    for message in template.messages(turns[:before]):
+        if isinstance(message["content"], str):
+            messages.append(message)
+            continue
         parts = []
         for part in message["content"]:
             if part["type"] == "text":

@@ -160,6 +160,9 @@ class Data(Section):
     check_images: Literal["header", "full"] = Field(
         default="header", description="before the first step: read every image's header, or decode every image"
     )
+    special_tokens: list[str] = Field(
+        default=[], description="the model's own, such as <|box_start|>, that texts hold as tokens (else: as letters)"
+    )
     split_seed: int = Field(default=0, description="of rows that are cut from the training data")
     held_out: dict[str, str] | None = Field(default={}, description="digests of what a run has cut; it writes them")
     group_by_length: bool | Literal["step"] = Field(

@@ -90,7 +90,8 @@ class Fingerprint:
 
 def has_image(messages: list[Message]) -> bool:
     """Whether an image stands in messages."""
-    return any(part["type"] != "text" for message in messages for part in message["content"])
+    contents = [message["content"] for message in messages]
+    return any(part["type"] != "text" for own in contents if not isinstance(own, str) for part in own)
 
 
 def read_fingerprint(folder: Path) -> Fingerprint:

@@ -192,6 +192,8 @@ def _stops(config: GenerationConfig) -> list[int]:
 
 def _for_transformers(message: Message) -> Message:
     """A message of OpenAI's protocol as chat templates of transformers take it, its images (PNG, RGB) decoded."""
+    if isinstance(message["content"], str):
+        return message
     parts = [
         part if part["type"] == "text" else {"type": "image", "image": load_images(part["image_url"]["url"])}
         for part in message["content"]

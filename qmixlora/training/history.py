@@ -34,7 +34,9 @@ MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the
     *("train.cache_features", "model.attention", "model.trust_remote_code", "data", "export"),
 )
 FREE_IN_A_NEW_RUN = ("adapter.dropout", "adapter.task_mix")
-MAY_NOT_CHANGE = ("data.max_image_tokens", "data.group_by_length")  # of the data: what samples are, and their order
+MAY_NOT_CHANGE = (  # of the data: what samples are, and their order
+    *("data.max_image_tokens", "data.special_tokens", "data.group_by_length"),
+)
 Event = Literal["started", "resumed", "adapted", "finished"]
 
 

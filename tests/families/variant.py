@@ -106,16 +106,19 @@ def vision(kind: str = "", size: int = 28, patch: int = 7, **more: Any) -> dict[
     return {"model_type": kind, **facts} if kind else facts
 
 
-def template(image: str, user: str, assistant: str, end: str = "", *, turn_end: str = "", bos: str = "") -> str:
+def template(
+    image: str, user: str, assistant: str, end: str = "", *, turn_end: str = "", bos: str = "", printed: bool = False
+) -> str:
     """A chat template: `image` stands for one, `user` and `assistant` before a turn, `end` after an answer, `turn_end`
-    after a question.
+    after a question. `printed`: it prints the content of all but questions as it is, as if it were a string.
     """
+    begins = "{% if message['role'] != 'user' %}{{ message['content'] }}{% else %}" if printed else ""
     return (
         f"{bos}{{% for message in messages %}}"
         f"{{{{ {assistant!r} if message['role'] == 'assistant' else {user!r} }}}}"
-        "{% for part in message['content'] %}"
+        f"{begins}{{% for part in message['content'] %}}"
         f"{{% if part['type'] == 'image' %}}{{{{ {image!r} }}}}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
-        "{% endfor %}"
+        f"{{% endfor %}}{'{% endif %}' if printed else ''}"
         f"{{{{ {end!r} if message['role'] == 'assistant' else {turn_end!r} }}}}"
         "{% endfor %}"
         f"{{% if add_generation_prompt %}}{{{{ {assistant!r} }}}}{{% endif %}}"

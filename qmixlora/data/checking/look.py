@@ -125,7 +125,12 @@ class _Judge:
         # a token stands for one byte at least, so that most rows need not be tokenized
         texts = sum(len(turn["text"].encode(errors="replace")) + 2 for turn in row["turns"])
         longest = self.data.max_length
-        if self.frame(tuple(turn["role"] for turn in row["turns"])) + texts + image_tokens > longest:
+        if (
+            self.frame(tuple((turn["role"], _without_words(turn["text"])) for turn in row["turns"]))
+            + texts
+            + image_tokens
+            > longest
+        ):
             check_length(self.length(row, image_tokens), longest)
         return image_tokens
 
@@ -145,10 +150,17 @@ class _Judge:
             return error.what
         return None
 
-    def _frame(self, roles: tuple[str, ...]) -> int:
-        """The tokens that the template writes around texts."""
-        turns: list[Turn] = [{"role": role, "text": "a"} for role in roles]
+    def _frame(self, shape: tuple[tuple[str, str], ...]) -> int:
+        """The tokens that the template writes around texts, in a row whose turns have these roles and `_without_words`.
+        Raises UserError if it refuses such rows, as some do with images beside a system's words.
+        """
+        turns: list[Turn] = [{"role": role, "text": text} for role, text in shape]
         return self.length({"turns": turns, "images": [], "task": ""}, 0)
+
+
+def _without_words(text: str) -> str:
+    """A turn's text with a letter for the words before, between and behind its images."""
+    return IMAGE.join("a" if part.strip() else "" for part in text.split(IMAGE))
 
 
 def _hash(*told: object) -> int:

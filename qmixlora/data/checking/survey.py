@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from qmixlora.data.rendering.collate import Collator
+from qmixlora.data.rendering.collate import Collator, naming
 from qmixlora.data.rendering.lengths import Lengths
 from qmixlora.data.splits.tasks import indices_by_answer
 
@@ -57,12 +57,16 @@ class Survey:
 def survey(
     rows: Dataset, collator: Collator, image_tokens_R: NDArray[np.int32], characters_R: NDArray[np.int32]
 ) -> Survey:
-    """Survey rows of which the tokens of their images, and the characters of their turns are known."""
+    """Survey rows of which the tokens of their images, and the characters of their turns are known. Raises UserError,
+    which names the row, if the chat template refuses one for its words.
+    """
     length_of = Lengths(collator)
     estimate_R = image_tokens_R + characters_R // CHARACTERS
 
     def length(index: int) -> int:
-        return length_of(rows[index], int(image_tokens_R[index]))
+        row = rows[index]
+        with naming(row):
+            return length_of(row, int(image_tokens_R[index]))
 
     candidates = {index: length(index) for index in np.argsort(-estimate_R, kind="stable")[:CANDIDATES].tolist()}
     # drawn, since every so-manieth row may be of one task

@@ -14,12 +14,14 @@ from qmixlora.data.reading.store import records
 from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.answers import one_answer_each
 from qmixlora.data.rendering.collate import Collator
+from qmixlora.data.rendering.dates import date_problem
 from qmixlora.data.rendering.rendering import rendering_problem
 from qmixlora.data.splits.loading import Splits, read_splits, source_of
 from qmixlora.recipe import Data, Train
 
 from .answer_lengths import too_long_to_generate
 from .facts import DataFacts, answers_by_task, facts_of, warnings_of
+from .special_tokens import learned_as_letters
 from .verdicts import Verdict, verdict_on
 
 RENDERED = 100  # rows of each split whose answers are looked for in what the chat template makes of them
@@ -34,7 +36,7 @@ class Checked:
     loaded: Mapping[str, Loaded]
     verdicts: Mapping[str, Verdict]  # on what was loaded, and what was refused before
     read_in: Splits  # as it was read
-    rewritten: Sequence[str] = ()  # what the chat template makes otherwise of answers, a sentence for each split
+    rewritten: Sequence[str] = ()  # what the chat template makes otherwise of conversations, by split
 
     @cached_property
     def rows(self) -> dict[str, Dataset]:
@@ -61,8 +63,9 @@ class Checked:
         cut = {
             split: too_long_to_generate(answers[split].values(), self.collator, spec.max_new_tokens) for split in asked
         }
-        too_long = [f"data.{split}: {warning}" for split, warning in cut.items() if warning]
-        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *too_long])
+        spelled = {split: learned_as_letters(own.values(), self.collator.template) for split, own in answers.items()}
+        of_texts = [f"data.{split}: {told}" for texts in (cut, spelled) for split, told in texts.items() if told]
+        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *of_texts])
 
 
 def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
@@ -72,7 +75,7 @@ def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
     `read_splits`.
     """
     loaded, verdicts, rewritten = dict[str, Loaded](), dict[str, Verdict](), list[str]()
-    read_in = read_splits(data, splits)
+    read_in, dated = read_splits(data, splits), date_problem(collator.template)
     for split, one in read_in.loaded.items():
         rows = one_answer_each(one.rows, collator.template)
         verdict = verdict_on(rows, collator, data)
@@ -80,7 +83,8 @@ def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
         read = one.read + len(rows) - len(one.rows)
         loaded[split], verdicts[split] = Loaded(rows, one.refused, read), replace(verdict, refusals=refused)
         first = rows.select(verdict.kept[:RENDERED])
-        problems = Counter(filter(None, (rendering_problem(collator, row) for row in records(first))))
+        told = ((rendering_problem(collator, row), dated(row)) for row in records(first))
+        problems = Counter(why for both in told for why in both if why)
         rewritten += [f"data.{split}: {n} of the first {len(first)} samples: {why}" for why, n in problems.items()]
     return Checked(data, collator, loaded, verdicts, read_in, rewritten)
 

@@ -22,7 +22,7 @@ from .look import look_at
 from .survey import Survey, survey
 
 MANY = 2000  # rows that take long enough to be remembered
-VERSION = 3  # raise it with every change of what is refused, or kept
+VERSION = 4  # raise it with every change of what is refused, or kept
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def _place_of(rows: Dataset, collator: Collator, data: Data) -> Path:
     """
     tokenizer: Any = collator.processor.tokenizer
     settings = (
-        data.max_length, data.max_pixels, data.max_image_tokens, data.check_images, collator.template_arguments
+        data.max_length, data.max_pixels, data.max_image_tokens, data.check_images, collator.template_arguments,
+        *collator.special_tokens,
     )  # fmt: skip
     reader = (
         collator.processor.to_json_string(),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from qmixlora.data.formats import Conversation, Turn, question_about
+from qmixlora.data.formats import IMAGE, Conversation, Turn, question_about
 from qmixlora.data.images.opening import blank_image, open_images
 from qmixlora.data.images.shapes import naming_refused_images
 from qmixlora.errors import UserError
@@ -72,15 +72,16 @@ class Collator:
     max_length: int
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     dtype: torch.dtype | None = None  # of pixels: the model's (some models do not cast them)
+    special_tokens: Sequence[str] = ()  # that data says as themselves, and answers keep
 
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         texts = []
         for row in rows:
-            with _naming(row):
+            with naming(row):
                 texts.append(self.template.conversation(row["turns"]))
         batch, samples = self._encode(texts, rows, "right")
         for row, ids_S, sample in zip(rows, batch["input_ids"], samples, strict=True):
-            with _naming(row):
+            with naming(row):
                 self._check(sample, ids_S)
         segments_BS, answers_BS = segments_and_answers(batch, samples, asks=False)
         routing_mask_BS = prompt_mask(answers_BS, batch["attention_mask"], segments_BS)
@@ -98,7 +99,7 @@ class Collator:
         """
         texts = []
         for row in rows:
-            with _naming(row):
+            with naming(row):
                 texts.append(self.template.prompt(row["turns"]))
         batch, samples = self._encode(texts, rows, "left")
         segments_BS, answers_BS = segments_and_answers(batch, samples, asks=True)
@@ -117,18 +118,31 @@ class Collator:
         return self._reader.encode([text], self._adds_special_tokens(text))[0].ids
 
     def decode(self, tokens_BS: Tensor) -> list[str]:
-        """Generated tokens as text, up to the first that generation stops at, without special tokens."""
+        """Generated tokens as text, up to the first that generation stops at, as `text_of`."""
         stops = set(self.stop_ids)
         answers = []
         for tokens_S in tokens_BS.tolist():
             length = next((index for index, token in enumerate(tokens_S) if token in stops), len(tokens_S))
-            answers.append(self.processor.tokenizer.decode(tokens_S[:length], skip_special_tokens=True))
+            answers.append(self.text_of(tokens_S[:length]))
         return answers
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without special tokens but those that data says."""
+        own = [token for token in tokens if token not in self._left_out]
+        return str(self.processor.tokenizer.decode(own, skip_special_tokens=not self.special_tokens))
+
+    @cached_property
+    def _left_out(self) -> frozenset[int]:
+        """Where data says special tokens, the others."""
+        if not self.special_tokens:
+            return frozenset()
+        tokenizer = self.processor.tokenizer
+        return frozenset(tokenizer.all_special_ids) - {*tokenizer.convert_tokens_to_ids(list(self.special_tokens))}
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The processor's chat template with the recipe's arguments."""
-        return ChatTemplate(self.processor, self.template_arguments)
+        """The processor's chat template with what the recipe says of it."""
+        return ChatTemplate(self.processor, self.template_arguments, self.special_tokens)
 
     @cached_property
     def pad_token_id(self) -> int | None:
@@ -250,11 +264,11 @@ def check_length(length: int, max_length: int) -> None:
 
 
 @contextmanager
-def _naming(row: Mapping[str, Any]) -> Iterator[None]:
+def naming(row: Mapping[str, Any]) -> Iterator[None]:
     """Name the row in errors of a block: where it comes from, as far as is known, its task and how it begins."""
     try:
         yield
     except UserError as error:
         origin = f"{row['origin']}, " if row.get("origin") else ""
-        begins = f"{origin}task {row['task']}: {row['turns'][0]['text'][:80]!r}"
+        begins = f"{origin}task {row['task']}: {row['turns'][0]['text'].replace(IMAGE, '<image>')[:80]!r}"
         raise UserError(error.what, where=error.where or begins, fix=error.fix) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qmixlora.data.formats import Conversation
+from qmixlora.data.formats import Conversation, Turn, to_messages
 from qmixlora.errors import UserError
 
 from .collate import Collator
@@ -71,7 +72,7 @@ def rendering_of(template: ChatTemplate) -> Rendering:
 
 def rendering_problem(collator: Collator, row: Conversation) -> str | None:
     """What is wrong with a row's text in one sentence, if anything: it cannot be rendered, or the template changes its
-    last answer.
+    last answer, leaves out words of a question or of the system, or moves images or words of a question.
     """
     template, turns = collator.template, row["turns"]
     try:
@@ -80,4 +81,29 @@ def rendering_problem(collator: Collator, row: Conversation) -> str | None:
         return error.what
     if template.letters.quote(turns[-1]["text"]) not in text.rpartition(START)[2].partition(END)[0]:
         return "The chat template does not write the last answer as it stands in the data."
+    told, asked = (_marks_of(template, turns, role) for role in ("system", "user"))
+    if not all(mark in text for mark in told):
+        return (
+            "The chat template leaves out the system's words, or some of them: they are neither learned nor routed on."
+        )
+    if not all(mark in text for mark in asked):
+        return "The chat template leaves out words of a question: they are neither learned nor routed on."
+    done = 0
+    for mark in asked:
+        done = text.find(mark, done) + len(mark)
+        if done < len(mark):
+            return (
+                "The chat template moves an image from its place in a question: write questions without speaking of "
+                "the places of their images."
+            )
     return None
+
+
+def _marks_of(template: ChatTemplate, turns: Sequence[Turn], role: str) -> list[str]:
+    """What stands, in this order, in a conversation's text for the words and images of a role's turns."""
+    own = to_messages([turn for turn in turns if turn["role"] == role])
+    return [
+        template.image_mark if part["type"] == "image" else template.letters.quote(part["text"]).strip()
+        for message in own
+        for part in message["content"]
+    ]

@@ -7,20 +7,23 @@ begins where the generation prompt would end, and ends with the token that gener
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
 from transformers import ProcessorMixin
 
-from qmixlora.data.formats import Turn, to_messages
+from qmixlora.data.formats import IMAGE, Turn, to_messages
 from qmixlora.errors import UserError
 
+from .content import Message, as_string, roles_of_strings
+from .control import check_sayable, control_of, sayable_of
 from .letters import END, START, Letters
 
 _SPAN = re.compile(f"{START}(.*?){END}", re.DOTALL)
 _THOUGHT = "</think>"  # what templates look for in an answer, to leave out the thoughts of earlier ones
 _ANSWER = "answer"
+_SHOWN: Turn = {"role": "user", "text": f"{IMAGE}question"}
 _TURNS: list[Turn] = [
     {"role": "user", "text": "question"},
     {"role": "assistant", "text": _ANSWER},
@@ -30,10 +33,15 @@ _TURNS: list[Turn] = [
 
 
 class ChatTemplate:
-    """A processor's chat template with the arguments that a recipe gives it."""
+    """A processor's chat template with the arguments that a recipe gives it, and the control tokens that it lets data
+    say (`data.special_tokens`).
+    """
 
-    def __init__(self, processor: ProcessorMixin, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, arguments: Mapping[str, Any], special_tokens: Collection[str] = ()
+    ) -> None:
         self.processor = processor
+        self.special_tokens = frozenset(special_tokens)
         self.arguments = dict(arguments)
         for name in self.arguments:
             if not re.search(rf"\b{re.escape(name)}\b", str(processor.chat_template)):
@@ -89,27 +97,47 @@ class ChatTemplate:
             return False
         return self.keeps_thoughts or not any(_THOUGHT in answer for answer in answers_of(turns)[:-1])
 
+    def messages(self, turns: Sequence[Turn]) -> list[Message]:
+        """Turns as messages for `apply_chat_template`, in the form that the template takes, nothing in them quoted."""
+        return self._in_form(to_messages(turns))
+
     @cached_property
     def letters(self) -> Letters:
-        """What encodes the control tokens that data quotes: special tokens, the processor's placeholders, and every
-        added token that the template itself writes around an earlier answer (`<think>` before the last one is none).
+        """What encodes the control tokens that data quotes: all of `control_of` but those that the recipe lets it say
+        (`<think>`, which stands before the last answer alone, is none). Raises UserError as `check_sayable`.
         """
-        tokenizer = self.processor.tokenizer
-        text = self._unless_refused(to_messages(_TURNS[:3])) or self._rendered(to_messages(_TURNS[:2]), prompt=False)
-        if "'type'" in text:
+        if "user" in self._roles_of_strings:
             raise UserError(
                 "The model's chat template reads no messages whose content is a list of texts and images.",
                 where="the model's processor",
                 fix="Use the chat template of its processor (chat_template.jinja), not of its tokenizer alone.",
             )
-        added = tokenizer.added_tokens_decoder.values()
-        control = {t.content for t in added if t.special or (t.content in text and not t.content.isspace())}
-        return Letters(tokenizer, control | self._placeholders)
+        check_sayable(self.special_tokens, self.processor, self._written)
+        control = control_of(self.processor, self._written) - self.special_tokens
+        return Letters(self.processor.tokenizer, control)
+
+    @cached_property
+    def sayable(self) -> frozenset[str]:
+        """The control tokens that data may say (`data.special_tokens`) and does not: see `sayable_of`."""
+        return sayable_of(self.processor, self._written) - self.special_tokens
+
+    @cached_property
+    def _written(self) -> str:
+        """What the template writes around texts, an earlier answer and an image."""
+        text = self._unless_refused(self.messages(_TURNS[:3])) or self._rendered(self.messages(_TURNS[:2]))
+        return text + self._unless_refused(self.messages([_SHOWN]))
+
+    @cached_property
+    def image_mark(self) -> str:
+        """The first control token that the template writes for an image; empty if it writes none."""
+        text, without = (self._unless_refused(self.messages([turn])) for turn in (_SHOWN, _TURNS[0]))
+        marks = [token for token in self.letters.control if text.count(token) > without.count(token)]
+        return min(marks, key=lambda token: (text.index(token), -len(token)), default="")
 
     @cached_property
     def written_end(self) -> str:
         """What the template writes after an answer, up to the first control token; empty if it writes none."""
-        *_, after = self._rendered(to_messages(_TURNS[:2]), prompt=False).rpartition(_ANSWER)
+        *_, after = self._rendered(self.messages(_TURNS[:2])).rpartition(_ANSWER)
         ends = [token for token in self.letters.control if token in after]
         if not ends:
             return ""
@@ -149,7 +177,7 @@ class ChatTemplate:
             if is_instructed and not alone:
                 return True
             followed = self._unless_refused(self._messages(turns, START, END))
-            asked = self._rendered(self._messages(turns[:-3]), prompt=True).removesuffix(self.asked_with[0])
+            asked = self._unless_refused(self._messages(turns[:-3]), prompt=True).removesuffix(self.asked_with[0])
             is_kept = START in alone and END in alone and followed.startswith(alone.partition(END)[0] + END)
             return is_kept and followed.startswith(asked)
 
@@ -168,9 +196,9 @@ class ChatTemplate:
         """(generation prompt, trained): what follows a question when an answer is asked for, and in training before the
         answer. The former is a beginning of the latter, or generation begins with what training never saw.
         """
-        question = self._rendered(to_messages(_TURNS[:1]), prompt=False)
-        asked = self._rendered(to_messages(_TURNS[:1]), prompt=True)
-        trained = self._rendered(to_messages(_TURNS[:2]), prompt=False).rpartition(_ANSWER)[0]
+        question = self._rendered(self.messages(_TURNS[:1]))
+        asked = self._rendered(self.messages(_TURNS[:1]), prompt=True)
+        trained = self._rendered(self.messages(_TURNS[:2])).rpartition(_ANSWER)[0]
         shared = min(_shared(question, asked), _shared(question, trained))
         return asked[shared:], trained[shared:]
 
@@ -179,13 +207,6 @@ class ChatTemplate:
         """What the template writes between the generation prompt and an answer: generated, too."""
         asked, trained = self.asked_with
         return trained[_shared(asked, trained) :]
-
-    @cached_property
-    def _placeholders(self) -> set[str]:
-        """The texts that the processor puts image tokens in the place of."""
-        return {
-            text for name, text in vars(self.processor).items() if name.endswith("_token") and isinstance(text, str)
-        }
 
     def _marked(self, turns: Sequence[Turn], prompt: bool, last_alone: bool = False) -> str | None:
         """A conversation with START and END around what is supervised; None if an answer is not as it was."""
@@ -219,7 +240,7 @@ class ChatTemplate:
         stop += len(self.written_end)
         return f"{before}{START}{whole[start:stop]}{END}{whole[stop:]}"
 
-    def _messages(self, turns: Sequence[Turn], start: str = "", end: str = "") -> list[dict[str, Any]]:
+    def _messages(self, turns: Sequence[Turn], start: str = "", end: str = "") -> list[Message]:
         """Messages whose texts can be tokenised; answers as they stand, white space and all, between two marks."""
         messages = to_messages(turns)
         for turn, message in zip(turns, messages, strict=True):
@@ -229,22 +250,32 @@ class ChatTemplate:
                 for part in message["content"]:
                     if part["type"] == "text":
                         part["text"] = self.letters.quote(part["text"])
-        return messages
+        return self._in_form(messages)
 
-    def _unless_refused(self, messages: list[dict[str, Any]]) -> str:
+    def _in_form(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages whose content has the form that the template takes of their roles."""
+        return [as_string(own) if own["role"] in self._roles_of_strings else own for own in messages]
+
+    @cached_property
+    def _roles_of_strings(self) -> frozenset[str]:
+        return roles_of_strings(self._unless_refused)
+
+    def _unless_refused(self, messages: Sequence[Message], prompt: bool = False) -> str:
         """Messages as text; none where the template takes no such conversation."""
         try:
-            return self._rendered(messages, prompt=False)
+            return self._rendered(messages, prompt)
         except UserError:
             return ""
 
-    def _rendered(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+    def _rendered(self, messages: Sequence[Message], prompt: bool = False) -> str:
         try:
-            return str(self.processor.apply_chat_template(messages, add_generation_prompt=prompt, **self.arguments))
+            return str(
+                self.processor.apply_chat_template(list(messages), add_generation_prompt=prompt, **self.arguments)
+            )
         except Exception as error:  # jinja2's own, raise_exception of the template, and whatever its filters raise
             raise UserError(
                 f"The model's chat template cannot render this conversation: {error}",
-                fix="It may ask for other roles, or for another order of them.",
+                fix="It may ask for other roles, for another order of them, or for no images there.",
             ) from error
 
 

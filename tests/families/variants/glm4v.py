@@ -34,7 +34,8 @@ def make(tokens, kind: str = "glm4v") -> Made:
 VARIANT = Variant(
     make,
     template(
-        "<|begin_of_image|><|image|><|end_of_image|>", "<|user|>\n", "<|assistant|>\n", bos="[gMASK]<sop>"
+        "<|begin_of_image|><|image|><|end_of_image|>", "<|user|>\n", "<|assistant|>\n", bos="[gMASK]<sop>",
+        printed=True,
     ),
     named={"image_token": "<|image|>", "video_token": "<|video|>"}, marks=MARKS, eos="<|endoftext|>",
 )  # fmt: skip

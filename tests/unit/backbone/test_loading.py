@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from qmixlora.backbone import Anatomy, load_backbone
+from qmixlora.backbone import Anatomy, load_backbone, open_processor
 from qmixlora.errors import UserError
 from qmixlora.recipe import Model
 
@@ -75,6 +75,31 @@ def without_chat_template(folder: Path, backbone: Path) -> str:
     return str(folder)
 
 
+def with_the_tokenizers_chat_template(folder: Path, backbone: Path) -> str:
+    template = (backbone / "chat_template.jinja").read_text(encoding="utf-8")
+    return with_chat_templates(without_chat_template(folder, backbone), template)
+
+
+def with_a_chat_template_of_texts(folder: Path, backbone: Path) -> str:
+    return with_chat_templates(without_chat_template(folder, backbone), "{{ messages[0].content }}")
+
+
+def with_chat_templates(folder: str, template: str) -> str:
+    """The folder, with a chat template for its tokenizer alone."""
+    path = Path(folder) / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "chat_template": template}), encoding="utf-8")
+    return folder
+
+
+def with_named_chat_templates(folder: Path, backbone: Path) -> str:
+    without_chat_template(folder, backbone)
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("vqa", "rag"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text("{{ messages }}", encoding="utf-8")
+    return str(folder)
+
+
 def with_pickled_weights(folder: Path, backbone: Path) -> str:
     shutil.copytree(backbone, folder, dirs_exist_ok=True)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -89,6 +114,9 @@ def with_pickled_weights(folder: Path, backbone: Path) -> str:
         (empty, "no config.json"),
         (of_text_alone, "has no class for 'llama' models"),
         (without_chat_template, "no chat template"),
+        (with_the_tokenizers_chat_template, "(?s)no chat template.*which takes images: write that into .* by python"),
+        (with_a_chat_template_of_texts, "(?s)no chat template.*no place for images"),
+        (with_named_chat_templates, "(?s)none of which is called default: rag, vqa.*Save the one to use"),
         (with_pickled_weights, "safetensors"),
     ],
 )
@@ -98,6 +126,23 @@ def test_a_model_that_cannot_be_loaded_is_named(
     with pytest.raises(UserError, match=message) as caught:
         load_backbone(Model(id=make(tmp_path, backbone)))
     assert "model.id" in str(caught.value)
+
+
+def test_what_is_said_of_a_chat_template_that_the_tokenizer_has_mends_it(tmp_path: Path, backbone: Path) -> None:
+    spec = Model(id=with_the_tokenizers_chat_template(tmp_path, backbone))
+    with pytest.raises(UserError) as refused:
+        open_processor(spec, None)
+    command = refused.value.fix.partition('python -c "')[2].removesuffix('"')
+    exec(command)
+    template = (backbone / "chat_template.jinja").read_text(encoding="utf-8")
+    assert open_processor(spec, None).chat_template == template
+
+
+def test_of_several_chat_templates_the_default_is_taken(tmp_path: Path, backbone: Path) -> None:
+    template = (backbone / "chat_template.jinja").read_text(encoding="utf-8")
+    folder = with_named_chat_templates(tmp_path, backbone)
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    assert open_processor(Model(id=folder), None).chat_template == template
 
 
 LOAD = """

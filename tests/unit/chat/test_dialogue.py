@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 
 from qmixlora.chat import Dialogue
-from qmixlora.data import IMAGE, Conversation, load_split, only_tasks
+from qmixlora.chat.dialogue import Streamer
+from qmixlora.data import IMAGE, Collator, Conversation, load_split, only_tasks
 from qmixlora.errors import UserError
 from qmixlora.evaluation import generate_answers
 from qmixlora.recipe import Recipe
@@ -92,3 +95,19 @@ def test_an_image_that_cannot_be_shown_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Dialogue(Path(rows[0]["images"][0]["path"]) if name is None else tmp_path / name, None, pixels)
+
+
+def test_special_tokens_that_data_says_are_shown_as_they_come(session: Session) -> None:
+    collator = session.collator
+    assert isinstance(collator, Collator)
+    tokenizer = collator.processor.tokenizer
+    eos, special = tokenizer.eos_token, tokenizer.all_special_ids
+    told: list[str] = []
+    for named in ((), (eos,)):
+        streamer = Streamer(replace(collator, special_tokens=named), told.append)
+        streamer.put(torch.tensor([0]))  # the prompt
+        for token in special:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        told.append("|")
+    assert "".join(told) == f"|{eos}|"

@@ -56,6 +56,7 @@ REFUSED = [
     ("model.dtype=bfloat16", "model.dtype: float32 -> bfloat16"),
     ("model.quantization=none", "model.quantization: nf4 -> none"),
     ("data.max_image_tokens=2", "data.max_image_tokens: None -> 2"),
+    ("data.special_tokens=[<box>]", "data.special_tokens: [] -> ['<box>']"),
     ("data.group_by_length=step", "data.group_by_length: False -> step"),  # an epoch would go on in another order
 ]
 

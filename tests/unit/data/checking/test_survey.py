@@ -16,6 +16,7 @@ from transformers import LlavaProcessor
 from qmixlora.data import Collator, load_conversations
 from qmixlora.data.checking import survey as module
 from qmixlora.data.checking.survey import Survey
+from qmixlora.errors import UserError
 
 from ..helpers import GPT, Write
 from ..helpers import surveyed as survey
@@ -51,6 +52,15 @@ def test_the_longest_sample_has_the_length_that_the_collator_gives_it(
     surveyed: Survey, rows: Any, collator: Collator
 ) -> None:
     assert surveyed.most_tokens == max(lengths(rows, collator))
+
+
+def test_a_sample_that_the_template_refuses_for_its_words_is_named(rows: Any, processor: Any) -> None:
+    choosy = copy.copy(processor)
+    choosy.chat_template += (
+        "{% if 'circle circle circle circle' in messages | string %}{{ raise_exception('no') }}{% endif %}"
+    )
+    with pytest.raises(UserError, match=r"(?s)cannot render this conversation: no.*row 1 \(from 0\), task"):
+        survey(rows, Collator(choosy, 1000))
 
 
 def test_samples_are_sorted_by_their_lengths(surveyed: Survey, rows: Any, collator: Collator) -> None:

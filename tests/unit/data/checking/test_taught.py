@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from qmixlora.data.checking import look, verdicts
 from qmixlora.data.reading import store
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe, edited
+from qmixlora.session import make_collator
 
 LONG = 300  # words, of which max_length holds fewer
 
@@ -156,6 +157,49 @@ def test_answers_that_the_template_rewrites_are_a_warning(recipe: Recipe, proces
         for own in (shortened, processor)
     ]
     assert "data.train: 19 of the first 19 samples: The chat template does not write" in told[0][0] and told[1] == []
+
+
+def test_a_date_that_the_template_writes_is_told(recipe: Recipe, processor: Any) -> None:
+    dated = copy(processor)
+    dated.chat_template = "{{ strftime_now('%d') }}" + processor.chat_template
+    skips = edited(recipe, ["data.on_bad_sample=skip"])
+    [told] = taught(skips.data, Collator(dated, 128), ["train"]).facts(skips.train).warnings
+    assert told.startswith("data.train: 17 of the first 17 samples: The chat template writes the date")
+
+
+def test_special_tokens_that_answers_hold_are_told_unless_they_are_named(
+    recipe: Recipe, processor: Any, tmp_path: Path
+) -> None:
+    knows, token = deepcopy(processor), "<box>"
+    knows.tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
+    rows = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
+    rows[3]["conversations"][1]["value"] = f"{token} red"
+    (tmp_path / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+    skips = edited(recipe, ["data.on_bad_sample=skip"])
+    told = [
+        taught(skips.data, make_collator(named, knows), ["train"]).facts(skips.train).warnings
+        for named in (skips, edited(skips, [f"data.special_tokens=[{token}]"]))
+    ]
+    assert told[0][0].startswith(f"data.train: 1 answers hold special tokens of the model ({token})") and not told[1]
+
+
+def test_rows_that_the_template_refuses_for_their_pictures_are_listed_or_left_out(
+    recipe: Recipe, processor: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a system's words, as Llama 3.2 Vision's does; text-only rows with these, and pictures alone, are right."""
+    rows = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
+    rows[6]["system"] = rows[7]["system"] = "Be terse."
+    del rows[7]["image"]
+    rows[7]["conversations"][0]["value"] = "what color is it ?"
+    (tmp_path / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+    choosy = copy(processor)
+    beside = """messages[0].role == 'system' and "'image'" in messages | string"""
+    choosy.chat_template = f"{{% if {beside} %}}{{{{ raise_exception('no') }}}}{{% endif %}}" + processor.chat_template
+    with pytest.raises(UserError, match=r"row 6 \(from 0\) \(task .*cannot render this conversation: no"):
+        taught(recipe.data, Collator(choosy, 128), ["train"])
+    skips = edited(recipe, ["data.on_bad_sample=skip"])
+    assert len(taught(skips.data, Collator(choosy, 128), ["train"]).rows["train"]) == 16
+    assert "4 of 20 samples left out" in capsys.readouterr().err
 
 
 def test_rows_are_looked_at_alike_in_one_process_and_in_several(

@@ -13,7 +13,7 @@ from qmixlora.data.reading.store import FEATURES
 from qmixlora.data.rendering.letters import START
 from qmixlora.errors import UserError
 
-from ..chats import CHATML, CHATS, LLAVA, THINKS, Chat, processor_of
+from ..chats import CHATML, CHATS, GEMMA, LLAVA, THINKS, Chat, processor_of
 
 PLAIN = CHATML.replace("IMAGE", "<start><image><end>")
 CUTS = PLAIN.replace("{{ part.text }}", "{{ part.text.split('|')[0] }}")
@@ -200,6 +200,39 @@ def test_rows_are_left_alone_where_all_answers_are_taught() -> None:
     ],
 )
 def test_a_row_that_the_template_changes_has_a_problem(template: str, row: Any, problem: str | None) -> None:
+    told = rendering_problem(collator_of(template), row)
+    assert told is None if problem is None else problem in str(told)
+
+
+SILENT = PLAIN.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}")
+FIRST = PLAIN.replace("{% for part in message.content %}", "{% for part in message.content[:2] %}")
+IN_LAST = PLAIN.replace(
+    "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
+).replace(
+    "{% for part",
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content[0].text }}\n{% endif %}{% for part",
+)
+MIDST = f"{IMAGE}Is {IMAGE} darker than <|im_end|> ?"
+
+
+@pytest.mark.parametrize(
+    ("template", "texts", "problem"),
+    [
+        (PLAIN, (MIDST, "no", f" and {IMAGE}", "yes"), None),
+        (GEMMA.replace("IMAGE", "<image>"), (MIDST, "no", f" and {IMAGE}", "yes"), None),
+        (SILENT, ("Is it red ?", "no"), "leaves out the system's words"),
+        (IN_LAST, ("Is it red ?", "no", "Why ?", "so"), None),
+        (FIRST, (MIDST, "no"), "leaves out words of a question"),
+        (LLAVA, (f"{IMAGE}{IMAGE}\nWhich is red ?", "no", f"{IMAGE}and this ?", "yes"), None),
+        (LLAVA, (f"What is in {IMAGE} ?", "no"), "moves an image"),
+        (LLAVA, (f"What is this ? {IMAGE}", "no", "Why ?", "so"), "moves an image"),
+    ],
+)
+def test_words_and_images_that_a_template_leaves_out_or_moves_are_a_problem(
+    template: str, texts: tuple[str, ...], problem: str | None
+) -> None:
+    row = row_of(*texts)
+    row["turns"] = [{"role": "system", "text": " Be terse. "}, *row["turns"]]
     told = rendering_problem(collator_of(template), row)
     assert told is None if problem is None else problem in str(told)
 
