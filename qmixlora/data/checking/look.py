@@ -121,7 +121,9 @@ class _Judge:
         """The tokens of a row's images. Raises UserError where the row cannot be taught."""
         if not row["images"] and (why := self.alone()):
             raise UserError(why, where="")
-        image_tokens = sum(self._tokens_of(image) for image in row["images"])
+        for image in row["images"]:
+            self._check(image)
+        image_tokens = self.length.of_images(row)
         # a token stands for one byte at least, so that most rows need not be tokenized
         texts = sum(len(turn["text"].encode(errors="replace")) + 2 for turn in row["turns"])
         longest = self.data.max_length
@@ -129,13 +131,11 @@ class _Judge:
             check_length(self.length(row, image_tokens), longest)
         return image_tokens
 
-    def _tokens_of(self, image: ImageFile) -> int:
+    def _check(self, image: ImageFile) -> None:
         if self.data.check_images == "full":
             self.body(image)
-        size = self.length.size(image)
-        if problem := self.problem(size):
+        if problem := self.problem(self.length.size(image)):
             raise UserError(problem, where="")
-        return self.length.of_image(size)
 
     def _alone(self) -> str | None:
         """Why the processor takes no sample without an image, if it takes none."""

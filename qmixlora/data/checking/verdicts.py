@@ -22,7 +22,7 @@ from .look import look_at
 from .survey import Survey, survey
 
 MANY = 2000  # rows that take long enough to be remembered
-VERSION = 3  # raise it with every change of what is refused, or kept
+VERSION = 4  # raise it with every change of what is refused, or kept
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,12 @@ class Collator:
         text = self.template.prompt(answered) if prompt else self.template.conversation(turns)
         return self._reader.encode([text], self._adds_special_tokens(text))[0].ids
 
+    def processed(self, row: Conversation) -> list[int]:
+        """The tokens of a row as a batch has them, its images in them, however many there are."""
+        batch, _ = self._encode([self.template.conversation(row["turns"])], [row], "right")
+        ids_S: list[int] = batch["input_ids"][0].tolist()
+        return ids_S
+
     def decode(self, tokens_BS: Tensor) -> list[str]:
         """Generated tokens as text, up to the first that generation stops at, without special tokens."""
         stops = set(self.stop_ids)
