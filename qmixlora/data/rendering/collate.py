@@ -24,6 +24,8 @@ from qmixlora.mixlora import IGNORED, prompt_mask
 from .template import ChatTemplate
 from .tokenizing import Encoded, PieceTokenizer, reading_with
 
+MIXED = "Samples with images are in one batch with samples without, which this model computes otherwise than alone."
+
 
 class BatchCollator(Protocol):
     """Makes model inputs of rows, for training and for generation, and text of generated tokens."""
@@ -41,6 +43,8 @@ class BatchCollator(Protocol):
     def routed_prompts(self, rows: Sequence[Conversation]) -> tuple[dict[str, Any], PromptRouting]: ...
 
     def decode(self, tokens_BS: Tensor) -> list[str]: ...
+
+    def of_one_kind(self, rows: Sequence[Conversation]) -> list[list[int]]: ...
 
 
 class PromptRouting(TypedDict):
@@ -131,6 +135,29 @@ class Collator:
             answers.append(self.processor.tokenizer.decode(tokens_S[:length], skip_special_tokens=True))
         return answers
 
+    def of_one_kind(self, rows: Sequence[Conversation]) -> list[list[int]]:
+        """Rows by number, in as few batches as there have to be: one, or two where the model does not mix (`mixes`)."""
+        kinds = [[i for i, row in enumerate(rows) if bool(row["images"]) is shown] for shown in (False, True)]
+        return kinds if all(kinds) and not self.mixes else [list(range(len(rows)))]
+
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether a batch may hold samples with images and samples without. Llama 3.2 Vision's may not: its processor
+        looks for tiles in all of them, and its cross-attention changes those without where others have some.
+        """
+        rows = [question_about([], "?"), question_about([blank_image((64, 64))], "?")]
+        texts, images = (
+            [self.template.prompt(row["turns"]) for row in rows],
+            [open_images(row["images"]) for row in rows],
+        )
+        try:
+            self.processor(text=texts, images=self._arranged(images), padding=True, return_tensors="pt")
+        except IndexError:
+            return False
+        except (ValueError, TypeError, AttributeError, RuntimeError):  # of other reasons, which a batch names
+            return True
+        return True
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The processor's chat template with the recipe's arguments."""
@@ -161,6 +188,8 @@ class Collator:
         self, texts: list[str], rows: Sequence[Conversation], side: str
     ) -> tuple[dict[str, Any], list[Encoded]]:
         images = [open_images(row["images"]) for row in rows]
+        if any(images) and not all(images) and not self.mixes:
+            raise UserError(MIXED, where="", fix="Set the batch size to 1.")
         reader = PieceTokenizer(self.template.letters)
         with naming_refused_images(self.processor, rows):
             encoded = reading_with(self.processor, reader)(
