@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,20 @@ def test_rows_with_pictures_and_without_are_batched_apart_where_a_model_computes
     held_out = case.recipe("held", data={"validation": str(case.data)}, train={"micro_batch_size": 1})
     with pytest.raises(UserError, match=r"(?s)data\.validation.*train\.eval_batch_size=1"):
         train(held_out, console=QUIET)
+
+
+@pytest.mark.parametrize(("name", "is_kept"), [("llava_onevision", False), ("qwen3_vl", True)])
+def test_features_that_depend_on_the_pictures_beside_are_not_kept(name: str, is_kept: bool, tmp_path: Path) -> None:
+    """LLaVA-OneVision cuts no tiles where a sample shows several pictures."""
+    case = Case(VARIANTS[name], tmp_path)
+    samples = json.loads(case.data.read_text(encoding="utf-8"))
+    turns = [{"from": "human", "value": "<image><image>how ?"}, *samples[1]["conversations"][1:]]
+    samples[1] = {"images": ["0.png", "1.png"], "conversations": turns, "task": "a"}
+    case.data.write_text(json.dumps(samples), encoding="utf-8")
+    recipe = case.recipe(adapter={"projector": "frozen"}, train={"cache_features": True})
+    refused = nullcontext() if is_kept else pytest.raises(UserError, match="where a sample shows several")
+    with refused:
+        train(recipe, console=QUIET)
 
 
 TALKING = ("qwen3_vl", "kimi_k25", "mllama")
