@@ -34,21 +34,23 @@ CHUNK = 500  # rows that a process looks at before it is given others
 
 @dataclass(frozen=True)
 class Look:
-    """The rows that fit, and what was refused; how many rows have how many images, and how many occur again; and of all
-    rows their images' tokens (-1 where they do not fit) and their characters.
+    """The rows that fit, and what was refused; how many rows have how many images, and how many occur again; of rows
+    with an image over `data.max_image_tokens`, its image tokens; and of all rows their images' tokens (-1 where they do
+    not fit) and their characters.
     """
 
     kept: list[int]
     refusals: Refusals
     images: dict[int, int]
     duplicates: int
+    over: list[int]
     image_tokens_R: NDArray[np.int32]
     characters_R: NDArray[np.int32]
 
 
 class _Seen(NamedTuple):
     """One row: why it is refused, if it is, as (where, what); the tokens of its images, and its characters; their
-    number; and what makes it the same as another.
+    number; what makes it the same as another; and the image tokens of an image over the budget, 0 where none is.
     """
 
     refused: tuple[str, str] | None
@@ -56,6 +58,7 @@ class _Seen(NamedTuple):
     characters: int
     images: int
     identity: int
+    over: int
 
 
 def look_at(rows: Dataset, collator: Collator, data: Data) -> Look:
@@ -78,6 +81,7 @@ def look_at(rows: Dataset, collator: Collator, data: Data) -> Look:
         refusals,
         images=dict(sorted(Counter(one.images for one in seen).items())),
         duplicates=len(seen) - len({one.identity for one in seen}),
+        over=[one.over for one in seen if one.refused is None and one.over],
         image_tokens_R=np.array([one.image_tokens for one in seen], np.int32),
         characters_R=np.array([one.characters for one in seen], np.int32),
     )
@@ -104,6 +108,8 @@ class _Judge:
         self.frame = cache(self._frame)
         self.alone = cache(self._alone)
         self.problem = cache(lambda size: shape_problem(collator.processor, size, data.max_pixels))
+        budget = data.max_image_tokens
+        self.over = cache(lambda size: 0 if budget is None else self.length.over(size, budget))
         self.body = by_path(lambda image: check_body(image, data.max_pixels))
 
     def seen(self, row: Conversation, name: str) -> _Seen:
@@ -113,9 +119,10 @@ class _Judge:
         identity = _hash([[turn["role"], turn["text"]] for turn in row["turns"]], images)
         try:
             image_tokens, refused = self._image_tokens(row), None
+            over = max((self.over(self.length.size(image)) for image in row["images"]), default=0)
         except UserError as error:
-            image_tokens, refused = -1, (f"{error.where} of {name}" if error.where else name, error.what)
-        return _Seen(refused, image_tokens, characters, len(images), identity)
+            over, image_tokens, refused = 0, -1, (f"{error.where} of {name}" if error.where else name, error.what)
+        return _Seen(refused, image_tokens, characters, len(images), identity, over)
 
     def _image_tokens(self, row: Conversation) -> int:
         """The tokens of a row's images. Raises UserError where the row cannot be taught."""

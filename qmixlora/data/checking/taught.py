@@ -62,7 +62,14 @@ class Checked:
             split: too_long_to_generate(answers[split].values(), self.collator, spec.max_new_tokens) for split in asked
         }
         too_long = [f"data.{split}: {warning}" for split, warning in cut.items() if warning]
-        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *too_long])
+        budget = self.data.max_image_tokens
+        over = [
+            f"data.{split}: {len(own)} samples show images of more tokens than data.max_image_tokens, {budget} (up to "
+            f"{max(own)}), which the model's processor makes of their shape; pad or crop them where memory is short."
+            for split, verdict in self.verdicts.items()
+            if (own := verdict.over)
+        ]
+        return DataFacts(splits, [*self.rewritten, *over, *warnings_of(self.data, self.rows, answers), *too_long])
 
 
 def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:

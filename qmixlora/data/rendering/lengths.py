@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import TypeVar
@@ -89,6 +90,16 @@ class Lengths:
             return len(self.collator.tokens(row["turns"])) - _marks_in(row) + own
         small: Conversation = {**row, "images": [blank_image(SMALL)] * count}
         return len(self.collator.processed(small)) - (self._of_small(count) if count else 0) + own
+
+    def over(self, size: tuple[int, int], budget: int) -> int:
+        """The image tokens of an image by its (width, height), marks not among them, where they are over a budget; 0
+        where they are not.
+        """
+        if (self.of_image(size) if self._count is None else self._counted(size)) <= budget:
+            return 0
+        brought = Counter(self.collator.processed(_asked(AT_ONCE, [size])))
+        most = max((brought - Counter(self.collator.tokens(_asked(AT_ONCE, [])["turns"]))).values())
+        return most if most > budget else 0
 
     def _of_image(self, size: tuple[int, int]) -> int:
         """The tokens of an image by its (width, height), the marks that the processor puts around it included."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from datasets import Dataset
+from PIL import Image
 
-from qmixlora.data import IMAGE, Collator, Conversation, Lengths
+from qmixlora.data import IMAGE, Collator, Conversation, Lengths, taught
 from qmixlora.data.checking.look import look_at
 from qmixlora.data.images.opening import blank_image
 from qmixlora.data.reading.store import FEATURES
 from qmixlora.recipe import Data
+from qmixlora.session import open_collator
+from tests.families.case import Case
 from tests.families.variant import variants
 
 SIZES = [(64, 64), (500, 80), (80, 500), (333, 277), (800, 400)]
@@ -54,3 +59,18 @@ def test_a_row_of_several_images_is_refused_by_the_length_that_its_batch_has() -
         for most in (longest, longest - 1)
     ]
     assert kept == [[0], []]
+
+
+def test_images_that_take_more_than_the_budget_are_told(tmp_path: Path) -> None:
+    """Qwen's strips have a token at least in their shorter side."""
+    case = Case(variants()["qwen3_vl"], tmp_path)
+    recipe = case.recipe(data={"max_image_tokens": 16, "train": str(case.data)})
+    Image.new("RGB", (1600, 64)).save(tmp_path / "0.png")  # in place of one that was made with the data
+    collator = open_collator(recipe)
+    length = Lengths(collator)
+    strip, square = length.over((1600, 64), 16), length.over((900, 900), 16)
+    assert strip > 16 and square == 0
+    warnings = taught(recipe.data, collator, ["train"]).facts(recipe.train).warnings
+    assert any(
+        f"1 samples show images of more tokens than data.max_image_tokens, 16 (up to {strip})" in w for w in warnings
+    )
