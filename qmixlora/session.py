@@ -79,10 +79,11 @@ class Session:
             self.model.train(was_training)
 
     def batches(self, rows: Sequence[Conversation]) -> Iterator[list[Conversation]]:
-        """The rows in their order, `train.eval_batch_size` at a time."""
+        """The rows in their order, `train.eval_batch_size` at a time; those without images apart, if need be."""
         size = self.recipe.train.eval_batch_size
         for start in range(0, len(rows), size):
-            yield [rows[index] for index in range(start, min(start + size, len(rows)))]
+            batch = [rows[index] for index in range(start, min(start + size, len(rows)))]
+            yield from ([batch[index] for index in own] for own in self.collator.of_one_kind(batch))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from .checks import check_cpu_rows, check_quantized, keep_cpu_weights_unpacked
 from .completeness import check_complete
 from .experts import use_own_forward
 from .frozen import freeze
-from .image_tokens import limit_image_tokens
+from .image_tokens import check_counting, limit_image_tokens
 from .kinds import read_config
 from .levers import apply_levers, check_levers, has_levers
 from .prequantized import compute_in, own_quantization, quantized_already
@@ -108,7 +108,7 @@ def load_processor(spec: Model, max_image_tokens: int | None, config: Pretrained
     `config` is the model's, where it is not to be read from its folder or the hub.
 
     Raises:
-        UserError: the images cannot be held to it.
+        UserError: the images cannot be held to it, or the processor miscounts them.
         OSError, ValueError, ImportError: the processor cannot be loaded.
     """
     source = source_of(spec)
@@ -117,6 +117,7 @@ def load_processor(spec: Model, max_image_tokens: int | None, config: Pretrained
     config = AutoConfig.from_pretrained(spec.id, **source) if config is None else config
     if KINDS in _taken_by_forward(config):  # where the class does not ask for them itself (Cosmos 3 Edge)
         processor.return_mm_token_type_ids = True
+    check_counting(processor, config, f"model.id: {spec.id}")
     if max_image_tokens is not None:
         limit_image_tokens(processor, config, max_image_tokens)
     return processor

@@ -124,10 +124,12 @@ def full_answers(
     order = sorted(range(len(rows)), key=lambda index: sum(len(turn["text"]) for turn in rows[index]["turns"]))
     with session.evaluating():
         for start in range(0, len(order), size):
-            batch, begun = order[start : start + size], time.monotonic()
-            tokens_BS, were_cut = _generated(session, [rows[index] for index in batch], max_new_tokens)
-            texts, seconds = session.collator.decode(tokens_BS), (time.monotonic() - begun) / len(batch)
-            for index, text, was_cut in zip(batch, texts, were_cut, strict=True):
-                answers[index] = Answer(text, was_cut, seconds)
+            alike = order[start : start + size]
+            for own in session.collator.of_one_kind([rows[index] for index in alike]):
+                batch, begun = [alike[number] for number in own], time.monotonic()
+                tokens_BS, were_cut = _generated(session, [rows[index] for index in batch], max_new_tokens)
+                texts, seconds = session.collator.decode(tokens_BS), (time.monotonic() - begun) / len(batch)
+                for index, text, was_cut in zip(batch, texts, were_cut, strict=True):
+                    answers[index] = Answer(text, was_cut, seconds)
             on_progress(min(start + size, len(order)))
     return answers

@@ -35,6 +35,8 @@ from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
 FOLDER = "features"
+ROUNDING = 0.05  # of features, by their norm: in 16 bits, and of images that are computed together
+UNKEPT = "The model gives other features of an image than can be kept."
 
 
 @dataclass
@@ -115,6 +117,8 @@ def with_cached_features(
     console.print(f"Features of {len(images)} images: {len(missing)} to compute", highlight=False)
     size = session.recipe.train.eval_batch_size
     with torch.no_grad(), session.evaluating(), progress("features of images", console) as tell:
+        if missing:
+            _check_several(session, splits)
         for start in range(0, len(missing), size):
             compute(session, store, missing[start : start + size])
             if start == 0:
@@ -123,6 +127,30 @@ def with_cached_features(
     use_features(backbone, session.anatomy)
     given = {part.name: getattr(collator, part.name) for part in fields(collator)}
     return replace(session, collator=FeatureCollator(**given, store=store))
+
+
+def _check_several(session: TunedSession, splits: Sequence[Dataset]) -> None:
+    """Raise UserError if the images of the first row that shows several have other features together than each alone
+    (LLaVA-OneVision cuts no tiles where there are several).
+    """
+    several = (own for rows in splits for own in rows.select_columns(["images"])["images"] if len(own) > 1)
+    if (images := next(several, None)) is None:
+        return
+    alone, together = ([[image] for image in images], [images])
+    parts = [torch.cat([_features_of(session, own) for own in shown]) for shown in (alone, together)]
+    same = parts[0].shape == parts[1].shape and (parts[0] - parts[1]).norm() <= ROUNDING * parts[1].norm()
+    if not same:
+        raise _unfit(session.recipe, "The model gives other features of an image where a sample shows several.")
+
+
+def _features_of(session: TunedSession, images: Sequence[ImageFile]) -> Tensor:
+    """The features of a row's images, one after the other, in fp32. Raises UserError where there are none to keep."""
+    pooled, _ = image_features(
+        session.backbone, session.on_device(session.collator.prompts([question_about(images, "?")]))
+    )
+    if pooled is None:
+        raise _unfit(session.recipe, UNKEPT)
+    return torch.cat([own.reshape(-1, own.shape[-1]).float() for own in pooled])
 
 
 def compute(session: TunedSession, store: FeatureStore, images: Sequence[ImageFile]) -> None:
@@ -135,7 +163,7 @@ def compute(session: TunedSession, store: FeatureStore, images: Sequence[ImageFi
     pooled, deep = image_features(session.backbone, session.on_device(session.collator.prompts(questions)))
     together = isinstance(pooled, Tensor) and pooled.dim() == 2  # of all images, one after the other
     if pooled is None or together or (deep and {len(images)} != {len(part) for part in (pooled, *deep)}):
-        raise _unfit(session.recipe, "The model gives other features of an image than can be kept.")
+        raise _unfit(session.recipe, UNKEPT)
     if len(pooled) != len(images) and len(images) > 1:
         for image in images:
             compute(session, store, [image])

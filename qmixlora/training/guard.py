@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,8 @@ from transformers import TrainerCallback
 
 from qmixlora import processes
 from qmixlora.backbone import Anatomy, check_quantized
+from qmixlora.data import Collator
+from qmixlora.data.rendering.collate import MIXED
 from qmixlora.errors import UserError
 from qmixlora.mixlora import PEFT_PREFIX, is_adapter_parameter
 from qmixlora.recipe import Recipe
@@ -143,6 +146,21 @@ def check_has_images(recipe: Recipe, rows: Dataset) -> None:
             where=f"adapter.projector: {kind}",
             fix="Set adapter.projector=frozen, or check the data's images with `qmixlora data`.",
         )
+
+
+def check_kinds(recipe: Recipe, collator: Collator, splits: Mapping[str, Dataset]) -> None:
+    """Raise UserError if a batch of a split can have rows with and without images, which the model does not mix."""
+    spec = recipe.train
+    for split, rows in splits.items():
+        is_train = split == "train"
+        key, size = ("train.eval_batch_size", spec.eval_batch_size)
+        if is_train:
+            key, size = ("train.micro_batch_size", spec.batch_tokens or spec.micro_batch_size)
+        shown = {len(images) > 0 for images in rows.select_columns(["images"])["images"]} if size > 1 else {True}
+        if len(shown) > 1 and not collator.mixes:
+            more = " (with more train.gradient_accumulation, and without train.batch_tokens)" if is_train else ""
+            fix = f"Set {key}=1{more}; or show images with every sample, or with none."
+            raise UserError(MIXED, where=f"data.{split}", fix=fix)
 
 
 def _note(ran: set[nn.Module], module: nn.Module, args: Any) -> None:

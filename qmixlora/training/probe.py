@@ -103,6 +103,9 @@ class PlannedBatch:
     def decode(self, tokens_BS: Tensor) -> list[str]:
         raise NotImplementedError("a planned batch is for training")
 
+    def of_one_kind(self, rows: Sequence[Conversation]) -> list[list[int]]:
+        raise NotImplementedError("a planned batch is for training")
+
 
 def probe(recipe: Recipe, plan: Plan) -> Probe:
     """Two steps of the planned batch through the run's own Trainer. The residual is kept (see `residuals`).

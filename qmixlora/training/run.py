@@ -28,7 +28,7 @@ from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
 from .earlier import set_aside
 from .features import with_cached_features
 from .finite import NotFiniteError
-from .guard import check_has_images
+from .guard import check_has_images, check_kinds
 from .history import History, check_same_adapter
 from .look_ahead import check_look_ahead
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step
@@ -145,6 +145,7 @@ def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts, dict[str,
     """
     splits = [split for split in splits_of(recipe.data) if split != "test"]
     found = taught(recipe.data, open_collator(recipe), splits)
+    check_kinds(recipe, found.collator, found.rows)
     return found.rows, found.facts(recipe.train), found.read_in.held_out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +14,13 @@ from qmixlora.backbone.levers.quantized_vision import vision_linears
 from qmixlora.bases import own_base
 from qmixlora.data import IGNORED, IMAGE, question_about
 from qmixlora.errors import UserError
+from qmixlora.evaluation import answer_rows
 from qmixlora.export.static import read
 from qmixlora.mixlora import routed_as
 from qmixlora.session import open_model
+from qmixlora.training import train
 
-from .case import Case, another_picture, logits_of, plain_inputs
+from .case import QUIET, Case, another_picture, logits_of, plain_inputs
 from .outcomes import WORKS, outcomes
 from .stages import STAGES, routing
 from .table import DOCUMENT
@@ -55,6 +59,42 @@ def test_a_stage_works_in_a_family(stage: str, tmp_path: Path) -> None:
 def test_a_question_without_an_image_that_a_processor_cannot_read_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="takes no sample without an image"):
         Case(VARIANTS[name], tmp_path).session.collator.prompts([question_about([], "what ?")])
+
+
+def test_rows_with_pictures_and_without_are_batched_apart_where_a_model_computes_them_otherwise(tmp_path: Path) -> None:
+    """Llama 3.2 Vision: a batch of both raises in the processor or in the model, or changes what has no picture."""
+    case = Case(VARIANTS["mllama"], tmp_path)
+    session, plain = case.session, question_about([], "which colour ?", task="a")
+    rows = [case.rows[0], plain, case.rows[1], plain]
+    with pytest.raises(UserError, match="Samples with images are in one batch"):
+        session.collator.prompts(rows)
+    assert answer_rows(session, rows, batch_size=4) == answer_rows(session, rows, batch_size=1)
+    batches = [*session.batches(rows)]
+    assert batches == [[plain, plain], [case.rows[0], case.rows[1]]]
+    samples = json.loads(case.data.read_text(encoding="utf-8"))
+    samples[1] = {"conversations": [{"from": "human", "value": "why ?"}, *samples[1]["conversations"][1:]], "task": "a"}
+    case.data.write_text(json.dumps(samples), encoding="utf-8")
+    for batch in ({}, {"micro_batch_size": 1, "batch_tokens": 1500}):
+        with pytest.raises(UserError, match=r"(?s)data\.train.*train\.micro_batch_size=1"):
+            train(case.recipe(train=batch), console=QUIET)
+    train(case.recipe("apart", train={"micro_batch_size": 1}), console=QUIET)
+    held_out = case.recipe("held", data={"validation": str(case.data)}, train={"micro_batch_size": 1})
+    with pytest.raises(UserError, match=r"(?s)data\.validation.*train\.eval_batch_size=1"):
+        train(held_out, console=QUIET)
+
+
+@pytest.mark.parametrize(("name", "is_kept"), [("llava_onevision", False), ("qwen3_vl", True)])
+def test_features_that_depend_on_the_pictures_beside_are_not_kept(name: str, is_kept: bool, tmp_path: Path) -> None:
+    """LLaVA-OneVision cuts no tiles where a sample shows several pictures."""
+    case = Case(VARIANTS[name], tmp_path)
+    samples = json.loads(case.data.read_text(encoding="utf-8"))
+    turns = [{"from": "human", "value": "<image><image>how ?"}, *samples[1]["conversations"][1:]]
+    samples[1] = {"images": ["0.png", "1.png"], "conversations": turns, "task": "a"}
+    case.data.write_text(json.dumps(samples), encoding="utf-8")
+    recipe = case.recipe(adapter={"projector": "frozen"}, train={"cache_features": True})
+    refused = nullcontext() if is_kept else pytest.raises(UserError, match="where a sample shows several")
+    with refused:
+        train(recipe, console=QUIET)
 
 
 TALKING = ("qwen3_vl", "kimi_k25", "mllama")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,9 +18,12 @@ from qmixlora.errors import UserError
 from .family import Family, ImageInput
 
 RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0, 1 / 3, 3.0, 0.4, 2.5)
+# of photographs, and of grids of tiles that none of these fills
+MORE = [side for ratio in (4 / 3, 3 / 2, 5 / 3, 16 / 9, 7 / 2, *range(5, 13)) for side in (ratio, 1 / ratio)]
 SIZES = [
     (int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448, 48, 34) for ratio in RATIOS
 ]  # width, height
+SIZES += [(int(1600 * ratio**0.5), int(1600 / ratio**0.5)) for ratio in MORE] + [(1, 1)]
 Change = Callable[[Any, PretrainedConfig], None]  # of an image processor, and of a config that has to agree
 KINDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 SWITCHES = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # cut an image into tiles
@@ -58,13 +62,13 @@ class Measured(Family):
 
     def smallest(self, config: PretrainedConfig) -> int:
         most = _Counter(self.processor, config)
-        counts = [most()]
+        smallest = most()
         for whole in (False, True):
             for name, values in _numbers(self.processor.image_processor, config).items():
-                least = (most.after(_change(whole, name, value)) for value in reversed(values))
-                counts.append(next((count for count in least if count is not None), counts[0]))
-            counts.append(most.after(_change(whole, None, None)) or counts[0])
-        return min(counts)
+                least = (most.after(_change(whole, name, value), smallest) for value in reversed(values))
+                smallest = min(smallest, next((count for count in least if count is not None), smallest))
+            smallest = min(smallest, most.after(_change(whole, None, None), smallest) or smallest)
+        return smallest
 
     def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
         processor, own = self.processor, config
@@ -87,20 +91,21 @@ class Measured(Family):
         return ImageInput(ids_L, values, along)
 
     def limit(self, processor: ProcessorMixin | None, config: PretrainedConfig, budget: int) -> None:
-        if processor is None or (most := _Counter(processor, config))() <= budget:
+        if processor is None or (most := _Counter(processor, config))(budget) <= budget:
             return
+        after = cache(lambda change: most.after(change, budget))
         fitting: dict[int, Change] = {}
         for whole in (False, True):
             for name, values in _numbers(processor.image_processor, config).items():
                 changes = [_change(whole, name, value) for value in values]
                 # images get no larger from one value to the next
-                index = bisect_left(changes, True, key=lambda change: _fits(most.after(change), budget))
+                index = bisect_left(changes, True, key=lambda change: _fits(after(change), budget))
                 for change in changes[index:]:  # some values are none that the processor takes
-                    if (count := most.after(change)) is not None:
+                    if (count := after(change)) is not None:
                         fitting.setdefault(count, change)
                         break
             change = _change(whole, None, None)
-            if (count := most.after(change)) is not None and count <= budget:
+            if (count := after(change)) is not None and count <= budget:
                 fitting.setdefault(count, change)
         assert fitting, "no budget is under the smallest"
         fitting[max(fitting)](processor.image_processor, config)
@@ -120,18 +125,23 @@ class _Counter:
         self.tells = False
         self.tells = all(self._told(size) == self._counted(size) for size in SIZES[9:11])
 
-    def __call__(self) -> int:
-        """The most of any image."""
-        return max(self.count(size) for size in SIZES)
+    def __call__(self, budget: float = math.inf) -> int:
+        """The most of any image; where one has more than the budget, as many as the first such one."""
+        most = 0
+        for size in SIZES:
+            most = max(most, self.count(size))
+            if most > budget:
+                break
+        return most
 
-    def after(self, change: Change) -> int | None:
-        """The most after a change of the processor; None where it does not work so."""
+    def after(self, change: Change, budget: int) -> int | None:
+        """As a call after a change of the processor; None where it does not work so."""
         other = copy.copy(self)
         other.processor, other.config = copy.deepcopy(self.processor), copy.deepcopy(self.config)
         change(other.processor.image_processor, other.config)
         try:
             other._counted(SIZES[9])  # what is told need not be what is taken
-            return other()
+            return other(budget)
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError, KeyError):  # each in its own way
             return None
 

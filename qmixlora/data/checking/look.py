@@ -21,8 +21,9 @@ from qmixlora.data.images.opening import check_body
 from qmixlora.data.images.shapes import shape_problem
 from qmixlora.data.reading.store import records
 from qmixlora.data.refusals import Refusals
-from qmixlora.data.rendering.collate import Collator, check_length
+from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.lengths import Lengths, by_path
+from qmixlora.data.rendering.refusing import check_length
 from qmixlora.errors import UserError
 from qmixlora.garbage import without_garbage_collection
 from qmixlora.parallel import in_chunks
@@ -34,21 +35,23 @@ CHUNK = 500  # rows that a process looks at before it is given others
 
 @dataclass(frozen=True)
 class Look:
-    """The rows that fit, and what was refused; how many rows have how many images, and how many occur again; and of all
-    rows their images' tokens (-1 where they do not fit) and their characters.
+    """The rows that fit, and what was refused; how many rows have how many images, and how many occur again; of rows
+    with an image over `data.max_image_tokens`, its image tokens; and of all rows their images' tokens (-1 where they do
+    not fit) and their characters.
     """
 
     kept: list[int]
     refusals: Refusals
     images: dict[int, int]
     duplicates: int
+    over: list[int]
     image_tokens_R: NDArray[np.int32]
     characters_R: NDArray[np.int32]
 
 
 class _Seen(NamedTuple):
     """One row: why it is refused, if it is, as (where, what); the tokens of its images, and its characters; their
-    number; and what makes it the same as another.
+    number; what makes it the same as another; and the image tokens of an image over the budget, 0 where none is.
     """
 
     refused: tuple[str, str] | None
@@ -56,6 +59,7 @@ class _Seen(NamedTuple):
     characters: int
     images: int
     identity: int
+    over: int
 
 
 def look_at(rows: Dataset, collator: Collator, data: Data) -> Look:
@@ -78,6 +82,7 @@ def look_at(rows: Dataset, collator: Collator, data: Data) -> Look:
         refusals,
         images=dict(sorted(Counter(one.images for one in seen).items())),
         duplicates=len(seen) - len({one.identity for one in seen}),
+        over=[one.over for one in seen if one.refused is None and one.over],
         image_tokens_R=np.array([one.image_tokens for one in seen], np.int32),
         characters_R=np.array([one.characters for one in seen], np.int32),
     )
@@ -104,6 +109,8 @@ class _Judge:
         self.frame = cache(self._frame)
         self.alone = cache(self._alone)
         self.problem = cache(lambda size: shape_problem(collator.processor, size, data.max_pixels))
+        budget = data.max_image_tokens
+        self.over = cache(lambda size: 0 if budget is None else self.length.over(size, budget))
         self.body = by_path(lambda image: check_body(image, data.max_pixels))
 
     def seen(self, row: Conversation, name: str) -> _Seen:
@@ -113,15 +120,18 @@ class _Judge:
         identity = _hash([[turn["role"], turn["text"]] for turn in row["turns"]], images)
         try:
             image_tokens, refused = self._image_tokens(row), None
+            over = max((self.over(self.length.size(image)) for image in row["images"]), default=0)
         except UserError as error:
-            image_tokens, refused = -1, (f"{error.where} of {name}" if error.where else name, error.what)
-        return _Seen(refused, image_tokens, characters, len(images), identity)
+            over, image_tokens, refused = 0, -1, (f"{error.where} of {name}" if error.where else name, error.what)
+        return _Seen(refused, image_tokens, characters, len(images), identity, over)
 
     def _image_tokens(self, row: Conversation) -> int:
         """The tokens of a row's images. Raises UserError where the row cannot be taught."""
         if not row["images"] and (why := self.alone()):
             raise UserError(why, where="")
-        image_tokens = sum(self._tokens_of(image) for image in row["images"])
+        for image in row["images"]:
+            self._check(image)
+        image_tokens = self.length.of_images(row)
         # a token stands for one byte at least, so that most rows need not be tokenized
         texts = sum(len(turn["text"].encode(errors="replace")) + 2 for turn in row["turns"])
         longest = self.data.max_length
@@ -134,13 +144,11 @@ class _Judge:
             check_length(self.length(row, image_tokens), longest)
         return image_tokens
 
-    def _tokens_of(self, image: ImageFile) -> int:
+    def _check(self, image: ImageFile) -> None:
         if self.data.check_images == "full":
             self.body(image)
-        size = self.length.size(image)
-        if problem := self.problem(size):
+        if problem := self.problem(self.length.size(image)):
             raise UserError(problem, where="")
-        return self.length.of_image(size)
 
     def _alone(self) -> str | None:
         """Why the processor takes no sample without an image, if it takes none."""

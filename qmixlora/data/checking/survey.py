@@ -13,8 +13,9 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from qmixlora.data.rendering.collate import Collator, naming
+from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.lengths import Lengths
+from qmixlora.data.rendering.refusing import naming
 from qmixlora.data.splits.tasks import indices_by_answer
 
 SAMPLED = 1000  # samples whose length is worked out for the median and the 99th percentile

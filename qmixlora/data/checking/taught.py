@@ -64,8 +64,9 @@ class Checked:
             split: too_long_to_generate(answers[split].values(), self.collator, spec.max_new_tokens) for split in asked
         }
         spelled = {split: learned_as_letters(own.values(), self.collator.template) for split, own in answers.items()}
-        of_texts = [f"data.{split}: {told}" for texts in (cut, spelled) for split, told in texts.items() if told]
-        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *of_texts])
+        over = {split: verdict.told_of_images(self.data.max_image_tokens) for split, verdict in self.verdicts.items()}
+        told = [f"data.{split}: {what}" for texts in (over, cut, spelled) for split, what in texts.items() if what]
+        return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *told])
 
 
 def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:

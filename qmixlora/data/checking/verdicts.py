@@ -22,13 +22,14 @@ from .look import look_at
 from .survey import Survey, survey
 
 MANY = 2000  # rows that take long enough to be remembered
-VERSION = 4  # raise it with every change of what is refused, or kept
+VERSION = 5  # raise it with every change of what is refused, or kept
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The rows that fit, by number; what was refused; the survey of those that fit (None where none does); how many
-    rows have how many images; and how many occur again.
+    rows have how many images; how many occur again; and of rows with an image over `data.max_image_tokens`, its image
+    tokens.
     """
 
     kept: list[int]
@@ -36,6 +37,16 @@ class Verdict:
     survey: Survey | None
     images: dict[int, int]
     duplicates: int
+    over: list[int]
+
+    def told_of_images(self, budget: int | None) -> str | None:
+        """What to say of images over `data.max_image_tokens`; None where there are none."""
+        if not self.over:
+            return None
+        return (
+            f"{len(self.over)} samples show images of more tokens than data.max_image_tokens, {budget} (up to "
+            f"{max(self.over)}), which the model's processor makes of their shape; pad or crop them where memory is short."
+        )
 
 
 def verdict_on(rows: Dataset, collator: Collator, data: Data) -> Verdict:
@@ -56,7 +67,7 @@ def _found(rows: Dataset, collator: Collator, data: Data) -> Verdict:
     if look.kept:
         fit = rows if not look.refusals.count else rows.select(look.kept)
         facts = survey(fit, collator, look.image_tokens_R[look.kept], look.characters_R[look.kept])
-    return Verdict(look.kept, look.refusals, facts, look.images, look.duplicates)
+    return Verdict(look.kept, look.refusals, facts, look.images, look.duplicates, look.over)
 
 
 def _place_of(rows: Dataset, collator: Collator, data: Data) -> Path:
@@ -89,6 +100,7 @@ def _known(place: Path, count: int) -> Verdict | None:
             survey=None if found["survey"] is None else Survey(**found["survey"]),
             images={int(number): rows for number, rows in found["images"].items()},
             duplicates=found["duplicates"],
+            over=found["over"],
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -12,15 +12,18 @@ from qmixlora.data.formats import Conversation, ImageFile
 from qmixlora.errors import UserError
 from qmixlora.recipe import MAX_PIXELS
 
-from .opening import image_size, open_images, shown
+from .opening import blank_image, image_size, open_images, shown
+
+STRIP, TINY = 20, 4  # times as long as wide, and pixels: shapes that no processor was made for
 
 
 def shape_problem(processor: ProcessorMixin, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | None:
-    """Why an image of (width, height) pixels does not fit a processor, as a sentence; None if it does. Without pixels.
+    """Why an image of (width, height) pixels does not fit a processor, as a sentence; None if it does.
 
     Processors of models that take any size are asked for its tokens, and refuse what they would refuse in a batch
     (Qwen-VL: one side over 200 times the other). Those that scale the shorter side to a fixed length (CLIP) refuse
-    nothing, and would make an image of millions of pixels of a line; that counts as over `max_pixels`.
+    nothing, and would make an image of millions of pixels of a line; that counts as over `max_pixels`. Strips and
+    specks are processed, since some processors count tokens of what they refuse (Pixtral).
     """
     width, height = size
     count = getattr(processor, "_get_num_multimodal_tokens", None)  # what vLLM asks processors
@@ -36,15 +39,14 @@ def shape_problem(processor: ProcessorMixin, size: tuple[int, int], max_pixels: 
         return f"The model's processor refuses an image of {width} x {height} pixels: {shown(error)}."
     scaled: Any = getattr(processor.image_processor, "size", None) or {}
     edge = scaled.get("shortest_edge")
-    if not edge or scaled.get("longest_edge"):
-        return None
-    longer = edge * max(size) // min(size)
-    if edge * longer <= max_pixels:
-        return None
-    return (
-        f"The model's processor would scale an image of {width} x {height} pixels to {edge} x {longer}, "
-        f"over data.max_pixels, {max_pixels:,}."
-    )
+    longer = edge * max(size) // min(size) if edge and not scaled.get("longest_edge") else 0
+    if longer and edge * longer > max_pixels:
+        return (
+            f"The model's processor would scale an image of {width} x {height} pixels to {edge} x {longer}, "
+            f"over data.max_pixels, {max_pixels:,}."
+        )
+    is_odd = max(size) > STRIP * min(size) or min(size) < TINY
+    return _refused(processor, blank_image(size), size) if is_odd else None
 
 
 @contextmanager
@@ -66,7 +68,9 @@ def naming_refused_images(processor: ProcessorMixin, rows: Sequence[Conversation
         for row in rows:
             for file in row["images"]:
                 if (problem := _refusal(processor, file)) is not None:
-                    raise UserError(problem, where=shown(file["path"]), fix="Pad, crop or remove the image.") from error
+                    raise UserError(
+                        problem, where=shown(file["path"] or ""), fix="Pad, crop or remove the image."
+                    ) from error
         raise
 
 
@@ -74,6 +78,10 @@ def _refusal(processor: ProcessorMixin, file: ImageFile) -> str | None:
     size = image_size(file)
     if (problem := shape_problem(processor, size)) is not None:
         return problem
+    return _refused(processor, file, size)
+
+
+def _refused(processor: ProcessorMixin, file: ImageFile, size: tuple[int, int]) -> str | None:
     try:
         processor.image_processor(images=open_images([file]), return_tensors="pt")
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:

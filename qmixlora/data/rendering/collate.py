@@ -5,8 +5,7 @@ Shapes: B batch, S sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypedDict
@@ -15,14 +14,17 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from qmixlora.data.formats import IMAGE, Conversation, Turn, question_about
+from qmixlora.data.formats import Conversation, Turn, question_about
 from qmixlora.data.images.opening import blank_image, open_images
 from qmixlora.data.images.shapes import naming_refused_images
 from qmixlora.errors import UserError
 from qmixlora.mixlora import IGNORED, prompt_mask
 
+from .refusing import check_length, naming
 from .template import ChatTemplate
 from .tokenizing import Encoded, PieceTokenizer, reading_with
+
+MIXED = "Samples with images are in one batch with samples without, which this model computes otherwise than alone."
 
 
 class BatchCollator(Protocol):
@@ -41,6 +43,8 @@ class BatchCollator(Protocol):
     def routed_prompts(self, rows: Sequence[Conversation]) -> tuple[dict[str, Any], PromptRouting]: ...
 
     def decode(self, tokens_BS: Tensor) -> list[str]: ...
+
+    def of_one_kind(self, rows: Sequence[Conversation]) -> list[list[int]]: ...
 
 
 class PromptRouting(TypedDict):
@@ -117,6 +121,12 @@ class Collator:
         text = self.template.prompt(answered) if prompt else self.template.conversation(turns)
         return self._reader.encode([text], self._adds_special_tokens(text))[0].ids
 
+    def processed(self, row: Conversation) -> list[int]:
+        """The tokens of a row as a batch has them, its images in them, however many there are."""
+        batch, _ = self._encode([self.template.conversation(row["turns"])], [row], "right")
+        ids_S: list[int] = batch["input_ids"][0].tolist()
+        return ids_S
+
     def decode(self, tokens_BS: Tensor) -> list[str]:
         """Generated tokens as text, up to the first that generation stops at, as `text_of`."""
         stops = set(self.stop_ids)
@@ -138,6 +148,29 @@ class Collator:
             return frozenset()
         tokenizer = self.processor.tokenizer
         return frozenset(tokenizer.all_special_ids) - {*tokenizer.convert_tokens_to_ids(list(self.special_tokens))}
+
+    def of_one_kind(self, rows: Sequence[Conversation]) -> list[list[int]]:
+        """Rows by number, in as few batches as there have to be: one, or two where the model does not mix (`mixes`)."""
+        kinds = [[i for i, row in enumerate(rows) if bool(row["images"]) is shown] for shown in (False, True)]
+        return kinds if all(kinds) and not self.mixes else [list(range(len(rows)))]
+
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether a batch may hold samples with images and samples without. Llama 3.2 Vision's may not: its processor
+        looks for tiles in all of them, and its cross-attention changes those without where others have some.
+        """
+        rows = [question_about([], "?"), question_about([blank_image((64, 64))], "?")]
+        texts, images = (
+            [self.template.prompt(row["turns"]) for row in rows],
+            [open_images(row["images"]) for row in rows],
+        )
+        try:
+            self.processor(text=texts, images=self._arranged(images), padding=True, return_tensors="pt")
+        except IndexError:
+            return False
+        except (ValueError, TypeError, AttributeError, RuntimeError):  # of other reasons, which a batch names
+            return True
+        return True
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -169,6 +202,8 @@ class Collator:
         self, texts: list[str], rows: Sequence[Conversation], side: str
     ) -> tuple[dict[str, Any], list[Encoded]]:
         images = [open_images(row["images"]) for row in rows]
+        if any(images) and not all(images) and not self.mixes:
+            raise UserError(MIXED, where="", fix="Set the batch size to 1.")
         reader = PieceTokenizer(self.template.letters)
         with naming_refused_images(self.processor, rows):
             encoded = reading_with(self.processor, reader)(
@@ -252,23 +287,3 @@ def segment_tasks(row: Conversation, segments: int) -> str | list[str]:
     """The task of a row; where its answers are of several, those of its last so many segments."""
     own = (row.get("tasks") or [row["task"]])[-segments:]
     return own[-1] if len(set(own)) == 1 else own
-
-
-def check_length(length: int, max_length: int) -> None:
-    """Raise UserError for a sample of more tokens than `max_length`."""
-    if length > max_length:
-        raise UserError(
-            f"A sample has {length} tokens, over data.max_length, {max_length}; samples are never cut.",
-            fix="Raise data.max_length or remove the sample.",
-        )
-
-
-@contextmanager
-def naming(row: Mapping[str, Any]) -> Iterator[None]:
-    """Name the row in errors of a block: where it comes from, as far as is known, its task and how it begins."""
-    try:
-        yield
-    except UserError as error:
-        origin = f"{row['origin']}, " if row.get("origin") else ""
-        begins = f"{origin}task {row['task']}: {row['turns'][0]['text'].replace(IMAGE, '<image>')[:80]!r}"
-        raise UserError(error.what, where=error.where or begins, fix=error.fix) from error

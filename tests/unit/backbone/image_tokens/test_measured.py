@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 from PIL import Image
+from transformers import PretrainedConfig, ProcessorMixin
 
 from qmixlora.backbone.image_tokens import FAMILIES, largest_images, limit_image_tokens, placeholder_of
 from qmixlora.backbone.image_tokens.measured import Measured, _asked
@@ -28,6 +29,22 @@ def test_images_keep_to_the_least_budget(name: str) -> None:
         int((_asked(processor, size)["input_ids"] == placeholder_of(config)).sum()) for size in ((900, 900), (90, 300))
     ]
     assert 0 < max(counts) <= least
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (600, 400), (640, 360), (1000, 200), (90, 720), (1, 1)])
+def test_photographs_keep_to_a_budget_that_other_shapes_do_not_fill(
+    size: tuple[int, int], held_to_26: tuple[PretrainedConfig, ProcessorMixin]
+) -> None:
+    """A square and shapes of 2:1, 3:1 and 4:1 have other grids of tiles, which have fewer."""
+    config, processor = held_to_26
+    assert int((_asked(processor, size)["input_ids"] == placeholder_of(config)).sum()) <= 26
+
+
+@pytest.fixture(scope="module")
+def held_to_26() -> tuple[PretrainedConfig, ProcessorMixin]:
+    config, processor = VARIANTS["qianfan_ocr"].build()
+    limit_image_tokens(processor, config, 26)
+    return config, processor
 
 
 def test_the_largest_image_is_planned_by_its_processor() -> None:

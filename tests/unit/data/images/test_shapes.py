@@ -11,6 +11,7 @@ from qmixlora.data.formats import Conversation
 from qmixlora.data.images.opening import blank_image, open_images
 from qmixlora.data.images.shapes import naming_refused_images, shape_problem
 from qmixlora.errors import UserError
+from tests.families.variant import variants
 from tests.unit.backbone.image_tokens.families import MAKERS, marked
 
 EXTREME = [(1, 1), (3, 3), (1, 3), (4000, 16), (16, 4000), (1, 3000), (202, 1), (199, 1)]
@@ -34,6 +35,20 @@ def test_a_family_refuses_a_shape_in_a_batch_just_where_it_is_foretold(family: s
             assert foretold is not None and foretold in str(error) and f"{size[0]} x {size[1]}" in foretold
         else:
             assert foretold is None, size
+
+
+@pytest.mark.parametrize("name", ["pixtral", "lfm2_vl", "video_llava"])
+def test_a_strip_or_a_speck_that_only_a_batch_refuses_is_foretold(name: str) -> None:
+    """Pixtral tells tokens of a strip whose shorter side it scales to nothing; LFM2-VL and Video-LLaVA tell nothing."""
+    processor = variants()[name].build()[1]
+    refused = set()
+    for size in [(15, 4000), (2, 300), (300, 2), (1, 1), (1000, 40), (40, 1000)]:
+        try:
+            processor.image_processor(images=open_images([blank_image(size)]), return_tensors="pt")
+        except (ValueError, RuntimeError):
+            refused.add(size)
+        assert (shape_problem(processor, size) is not None) is (size in refused), size
+    assert refused
 
 
 @pytest.mark.parametrize(
