@@ -45,7 +45,7 @@ class Verdict:
             return None
         return (
             f"{len(self.over)} samples show images of more tokens than data.max_image_tokens, {budget} (up to "
-            f"{max(self.over)}), which the model's processor makes of their shape; pad or crop them where memory is short."
+            f"{max(self.over)}), which the model's processor makes of their shape; pad or crop them."
         )
 
 
