@@ -21,7 +21,6 @@ from qmixlora.data.images.opening import check_body
 from qmixlora.data.images.shapes import shape_problem
 from qmixlora.data.reading.store import records
 from qmixlora.data.refusals import Refusals
-from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.lengths import Lengths, by_path
 from qmixlora.data.rendering.refusing import check_length
 from qmixlora.errors import UserError
@@ -62,13 +61,13 @@ class _Seen(NamedTuple):
     over: int
 
 
-def look_at(rows: Dataset, collator: Collator, data: Data) -> Look:
+def look_at(rows: Dataset, length: Lengths, data: Data) -> Look:
     """Look at all rows.
 
     Refused are rows longer than `data.max_length`, rows that the template cannot render, images of a shape that the
     processor refuses, and with `data.check_images: full` images that cannot be decoded.
     """
-    judge, refusals, kept = _Judge(collator, data), Refusals(), []
+    judge, refusals, kept = _Judge(length, data), Refusals(), []
     with progress("looking at samples") as tell:
         parts = in_chunks(partial(_seen, judge, rows), len(rows), CHUNK, tell)
     seen = [one for part in parts for one in part]
@@ -103,12 +102,11 @@ def _asked(row: Conversation) -> str:
 class _Judge:
     """Looks at rows one by one. What is asked again and again is remembered."""
 
-    def __init__(self, collator: Collator, data: Data) -> None:
-        self.collator, self.data = collator, data
-        self.length = Lengths(collator)
+    def __init__(self, length: Lengths, data: Data) -> None:
+        self.length, self.collator, self.data = length, length.collator, data
         self.frame = cache(self._frame)
         self.alone = cache(self._alone)
-        self.problem = cache(lambda size: shape_problem(collator.processor, size, data.max_pixels))
+        self.problem = cache(lambda size: shape_problem(self.collator.processor, size, data.max_pixels))
         budget = data.max_image_tokens
         self.over = cache(lambda size: 0 if budget is None else self.length.over(size, budget))
         self.body = by_path(lambda image: check_body(image, data.max_pixels))

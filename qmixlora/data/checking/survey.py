@@ -13,7 +13,6 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.lengths import Lengths
 from qmixlora.data.rendering.refusing import naming
 from qmixlora.data.splits.tasks import indices_by_answer
@@ -56,12 +55,11 @@ class Survey:
 
 
 def survey(
-    rows: Dataset, collator: Collator, image_tokens_R: NDArray[np.int32], characters_R: NDArray[np.int32]
+    rows: Dataset, length_of: Lengths, image_tokens_R: NDArray[np.int32], characters_R: NDArray[np.int32]
 ) -> Survey:
     """Survey rows of which the tokens of their images, and the characters of their turns are known. Raises UserError,
     which names the row, if the chat template refuses one for its words.
     """
-    length_of = Lengths(collator)
     estimate_R = image_tokens_R + characters_R // CHARACTERS
 
     def length(index: int) -> int:

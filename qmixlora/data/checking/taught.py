@@ -15,6 +15,7 @@ from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.answers import one_answer_each
 from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.dates import date_problem
+from qmixlora.data.rendering.lengths import Lengths
 from qmixlora.data.rendering.rendering import rendering_problem
 from qmixlora.data.splits.loading import Splits, read_splits, source_of
 from qmixlora.recipe import Data, Train
@@ -77,9 +78,10 @@ def checked(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
     """
     loaded, verdicts, rewritten = dict[str, Loaded](), dict[str, Verdict](), list[str]()
     read_in, dated = read_splits(data, splits), date_problem(collator.template)
+    length = Lengths(collator)
     for split, one in read_in.loaded.items():
         rows = one_answer_each(one.rows, collator.template)
-        verdict = verdict_on(rows, collator, data)
+        verdict = verdict_on(rows, length, data)
         refused = Refusals.of_all([one.refused, verdict.refusals])
         read = one.read + len(rows) - len(one.rows)
         loaded[split], verdicts[split] = Loaded(rows, one.refused, read), replace(verdict, refusals=refused)

@@ -15,6 +15,7 @@ from qmixlora.data.images.appearance import APPEARANCE_VERSION
 from qmixlora.data.images.keys import images_state
 from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.collate import Collator
+from qmixlora.data.rendering.lengths import Lengths
 from qmixlora.files import cache_folder, write_json
 from qmixlora.recipe import Data
 
@@ -49,24 +50,24 @@ class Verdict:
         )
 
 
-def verdict_on(rows: Dataset, collator: Collator, data: Data) -> Verdict:
+def verdict_on(rows: Dataset, length: Lengths, data: Data) -> Verdict:
     """What a look at all rows finds. Of many rows it is remembered."""
     if len(rows) < MANY:
-        return _found(rows, collator, data)
-    place = _place_of(rows, collator, data)
+        return _found(rows, length, data)
+    place = _place_of(rows, length.collator, data)
     known = _known(place, len(rows))
     if known is None:
-        known = _found(rows, collator, data)
+        known = _found(rows, length, data)
         _keep(place, known, len(rows))
     return known
 
 
-def _found(rows: Dataset, collator: Collator, data: Data) -> Verdict:
-    look = look_at(rows, collator, data)
+def _found(rows: Dataset, length: Lengths, data: Data) -> Verdict:
+    look = look_at(rows, length, data)
     fit, facts = rows, None
     if look.kept:
         fit = rows if not look.refusals.count else rows.select(look.kept)
-        facts = survey(fit, collator, look.image_tokens_R[look.kept], look.characters_R[look.kept])
+        facts = survey(fit, length, look.image_tokens_R[look.kept], look.characters_R[look.kept])
     return Verdict(look.kept, look.refusals, facts, look.images, look.duplicates, look.over)
 
 

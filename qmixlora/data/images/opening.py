@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,9 +82,14 @@ def check_body(file: ImageFile, max_pixels: int = MAX_PIXELS, *, named_by: str =
 
 def blank_image(size: tuple[int, int]) -> ImageFile:
     """A black image of (width, height) pixels, as a row holds one."""
+    return {"path": None, "bytes": _blank_png(size)}
+
+
+@lru_cache(maxsize=64)
+def _blank_png(size: tuple[int, int]) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size).save(file, "PNG")
-    return {"path": None, "bytes": file.getvalue()}
+    return file.getvalue()
 
 
 def _decoded(file: ImageFile, named_by: str = "") -> Image.Image:

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from qmixlora.data import IGNORED, Collator
+from qmixlora.data import IGNORED, Collator, Lengths
 from qmixlora.data.checking.survey import Survey
 from qmixlora.data.checking.verdicts import verdict_on
 from qmixlora.recipe import Data
@@ -27,6 +27,6 @@ def decoded(collator: Collator, batch: dict[str, Any], index: int, key: str) -> 
 
 def surveyed(rows: Dataset, collator: Collator) -> Survey:
     """The survey of rows that all fit."""
-    verdict = verdict_on(rows, collator, Data(train="here", max_length=collator.max_length))
+    verdict = verdict_on(rows, Lengths(collator), Data(train="here", max_length=collator.max_length))
     assert verdict.survey is not None and not verdict.refusals.count
     return verdict.survey

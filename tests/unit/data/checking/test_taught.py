@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qmixlora.data import Collator, load_split, taught
+from qmixlora.data import Collator, Lengths, load_split, taught
 from qmixlora.data.checking import look, verdicts
 from qmixlora.data.reading import store
 from qmixlora.errors import UserError
@@ -208,5 +208,7 @@ def test_rows_are_looked_at_alike_in_one_process_and_in_several(
     found = []
     for chunk in (3, 100):
         monkeypatch.setattr(look, "CHUNK", chunk)
-        found.append(verdicts.verdict_on(load_split(recipe.data, "train"), Collator(processor, 128), recipe.data))
+        found.append(
+            verdicts.verdict_on(load_split(recipe.data, "train"), Lengths(Collator(processor, 128)), recipe.data)
+        )
     assert found[0] == found[1] and found[0].refusals.count == 3

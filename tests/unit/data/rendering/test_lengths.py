@@ -55,7 +55,7 @@ def test_a_row_of_several_images_is_refused_by_the_length_that_its_batch_has() -
     longest = Collator(processor, 100_000)([row])["input_ids"].shape[1]
     rows = Dataset.from_list([row], features=FEATURES)  # type: ignore[list-item]
     kept = [
-        look_at(rows, Collator(processor, most), Data(train="here", max_length=most)).kept
+        look_at(rows, Lengths(Collator(processor, most)), Data(train="here", max_length=most)).kept
         for most in (longest, longest - 1)
     ]
     assert kept == [[0], []]
