@@ -15,6 +15,7 @@ from qmixlora.recipe import MAX_PIXELS
 from .opening import blank_image, image_size, open_images, shown
 
 STRIP, TINY = 20, 4  # times as long as wide, and pixels: shapes that no processor was made for
+QUICK = 2**22  # scaled pixels that are processed in a moment
 
 
 def shape_problem(processor: ProcessorMixin, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | None:
@@ -23,7 +24,8 @@ def shape_problem(processor: ProcessorMixin, size: tuple[int, int], max_pixels: 
     Processors of models that take any size are asked for its tokens, and refuse what they would refuse in a batch
     (Qwen-VL: one side over 200 times the other). Those that scale the shorter side to a fixed length (CLIP) refuse
     nothing, and would make an image of millions of pixels of a line; that counts as over `max_pixels`. Strips and
-    specks are processed, since some processors count tokens of what they refuse (Pixtral).
+    specks are processed, since some processors count tokens of what they refuse (Pixtral), unless they are scaled to
+    very many pixels.
     """
     width, height = size
     count = getattr(processor, "_get_num_multimodal_tokens", None)  # what vLLM asks processors
@@ -46,7 +48,8 @@ def shape_problem(processor: ProcessorMixin, size: tuple[int, int], max_pixels: 
             f"over data.max_pixels, {max_pixels:,}."
         )
     is_odd = max(size) > STRIP * min(size) or min(size) < TINY
-    return _refused(processor, blank_image(size), size) if is_odd else None
+    is_quick = not longer or edge * longer <= QUICK
+    return _refused(processor, blank_image(size), size) if is_odd and is_quick else None
 
 
 @contextmanager
