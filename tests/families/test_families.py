@@ -61,6 +61,7 @@ def test_a_question_without_an_image_that_a_processor_cannot_read_is_refused(nam
         Case(VARIANTS[name], tmp_path).session.collator.prompts([question_about([], "what ?")])
 
 
+@pytest.mark.long
 def test_rows_with_pictures_and_without_are_batched_apart_where_a_model_computes_them_otherwise(tmp_path: Path) -> None:
     """Llama 3.2 Vision: a batch of both raises in the processor or in the model, or changes what has no picture."""
     case = Case(VARIANTS["mllama"], tmp_path)
@@ -140,11 +141,14 @@ def test_a_projector_inside_the_vision_tower_learns_factors_that_the_base_of_its
     assert own_base(case.lora) is not None
 
 
-LINEAR_PATCHES = ("cosmos3_edge", "ernie4_5_vl_moe", "gemma4", "lfm3_vl", "llama4", "muse_glimmer")  # as lfm2_vl
+LINEAR_PATCHES = {  # as lfm2_vl
+    **dict.fromkeys(("cosmos3_edge", "gemma4", "llama4"), pytest.mark.long),
+    **dict.fromkeys(("ernie4_5_vl_moe", "lfm3_vl", "muse_glimmer"), pytest.mark.exhaustive),
+}
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-@pytest.mark.parametrize("name", ["lfm2_vl", *(pytest.param(name, marks=pytest.mark.long) for name in LINEAR_PATCHES)])
+@pytest.mark.parametrize("name", ["lfm2_vl", *(pytest.param(n, marks=mark) for n, mark in LINEAR_PATCHES.items())])
 def test_a_tower_in_8_or_4_bits_sees_with_its_rounded_weights(name: str, kind: str, tmp_path: Path) -> None:
     """Also where patches are embedded by a linear layer, to whose dtype the tower casts its pixels."""
     case = Case(VARIANTS[name], tmp_path)

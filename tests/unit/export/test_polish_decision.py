@@ -250,6 +250,7 @@ def test_steps_that_are_asked_for_stay_even_if_they_make_the_mean_worse(run: Pat
     assert fidelity.polish_steps == 15
 
 
+@pytest.mark.long
 def test_steps_on_the_command_line_are_steps_that_are_asked_for(run: Path, qmixlora: CommandLine) -> None:
     done = qmixlora("export", run, "--task", "color", "--polish", "3", "--json")
     (report,) = json.loads(done.stdout)

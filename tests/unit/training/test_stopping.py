@@ -80,6 +80,7 @@ def test_a_signal_finishes_the_step_and_keeps_it(
     assert same(train(recipe, resume=True, console=QUIET), straight)
 
 
+@pytest.mark.long
 def test_a_second_signal_stops_at_once_and_loses_nothing_older(
     make_recipe: Callable[..., Recipe], signalled: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -168,8 +168,16 @@ def test_features_that_are_not_by_image_are_not_cached(recipe_for: Callable[...,
         train(recipe_for(family, **CACHED), console=Console(quiet=True))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("family", sorted(MAKERS.keys() - TOGETHER))
+SOME = {"llava", "internvl", "qwen2_5_vl"}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=pytest.mark.long if family in SOME else pytest.mark.exhaustive)
+        for family in sorted(MAKERS.keys() - TOGETHER)
+    ],
+)
 def test_a_run_with_cached_features_is_the_run_without(
     recipe_for: Callable[..., Recipe], tmp_path: Path, family: str
 ) -> None:
