@@ -54,7 +54,7 @@ def last_step(run: Path) -> int:
 ENDS = [
     (signal.SIGINT, 130),
     pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long),
-    pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long),
+    pytest.param(signal.SIGHUP, 129, marks=pytest.mark.exhaustive),
 ]
 
 

@@ -27,8 +27,9 @@ from .helpers import QUIET
 
 
 # 4 steps are an epoch: within the first, and the first of the second
-@pytest.mark.long
-@pytest.mark.parametrize("step", [3, 5])
+@pytest.mark.parametrize(
+    "step", [pytest.param(3, marks=pytest.mark.long), pytest.param(5, marks=pytest.mark.exhaustive)]
+)
 def test_going_on_equals_a_run_with_the_edited_recipe_from_there(
     make_recipe: Callable[..., Recipe], tmp_path: Path, card: Card, step: int
 ) -> None:
@@ -94,10 +95,12 @@ def test_what_was_changed_stands_in_the_runs_files(short_recipe: Recipe) -> None
     assert changes[0]["changed"] == {"train.micro_batch_size": 3, "train.gradient_accumulation": 6}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "spec",
-    [{"eval_every": 2, "max_steps": 4}, pytest.param({"epochs": 2, "max_steps": None}, marks=pytest.mark.long)],
+    [
+        pytest.param({"eval_every": 2, "max_steps": 4}, marks=pytest.mark.long),
+        pytest.param({"epochs": 2, "max_steps": None}, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_an_evaluation_that_ran_out_of_memory_is_made_up_for(
     make_recipe: Callable[..., Recipe], tmp_path: Path, card: Card, data: Path, spec: dict[str, Any]

@@ -113,7 +113,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         yield lambda kib: disks.enter_context(mounted(tmp_path / f"disk-{kib}", f"size={kib}k"))
 
 
-SIZES = [4, 64, 300, pytest.param(0, marks=pytest.mark.long)]  # KiB; 0: many
+SIZES = [4, 64, 300, pytest.param(0, marks=pytest.mark.exhaustive)]  # KiB; 0: many
 
 
 @pytest.mark.parametrize("size", SIZES)
