@@ -150,14 +150,14 @@ def check_has_images(recipe: Recipe, rows: Dataset) -> None:
 
 def check_kinds(recipe: Recipe, collator: Collator, splits: Mapping[str, Dataset]) -> None:
     """Raise UserError if a batch of a split can have rows with and without images, which the model does not mix."""
+    if collator.mixes:
+        return
     spec = recipe.train
+    of_training = ("train.micro_batch_size", spec.batch_tokens or spec.micro_batch_size)
     for split, rows in splits.items():
         is_train = split == "train"
-        key, size = ("train.eval_batch_size", spec.eval_batch_size)
-        if is_train:
-            key, size = ("train.micro_batch_size", spec.batch_tokens or spec.micro_batch_size)
-        shown = {len(images) > 0 for images in rows.select_columns(["images"])["images"]} if size > 1 else {True}
-        if len(shown) > 1 and not collator.mixes:
+        key, size = of_training if is_train else ("train.eval_batch_size", spec.eval_batch_size)
+        if size > 1 and len({len(images) > 0 for images in rows.select_columns(["images"])["images"]}) > 1:
             more = " (with more train.gradient_accumulation, and without train.batch_tokens)" if is_train else ""
             fix = f"Set {key}=1{more}; or show images with every sample, or with none."
             raise UserError(MIXED, where=f"data.{split}", fix=fix)

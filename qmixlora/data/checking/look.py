@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn, question_about
 from qmixlora.data.images.keys import image_key
-from qmixlora.data.images.opening import check_body
+from qmixlora.data.images.opening import blank_image, check_body
 from qmixlora.data.images.shapes import shape_problem
 from qmixlora.data.reading.store import records
 from qmixlora.data.refusals import Refusals
-from qmixlora.data.rendering.lengths import Lengths, by_path
+from qmixlora.data.rendering.lengths import SMALL, Lengths, by_path
 from qmixlora.data.rendering.refusing import check_length
 from qmixlora.errors import UserError
 from qmixlora.garbage import without_garbage_collection
@@ -132,13 +132,9 @@ class _Judge:
         image_tokens = self.length.of_images(row)
         # a token stands for one byte at least, so that most rows need not be tokenized
         texts = sum(len(turn["text"].encode(errors="replace")) + 2 for turn in row["turns"])
+        frame = self.frame(tuple((turn["role"], _without_words(turn["text"])) for turn in row["turns"]))
         longest = self.data.max_length
-        if (
-            self.frame(tuple((turn["role"], _without_words(turn["text"])) for turn in row["turns"]))
-            + texts
-            + image_tokens
-            > longest
-        ):
+        if frame + texts + image_tokens > longest:
             check_length(self.length(row, image_tokens), longest)
         return image_tokens
 
@@ -161,7 +157,8 @@ class _Judge:
         Raises UserError if it refuses such rows, as some do with images beside a system's words.
         """
         turns: list[Turn] = [{"role": role, "text": text} for role, text in shape]
-        return self.length({"turns": turns, "images": [], "task": ""}, 0)
+        images = [blank_image(SMALL)] * sum(text.count(IMAGE) for _, text in shape)
+        return self.length({"turns": turns, "images": images, "task": ""}, 0)
 
 
 def _without_words(text: str) -> str:

@@ -160,15 +160,13 @@ class Collator:
         looks for tiles in all of them, and its cross-attention changes those without where others have some.
         """
         rows = [question_about([], "?"), question_about([blank_image((64, 64))], "?")]
-        texts, images = (
-            [self.template.prompt(row["turns"]) for row in rows],
-            [open_images(row["images"]) for row in rows],
-        )
+        images = [open_images(row["images"]) for row in rows]
         try:
+            texts = [self.template.prompt(row["turns"]) for row in rows]
             self.processor(text=texts, images=self._arranged(images), padding=True, return_tensors="pt")
         except IndexError:
             return False
-        except (ValueError, TypeError, AttributeError, RuntimeError):  # of other reasons, which a batch names
+        except (UserError, ValueError, TypeError, AttributeError, RuntimeError):  # of other reasons, told by a batch
             return True
         return True
 

@@ -42,6 +42,15 @@ def test_rows_with_any_number_of_images_are_as_long_as_in_their_batch(name: str)
     assert [length(row, length.of_images(row)) for row in rows] == in_batches  # as a survey asks, when it knows these
 
 
+@pytest.mark.parametrize("name", ["molmo2", "idefics2"])
+def test_a_row_with_an_image_fits_where_rows_are_not_the_sum_of_text_and_images(name: str) -> None:
+    """Molmo2 takes no mark of an image without an image, the look's own row of such a shape among them."""
+    row = {**row_of(f"{IMAGE}how"), "tasks": [], "references": [], "learned": [], "origin": "o"}
+    rows = Dataset.from_list([row], features=FEATURES)
+    collator = Collator(variants()[name].build()[1], 1000)
+    assert look_at(rows, Lengths(collator), Data(train="here", max_length=1000)).kept == [0]
+
+
 def test_a_row_of_several_images_is_refused_by_the_length_that_its_batch_has() -> None:
     """LLaVA-OneVision cuts no tiles where there are several."""
     processor = variants()["llava_onevision"].build()[1]
