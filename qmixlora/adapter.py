@@ -153,6 +153,16 @@ def adapter_config(adapter: Adapter, anatomy: Anatomy, tasks: Sequence[str]) -> 
     )
 
 
+def adapter_problems(adapter: Adapter, anatomy: Anatomy) -> list[str]:
+    """What will surprise in this adapter on this model, each in one sentence."""
+    if adapter.projector == "full" and anatomy.vision and not anatomy.projectors:
+        return [
+            "adapter.projector: full, but between the model's vision tower and its decoder no projector was found: the "
+            "decoder's adapter alone is trained (adapter.projector=frozen says so)."
+        ]
+    return []
+
+
 def _projector_targets(anatomy: Anatomy) -> list[str]:
     """The projector's layers that take factors. Raises UserError where there is none."""
     if not anatomy.projector_targets:

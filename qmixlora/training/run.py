@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from qmixlora import processes
-from qmixlora.adapter import ADAPTER_WEIGHTS, check_fit_of_files, load_adapter, read_weights
+from qmixlora.adapter import ADAPTER_WEIGHTS, adapter_problems, check_fit_of_files, load_adapter, read_weights
 from qmixlora.data import DataFacts, fingerprint, indices_by_answer, splits_of, taught
 from qmixlora.errors import UserError
 from qmixlora.files import clear_disk_errors, replacing, write_json
@@ -80,7 +80,8 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     session = unless_out_of_memory(lambda: opened(recipe, tasks, start.init_from))
     if session is None:
         raise OutOfMemoryError(Moment("loading", start.checkpoint), folder)
-    for problem in [*facts.warnings, *schedule_problems(recipe, len(rows), batch)]:
+    of_adapter = adapter_problems(recipe.adapter, session.anatomy)
+    for problem in [*facts.warnings, *of_adapter, *schedule_problems(recipe, len(rows), batch)]:
         console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     history, digest, step = History(folder), fingerprint(rows), Moment("loading", start.checkpoint).step
     history.check_data(digest)

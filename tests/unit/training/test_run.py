@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+import qmixlora.session
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe
 from qmixlora.training import train
@@ -54,3 +58,19 @@ def test_a_run_is_never_overwritten(make_recipe: Callable[..., Recipe]) -> None:
 def test_there_is_nothing_to_resume_without_a_checkpoint(make_recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match="no checkpoint to resume from"):
         train(make_recipe(), resume=True, console=QUIET)
+
+
+@pytest.mark.parametrize(("projector", "is_told"), [("full", True), ("frozen", False)])
+def test_a_projector_that_was_not_found_is_told(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, projector: str, is_told: bool
+) -> None:
+    load = qmixlora.session.load_backbone
+
+    def unknown(*arguments: Any, **place: Any) -> Any:
+        backbone, processor, anatomy = load(*arguments, **place)
+        return backbone, processor, replace(anatomy, projectors=(), projector_targets=())
+
+    monkeypatch.setattr(qmixlora.session, "load_backbone", unknown)
+    told = io.StringIO()
+    train(make_recipe(adapter={"projector": projector}, train={"max_steps": 1}), console=Console(file=told))
+    assert ("no projector was found" in told.getvalue()) == is_told
