@@ -23,13 +23,14 @@ class PictureError(UserError):
 @dataclass
 class Refusals:
     """How many samples were refused, over their `pictures` among them; the first `LISTED` as (where, what); and how
-    many for each reason, which is `what` with its numbers left out.
+    many for each reason, which is `what` with its numbers left out. `doubts`: what is likely a mistake in the others.
     """
 
     count: int = 0
     pictures: int = 0
     first: list[list[str]] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
     def add(self, refusal: UserError) -> None:
         """Count one more."""
@@ -46,6 +47,7 @@ class Refusals:
         for part in parts:
             whole.count += part.count
             whole.pictures += part.pictures
+            whole.doubts += part.doubts
             whole.first = [*whole.first, *part.first][:LISTED]
             for reason, count in part.reasons.items():
                 whole._count_reason(reason, count)

@@ -66,6 +66,7 @@ def words_of(proposal: Proposal, config: PretrainedConfig, card: str | None) -> 
     if data.tasks == 1:
         lines.append('Where samples are of several tasks, let each say its own: "task" in a row, or data.columns.task.')
     lines += [_unused(proposal)] * bool(proposal.unused)
+    lines += [f"data.train: {doubt}" for doubt in data.doubts]
     values = dict(leaves(recipe.model_dump()))
     lines += [f"{Edit({path: values[path]})}  ({reason})" for path, reason in proposal.reasons.items()]
     plan = proposal.plan

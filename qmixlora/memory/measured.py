@@ -36,6 +36,7 @@ class Measured:
     longest_answer: int
     estimated: bool = False
     budget: int | None = None  # that images have to be held to for that estimate
+    doubts: Sequence[str] = ()  # what is likely a mistake in the samples that can be used
 
     @property
     def mean(self) -> float:
@@ -58,7 +59,8 @@ def measure(recipe: Recipe) -> Measured:
     answers = answers_by_task(looked_at.rows["train"]).values()
     longest_answer = max(generated_lengths({text for own in answers for text in own}, collator).values())
     sizes = facts.lengths, facts.most_tokens, facts.most_image_tokens, longest_answer
-    return Measured(facts.samples, facts.tasks, found.refusals.count, *sizes)
+    doubts = looked_at.loaded["train"].refused.doubts
+    return Measured(facts.samples, facts.tasks, found.refusals.count, *sizes, doubts=doubts)
 
 
 def _estimated(recipe: Recipe, rows: Dataset) -> Measured:

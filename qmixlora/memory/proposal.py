@@ -36,6 +36,7 @@ PADDED = 0.15  # the share of padding from which micro-batches are filled by tok
 STEPS = 300  # that a small data set is seen again for, as long as it is not seen too often
 MOST_EPOCHS = 5
 HELD_OUT = 0.05  # of the data, for validation
+LEFT_OUT = 0.1  # the share of samples that may be left out without a word of the user
 FEW = 60  # samples of which none are held out
 
 
@@ -148,9 +149,12 @@ def _of_the_data(measured: Measured, recipe: Recipe, reasons: dict[str, str]) ->
     if measured.longest_answer > recipe.train.max_new_tokens:
         values["train.max_new_tokens"] = measured.longest_answer
         reasons["train.max_new_tokens"] = f"the longest answer has {about}{measured.longest_answer} tokens with its end"
-    if measured.left_out:
+    read = measured.samples + measured.left_out
+    if 0 < measured.left_out <= LEFT_OUT * read:  # of more, planning says what is wrong with them
         values["data.on_bad_sample"] = "skip"
-        reasons["data.on_bad_sample"] = f"{measured.left_out} samples cannot be used; `qmixlora data` lists them"
+        reasons["data.on_bad_sample"] = (
+            f"{measured.left_out} of {read} samples cannot be used; `qmixlora data` lists them"
+        )
     if measured.samples >= FEW:
         values["data.validation"] = HELD_OUT
         reasons["data.validation"] = "a share that is held out, never parting samples that share an image"

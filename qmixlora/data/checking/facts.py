@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -108,8 +108,8 @@ def answers_by_task(rows: Dataset) -> dict[str, Counter[str]]:
 def warnings_of(
     data: Data, rows: Mapping[str, Dataset], answers: Mapping[str, Mapping[str, Counter[str]]]
 ) -> list[str]:
-    """What in held-out splits contradicts the training data, and metrics of no task, each with what to do; by
-    split, their rows and `answers_by_task`.
+    """What in held-out splits contradicts the training data, tasks that are hardly two, and metrics of no task, each
+    with what to do; by split, their rows and `answers_by_task`.
     """
     if "train" not in rows:
         return []
@@ -124,7 +124,18 @@ def warnings_of(
             for task, counts in answers[split].items()
             if (warning := _outside(task, counts, answers["train"].get(task)))
         ]
-    return told + _metrics_of_no_task(data, answers)
+    return [*told, *_tasks_alike(answers["train"]), *_metrics_of_no_task(data, answers)]
+
+
+def _tasks_alike(tasks: Iterable[str]) -> Iterator[str]:
+    """What to say of tasks whose names differ in capitals or white space alone."""
+    alike: dict[str, list[str]] = {}
+    for task in tasks:
+        alike.setdefault("".join(task.split()).casefold(), []).append(task)
+    for names in alike.values():
+        if len(names) > 1:
+            written = " and ".join(map(repr, sorted(names)))
+            yield f"data.train: {written} are tasks of their own: if one is meant, write it in one way."
 
 
 def _metrics_of_no_task(data: Data, answers: Mapping[str, Mapping[str, Counter[str]]]) -> list[str]:

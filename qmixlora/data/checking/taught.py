@@ -66,7 +66,8 @@ class Checked:
         }
         spelled = {split: learned_as_letters(own.values(), self.collator.template) for split, own in answers.items()}
         over = {split: verdict.told_of_images(self.data.max_image_tokens) for split, verdict in self.verdicts.items()}
-        told = [f"data.{split}: {what}" for texts in (over, cut, spelled) for split, what in texts.items() if what]
+        told = [f"data.{split}: {what}" for split, one in self.loaded.items() for what in one.refused.doubts]
+        told += [f"data.{split}: {what}" for texts in (over, cut, spelled) for split, what in texts.items() if what]
         return DataFacts(splits, [*self.rewritten, *warnings_of(self.data, self.rows, answers), *told])
 
 

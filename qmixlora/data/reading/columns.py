@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 from qmixlora.data.formats import FormatError
 from qmixlora.recipe import Columns
@@ -14,6 +15,8 @@ from qmixlora.recipe.template import parts
 
 from .spoken import Picture, Spoken
 from .texts import is_blank, kind, written
+
+WHOLE = re.compile(r"(\d+)(\.0)?")
 
 
 def spoken_in_columns(
@@ -29,9 +32,9 @@ def spoken_in_columns(
     Raises:
         FormatError: a question, an answer or a task that the row lacks, or a value that is not what its column is for.
     """
-    options = _options(row, columns.options) if columns.options else []
+    options = options_of(row, columns)
     question = _question(row, columns, template, options, pictures)
-    answers = [_answer(answer, options) for answer in _answers(value_of(row, columns.answer), columns.answer)]
+    answers = [_answer(answer, options) for answer in answers_of(row, columns)]
     learned = Counter(answers).most_common(1)[0][0]
     turns = [Spoken("user", question), Spoken("assistant", [learned])]
     return turns, answers if len(answers) > 1 else []
@@ -76,7 +79,9 @@ def value_of(row: Mapping[str, Any], column: str) -> Any:
     return row[column]
 
 
-def _answers(value: Any, column: str) -> list[Any]:
+def answers_of(row: Mapping[str, Any], columns: Columns) -> list[Any]:
+    """The right answers of a row. Raises FormatError where it has none."""
+    value, column = value_of(row, columns.answer), columns.answer
     if not isinstance(value, list):
         return [value]
     if not value:
@@ -84,31 +89,52 @@ def _answers(value: Any, column: str) -> list[Any]:
     return [one["answer"] if isinstance(one, Mapping) and "answer" in one else one for one in value]
 
 
+def named_by(text: str, options: Sequence[str]) -> Literal["text", "letter", "number"] | None:
+    """How an answer names an option, be there such a one or not; None where it does not."""
+    number = number_in(text)
+    if text in options or str(number) in options:
+        return "text"
+    if len(text) == 1 and text in ascii_uppercase:
+        return "letter"
+    return None if number is None else "number"
+
+
+def number_in(text: str) -> int | None:
+    """The number of an option that a text is: a whole one, which a table of integers that lacks one writes `2.0`."""
+    found = WHOLE.fullmatch(text.strip())
+    return int(found[1]) if found else None
+
+
 def _answer(value: Any, options: Sequence[str]) -> str:
     """An answer as it stands; the letter of an option where it is the option's number."""
     text, letters = written(value, "an answer"), ascii_uppercase[: len(options)]
+    number = number_in(text)
     if not options:
         return text
     if isinstance(value, str) and text in options:
         if text in letters and options.index(text) != letters.index(text):
             raise FormatError(f"has the answer {text!r}, the letter of one option and the text of another")
         return text
-    if not text.strip().isdecimal():
+    if number is None:
         if not isinstance(value, str):
             raise FormatError(f"has the answer {text}, which is neither an option nor the number of one")
+        if named_by(text, options) == "letter" and text not in letters:
+            raise FormatError(f"has the answer {text!r} and {len(options)} options, from A to {letters[-1]}")
         return text
-    number = int(text)
-    if text in options and number < len(options):
+    if str(number) in options and number < len(options):
         raise FormatError(f"has the answer {text}, the number of one option and the text of another; name the letter")
-    if text in options:
-        return text
+    if str(number) in options:
+        return str(number)
     if number >= len(options):
         raise FormatError(f"has the answer {text} and {len(options)} options, which are counted from 0")
     return letters[number]
 
 
-def _options(row: Mapping[str, Any], column: str | list[str]) -> list[str]:
+def options_of(row: Mapping[str, Any], columns: Columns) -> list[str]:
     """The options of a row; none where it has nothing in their column or columns."""
+    column = columns.options
+    if not column:
+        return []
     if isinstance(column, list):
         values = _in_cells(row, column)
     else:

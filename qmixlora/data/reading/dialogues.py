@@ -103,7 +103,7 @@ def _task_of(turn: Mapping[str, Any], role: str) -> str | None:
         return None
     if role != "assistant":
         raise FormatError(f"has a task in a turn of the {role}; each answer may name its own")
-    return written(turn["task"], "the task of an answer")
+    return written(turn["task"], "the task of an answer").strip()
 
 
 def _role(word: Any) -> str:

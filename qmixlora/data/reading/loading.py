@@ -16,11 +16,12 @@ from qmixlora.garbage import without_garbage_collection
 from qmixlora.recipe import MAX_PIXELS, Columns
 
 from . import store
-from .columns import optional
-from .json_files import Row, Rows
+from .json_files import Row
 from .looks import ImageLooks, lead_there, size_of
-from .rows import Reading, Sample, to_sample
+from .rows import NoDialogueError, Reading, Sample, to_sample
 from .sources import Source
+from .usual import columns_to_set
+from .whole_columns import WholeColumns
 
 ROWS, BYTES = 10_000, 16 << 20  # whose images are looked at together, whichever comes first
 
@@ -85,10 +86,10 @@ def load(
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
     inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
-    asked_for = set() if reading.columns is None else optional(reading.columns)
+    columns = None if reading.columns is None else WholeColumns(reading.columns, source)
     images = ImageLooks(root, max_pixels, inside)
-    results = read_conversations(_with_columns(opened.rows(), asked_for, source), reading, images)
-    accepted = _accepted(results, refusals)
+    let_through = opened.rows() if columns is None else columns.let_through(opened.rows())
+    accepted = _accepted(read_conversations(let_through, reading, images), refusals, columns)
     with without_garbage_collection():
         if opened.size < store.SMALL:
             rows = store.in_memory(accepted)
@@ -122,7 +123,8 @@ def _sample(row: Row | UserError, reading: Reading) -> tuple[str, Sample | UserE
     try:
         return row.where, to_sample(row.value, reading)
     except FormatError as error:
-        return row.where, UserError(f"The sample {error}.", where=row.where)
+        hint = columns_to_set(row.value) if isinstance(error, NoDialogueError) else ""
+        return row.where, UserError(f"The sample {error}{hint}.", where=row.where)
 
 
 def _conversation(sample: Sample, where: str, images: ImageLooks) -> Conversation | UserError:
@@ -155,23 +157,14 @@ def _batches(samples: Iterable[tuple[str, Sample | UserError]]) -> Iterator[list
         yield batch
 
 
-def _with_columns(rows: Rows, columns: set[str], source: str) -> Rows:
-    """The rows, each of which may lack some of these columns. Raises UserError after them for one that all lack."""
-    missing, have = set(columns), dict[str, None]()
-    for row in rows:
-        if missing and isinstance(row, Row) and isinstance(row.value, Mapping):
-            missing -= row.value.keys()
-            have |= dict.fromkeys(map(str, row.value))
-        yield row
-    if missing and have:
-        what = f"No row has the column {min(missing)!r}, which data.columns names."
-        raise UserError(what, where=source, fix=f"The columns are {', '.join(map(repr, have))}.")
-
-
-def _accepted(results: Iterable[Conversation | UserError], refusals: Refusals) -> Iterator[Conversation]:
-    """The conversations; refused samples are counted."""
+def _accepted(
+    results: Iterable[Conversation | UserError], refusals: Refusals, columns: WholeColumns | None
+) -> Iterator[Conversation]:
+    """The conversations; refused samples are counted, and doubts about all of them are told at the end."""
     for result in results:
         if isinstance(result, UserError):
             refusals.add(result)
         else:
             yield result
+    if columns is not None:
+        refusals.doubts += columns.doubts()

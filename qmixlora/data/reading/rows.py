@@ -25,6 +25,10 @@ VERDICTS = ("label", "kto_tag")  # on a dialogue: false for one that shows what 
 NO_TASK = "all"  # the task of data that names none
 
 
+class NoDialogueError(FormatError):
+    """A row of plain columns, of which the recipe names none."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a recipe wants a source to be read: the keys of `data` with the same names."""
@@ -85,11 +89,9 @@ def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:
         _refuse_other_lessons(row)
         return _instructed(spoken_in(row[names[0]], names[0]), row)
     keys = sorted(map(str, row))
-    if "question" in row and ("answer" in row or "answers" in row):
-        answer = "answer" if "answer" in row else "answers"
-        hint = f"data.columns: {{question: question, answer: {answer}{', image: image' * ('image' in row)}}}"
-        raise FormatError(f"has plain columns, {keys}; set {hint}")
-    raise FormatError(f"has neither 'conversations' nor 'messages', and data.columns is not set; its keys are {keys}")
+    raise NoDialogueError(
+        f"has neither 'conversations' nor 'messages', and data.columns is not set; its keys are {keys}"
+    )
 
 
 def _instructed(spoken: list[Spoken], row: Mapping[str, Any]) -> list[Spoken]:
@@ -137,10 +139,10 @@ def _tasks(row: Mapping[str, Any], reading: Reading, own: list[str | None]) -> l
             raise FormatError(f"has a list as {what}, and answers that name their own")
         if len(value) != len(own):
             raise FormatError(f"has {len(value)} tasks in {what} and {len(own)} answers")
-        return [written(task, what) for task in value]
+        return [written(task, what).strip() for task in value]
     if value is None and any(own) and not all(own):
         raise FormatError("has answers with a task and answers without, and no task of its own for these")
-    of_row = NO_TASK if value is None else written(value, what)
+    of_row = NO_TASK if value is None else written(value, what).strip()
     return [task or of_row for task in own]
 
 

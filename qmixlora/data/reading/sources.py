@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import datasets
 import pyarrow
+from datasets.data_files import FILES_TO_IGNORE
 from datasets.info import DatasetInfosDict
 from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
@@ -22,12 +23,13 @@ from pyarrow import parquet
 from qmixlora.errors import UserError, path_meant
 from qmixlora.progress import reading, tracked
 
-from .json_files import Row, Rows, read_json, read_json_lines, read_lines
+from .json_files import Row, Rows, read_json, read_json_lines
+from .text_tables import read_table_text
 from .typed import meant_by
 
 BATCH = 32  # rows that are taken out of a table at a time; each may hold pictures
+LISTED = 5  # files that are named
 PIECE = 1 << 20  # bytes of a Parquet file that are read at a time
-LONGEST_FIELD = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Tables:
         if isinstance(builder, ImageFolder):
             files = [file for file in files if file.name in builder.METADATA_FILENAMES]
             is_text = bool(files) and not builder.config.drop_metadata and all(_form(file) == ".csv" for file in files)
-            return cls(files, _read_table_text(","), builder.BASE_COLUMN_NAME) if is_text else None
+            return cls(files, read_table_text(","), builder.BASE_COLUMN_NAME) if is_text else None
         if not isinstance(builder, Csv):
             return None
         separator = builder.config.sep
@@ -109,7 +111,7 @@ class Tables:
         packed = next((file for file in files if _form(file) not in READERS), None)
         if packed is not None:
             raise UserError("A table in a folder is a file, or one and .gz.", where=str(packed), fix="Unpack it.")
-        return cls(files, _read_table_text(separator), None)
+        return cls(files, read_table_text(separator), None)
 
     def rows(self) -> Rows:
         for file in self.files:
@@ -167,38 +169,6 @@ def _until_broken(rows: Rows, source: str) -> Rows:
         raise UserError(f"The data file is broken or cut short: {error}", where=last) from None
 
 
-def _read_table_text(delimiter: str) -> Callable[[Any, str], Rows]:
-    """A reader of CSV (RFC 4180) with this delimiter; every cell is a text."""
-
-    def read(file: BinaryIO, name: str) -> Rows:
-        csv.field_size_limit(LONGEST_FIELD)
-        reader = csv.reader(_texts(file, name), delimiter=delimiter, strict=True)
-        header: list[str] = []
-        start = 1
-        for cells in reader:
-            where, start = f"{name}, line {start}", reader.line_num + 1
-            if not cells:
-                continue
-            if not header:
-                header = cells
-                twice = next((column for column in header if header.count(column) > 1), None)
-                if twice is not None:
-                    raise UserError(f"Two columns have the name {twice!r}.", where=where)
-            elif len(cells) != len(header):
-                yield UserError(f"The row has {len(cells)} cells, and the table {len(header)} columns.", where=where)
-            else:
-                yield Row(where, dict(zip(header, cells, strict=True)))
-
-    return read
-
-
-def _texts(file: BinaryIO, name: str) -> Iterator[str]:
-    for _, line in read_lines(file, name):
-        if isinstance(line, UserError):
-            raise line
-        yield line
-
-
 def _read_parquet(_: BinaryIO, name: str) -> Rows:
     # buffered: a piece of a page at a time; a page may hold a thousand pictures
     with parquet.ParquetFile(name, pre_buffer=False, buffer_size=PIECE) as table:
@@ -232,6 +202,7 @@ def _data_set(source: str, split: str, subset: str | None) -> datasets.Dataset |
         if not folder.is_dir():
             return datasets.load_dataset(source, subset, split=split)
         builder = datasets.load_dataset_builder(source, subset)
+        _check_all_read(folder, builder)
         chosen = _chosen(builder.config.data_files, split, source)
         tables = Tables.of(builder, chosen)
         if tables is not None:
@@ -245,6 +216,34 @@ def _data_set(source: str, split: str, subset: str | None) -> datasets.Dataset |
         if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             have = "Name one of them with subset, beside data.train or in a part of it."
         raise UserError(f"Cannot load the data set: {error}", where=source, fix=have) from None
+
+
+def _check_all_read(folder: Path, builder: datasets.DatasetBuilder) -> None:
+    """Raise UserError for data files of a folder that are in none of its splits: the library reads one kind of files,
+    the most frequent, and of a folder that names splits the files of these. A card that names files is taken at its
+    word.
+    """
+    if _names_files(folder):
+        return
+    read = {Path(file).resolve() for files in builder.config.data_files.values() for file in files}
+    left = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if _form(path) in READERS
+        and path.name not in FILES_TO_IGNORE
+        and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+        and path.is_file()
+        and path.resolve() not in read
+    ]
+    if not left:
+        return
+    names = ", ".join(path.relative_to(folder).as_posix() for path in left[:LISTED])
+    more = f" and {len(left) - LISTED} more" if len(left) > LISTED else ""
+    raise UserError(
+        f"These data files of the folder would not be read: {names}{more}.",
+        where=str(folder),
+        fix="Name the files to read in place of the folder, several as a list of parts, or move the others out.",
+    )
 
 
 def _chosen(splits: Iterable[Any], split: str, source: str) -> str:
@@ -273,17 +272,20 @@ def _names_a_split(folder: Path) -> bool:
     """Whether the files of a folder are for training by their names, or by its card; otherwise `datasets` has made the
     word up.
     """
+    return _names_files(folder) or any("train" in str(path.relative_to(folder)).lower() for path in folder.rglob("*"))
+
+
+def _names_files(folder: Path) -> bool:
+    """Whether a folder's card names the files of its splits."""
     card = folder / "README.md"
-    if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):
-        return True
-    return any("train" in str(path.relative_to(folder)).lower() for path in folder.rglob("*"))
+    return card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace")
 
 
 READERS: dict[str, Callable[[Any, str], Rows]] = {
     ".json": read_json,
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
-    ".csv": _read_table_text(","),
-    ".tsv": _read_table_text("\t"),
+    ".csv": read_table_text(","),
+    ".tsv": read_table_text("\t"),
     ".parquet": _read_parquet,
 }

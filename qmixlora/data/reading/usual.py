@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from string import ascii_lowercase
 from typing import Any
+
+import yaml
 
 from qmixlora.errors import UserError
 
@@ -23,6 +26,8 @@ USUAL: Mapping[str, Sequence[str]] = {  # the first of these that a table has so
 LETTERED = "", "option_"  # before letters, of options in columns of their own
 BEFORE = (*SYSTEM_FIELDS, "context", "passage", "hint")  # texts above a question
 AFTER = ("input",)  # and below it: what an instruction is about
+
+WIDE = 10_000  # characters of a line of YAML
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,16 @@ def usual_columns(
     """
     rows = (row.value for row in Source.find(source, "train", subset).rows() if not isinstance(row, UserError))
     return _of_rows((row for row in rows if isinstance(row, Mapping)), named or {}, template)
+
+
+def columns_to_set(row: Mapping[str, Any]) -> str:
+    """The end of a sentence: what to set for a table with such a row; empty where its columns have no usual names."""
+    usual = _of_rows([row], {}, None)
+    if usual is None:
+        return ""
+    columns = yaml.safe_dump(usual.columns, default_flow_style=True, sort_keys=False, width=WIDE).strip()
+    template = "" if usual.template is None else f" and data.template: {json.dumps(usual.template)}"
+    return f"; set data.columns: {columns}{template}"
 
 
 def _of_rows(rows: Iterable[Mapping[str, Any]], named: Mapping[str, Any], template: str | None) -> Usual | None:

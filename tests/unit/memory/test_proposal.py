@@ -86,6 +86,29 @@ def test_texts_of_several_columns_are_put_together_and_what_is_not_used_is_said(
     assert all("Columns that are not used: 'id' (" in one for one in said)
 
 
+def test_samples_are_left_out_unasked_only_where_they_are_few(backbone: Path, tmp_path: Path) -> None:
+    def made(bad: int, *settled: str) -> Proposal:
+        rows = [{"question": f"what ? {index}", "answer": None if index < bad else "red"} for index in range(20)]
+        (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        settled = ("model.dtype=float32", *settled)
+        return propose(str(backbone), str(tmp_path / "rows.json"), CARD, "speed", "runs/own", settled)
+
+    few = made(1)
+    assert few.recipe.data.on_bad_sample == "skip"
+    assert few.reasons["data.on_bad_sample"].startswith("1 of 20 samples cannot be used")
+    with pytest.raises(UserError, match=r"5 samples cannot be used(?s:.*)on_bad_sample: skip"):
+        made(5)
+    assert made(5, "data.on_bad_sample=skip").data.left_out == 5
+
+
+def test_what_is_doubtful_in_the_data_is_said(backbone: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"what ? {index}", "answer": float(index)} for index in range(4)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    made = propose(str(backbone), str(tmp_path / "rows.json"), CARD, "speed", "runs/own", ["model.dtype=float32"])
+    words = words_of(made, config_of(made.recipe.model), None)
+    assert any(line.startswith("data.train: 4 answers are whole numbers written as decimals") for line in words)
+
+
 def test_the_batch_of_small_data_is_limited_by_the_data(fast: Proposal, proposed: Callable[..., Proposal]) -> None:
     assert fast.recipe.train.micro_batch_size == 4  # of 60, at most an eighth
     assert fast.reasons["train.micro_batch_size"].startswith("of 60 samples no more at a time")

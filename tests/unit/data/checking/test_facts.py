@@ -50,6 +50,18 @@ def test_a_task_that_training_does_not_have_is_told(facts: Facts) -> None:
     assert "'T' is not in the training data" in warning
 
 
+def test_tasks_that_differ_in_capitals_alone_are_told(facts: Facts) -> None:
+    [warning] = facts([*CLOSED, asked("yes", 99, task="T")], [asked("yes", 100)]).warnings
+    assert warning.startswith("data.train: 'T' and 't' are tasks of their own")
+
+
+def test_doubts_about_a_column_are_told_of_its_split(facts: Facts) -> None:
+    rows = [{"q": f"? {index}", "a": answer, "o": ["red", "blue"]} for index, answer in enumerate(["A", "red"])]
+    columns = {"question": "q", "answer": "a", "options": "o"}
+    [warning] = facts(rows, [{"q": "?", "a": "A", "o": ["red", "blue"]}], columns=columns).warnings
+    assert warning.startswith("data.train: 1 answers name an option by its letter and 1 by its text")
+
+
 def test_images_of_the_training_data_in_other_splits_are_told(facts: Facts, tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")

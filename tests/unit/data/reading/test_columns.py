@@ -149,3 +149,16 @@ def test_lines_with_nothing_in_their_columns_are_left_out(hint: dict[str, Any]) 
 
 def test_a_line_with_something_in_one_of_its_columns_stays() -> None:
     assert read({"hint": ""}, "({hint}) {question}\n", hint="hint").turns[0]["text"] == "() which colour ?\n"
+
+
+def test_a_letter_of_no_option_is_refused() -> None:
+    with pytest.raises(FormatError, match="the answer 'C' and 2 options, from A to B"):
+        answer_of("C")
+    assert answer_of("C", ["x", "C"]) == "C" and answer_of("B") == "B"
+
+
+@pytest.mark.parametrize("answer", [1.0, "1.0", " 1 "])
+def test_a_number_that_reads_like_another_option_is_refused_however_it_is_written(answer: Any) -> None:
+    with pytest.raises(FormatError, match="the number of one option and the text of another"):
+        answer_of(answer, ["1", "2"])
+    assert answer_of(answer) == "B"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
+import yaml
 
 from qmixlora.data import IMAGE, Collator, load_conversations
 from qmixlora.data.reading.loading import load
@@ -184,3 +186,21 @@ def test_a_column_that_no_row_has_is_named_with_those_that_are_there(write_json:
     assert [len(row["images"]) for row in found] == [0, 1]
     with pytest.raises(UserError, match=r"(?s)No row has the column 'pictur'.*'q', 'a', 'picture'"):
         load_conversations(source, columns=Columns(question="q", answer="a", image="pictur"), template="{question}")
+
+
+def test_the_columns_of_a_table_are_proposed_as_its_columns_are_called(write_json: Write) -> None:
+    row = {"Question": "which ?", "hint": "look", "A": "red", "B": "blue", "answer": "A", "image": None}
+    with pytest.raises(UserError) as caught:
+        load_conversations(str(write_json("a.json", [row])))
+    [hint] = re.findall(r"set data.columns: (.*) and data.template: (.*)\.", caught.value.what)
+    columns, template = yaml.safe_load(hint[0]), json.loads(hint[1])
+    found = load_conversations(str(write_json("a.json", [row])), columns=Columns(**columns), template=template)
+    assert found[0]["turns"][0]["text"] == "look\nwhich ?\nA. red\nB. blue"
+
+
+@pytest.mark.parametrize("task", [" count", "count\t", ["count "]])
+def test_white_space_around_a_task_is_not_its_name(write_json: Write, task: object) -> None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    own = [turns[0], {**turns[1], "task": " count "}]
+    rows = [{"messages": turns, "task": task}, {"messages": own}]
+    assert load_conversations(str(write_json("a.json", rows)))["task"] == ["count", "count"]

@@ -186,7 +186,7 @@ def test_keys_that_are_not_known_are_ignored() -> None:
         ({**SPOKEN, "label": False}, "has 'label': false, so that its answers are not to be learned"),
         ({**SPOKEN, "kto_tag": False}, "has 'kto_tag': false"),
         ({"text": "x"}, "neither 'conversations' nor 'messages'"),
-        ({"question": "x", "answer": "y"}, r"set data.columns: \{question: question, answer: answer\}"),
+        ({"question": "x", "answer": "y"}, "data.columns is not set"),
         ({"conversations": [HI], "messages": [HI]}, "both 'conversations' and 'messages'"),
         ({"conversations": []}, "an empty list as 'conversations'"),
         ({"conversations": "x"}, "a text as 'conversations'"),

@@ -149,6 +149,41 @@ def test_a_table_in_a_folder_is_read_as_the_card_says(tmp_path: Path) -> None:
     assert rows_of(tmp_path) == [{"q": "1", "a": "00501"}]
 
 
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        (["a.jsonl", "b.csv", "c.csv"], "a.jsonl"),
+        (["train.csv", "more.csv"], "more.csv"),
+        (["train.csv", "test.csv", "sub/extra.tsv"], "sub/extra.tsv"),
+    ],
+)
+def test_a_folder_of_which_files_would_not_be_read_is_refused(files: list[str], left: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        saved(tmp_path / "set" / name, LINES if name.endswith("jsonl") else "q,a\n1,2\n")
+    with pytest.raises(UserError, match="would not be read") as caught:
+        rows_of(tmp_path / "set")
+    assert caught.value.what.endswith(f": {left}.")
+    (tmp_path / "set" / left).unlink()
+    assert rows_of(tmp_path / "set")
+
+
+def test_what_is_hidden_in_a_folder_or_describes_it_is_no_data(tmp_path: Path) -> None:
+    for name in (".cache/state.json", "__pycache__/a.json", "dataset_info.json"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        saved(tmp_path / "set" / name, "{}")
+    saved(tmp_path / "set" / "a.csv", "q,a\n1,2\n")
+    assert rows_of(tmp_path / "set") == [{"q": "1", "a": "2"}]
+
+
+def test_a_table_beside_pictures_that_is_not_called_metadata_is_not_ignored(tmp_path: Path) -> None:
+    for name in "xyz":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    saved(tmp_path / "data.csv", "image,a\nx.png,1\n")
+    with pytest.raises(UserError, match=r"would not be read: data\.csv"):
+        rows_of(tmp_path)
+
+
 def test_metadata_name_several_pictures_from_their_own_folder(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     for name in "xy":
@@ -207,6 +242,10 @@ def test_a_file_that_is_not_zipped_is_named(tmp_path: Path) -> None:
         ("a,a\n1,2\n", ["Two columns have the name 'a'", "line 1"]),
         ('a,b\n1,2\n1,"2\n', ["cut short", "after", "line 2"]),
         ("a,b\n1,\udce9\n", ["not UTF-8", "line 2"]),
+        ("a;b\n1;2\n", ["separated by semicolons", "'a;b'", "line 1"]),
+        ("a\tb\n1\t2\n", ["separated by tabs", "line 1"]),
+        ('a, b\n1, "2"\n', ["' b'", "white space", "line 1"]),
+        ("a,b\r1,2\r", ["carriage returns alone", "line 1"]),
     ],
 )
 def test_a_broken_table_is_named_with_its_line(text: str, words: list[str], tmp_path: Path) -> None:
