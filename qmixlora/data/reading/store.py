@@ -23,7 +23,7 @@ from qmixlora.data.refusals import Refusals
 from qmixlora.errors import UserError
 from qmixlora.files import cache_folder, clear_disk_errors, replacing, write_json
 
-VERSION = 4  # of what is kept; raised whenever the same source would be read differently
+VERSION = 5  # of what is kept; raised whenever the same source would be read differently
 SMALL = 8 << 20  # bytes of a file that is read anew at every start, and held in memory
 ROWS, BYTES = 1000, 16 << 20  # that are written at a time, whichever comes first
 TABLE, ABOUT = "rows.arrow", "about.json"
