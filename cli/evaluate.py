@@ -126,7 +126,11 @@ def _scores(
         split = split or held_out_split(session.recipe.data)
         rows = load_split(session.recipe.data, split)
     else:
-        rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
+        try:
+            rows, split = load_source(session.recipe.data, str(data), "train"), f"file-{data.stem}"
+        except UserError as error:
+            form = f"{data} is read as the run's own data, by the keys of `data` in {run / 'recipe.yaml'}."
+            raise UserError(error.what, where=error.where, fix=f"{error.fix} {form}".lstrip()) from None
     numbers: list[int] | None = None
     if tasks := [task] if task is not None else exported_tasks(run):
         rows = rows.select(numbers := indices_of_tasks(rows, tasks, where=f"split {split}"))

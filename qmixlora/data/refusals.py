@@ -1,4 +1,4 @@
-"""Samples that cannot be used: all of them counted, by reason too, the first ones kept and listed."""
+"""Samples that cannot be used: all of them counted, by reason too, and listed: few one by one, many by reason."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ class PictureError(UserError):
 
 @dataclass
 class Refusals:
-    """How many samples were refused, over their `pictures` among them; the first `LISTED` as (where, what); and how
-    many for each reason, which is `what` with its numbers left out. `doubts`: what is likely a mistake in the others.
+    """How many samples were refused, over their `pictures` among them; the first `LISTED` as (where, what); and for
+    each reason, which is `what` with its numbers left out, how many, and the first one's place. `doubts`: what is
+    likely a mistake in the others.
     """
 
     count: int = 0
     pictures: int = 0
     first: list[list[str]] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
 
     def add(self, refusal: UserError) -> None:
@@ -38,7 +40,7 @@ class Refusals:
         self.pictures += isinstance(refusal, PictureError)
         if len(self.first) < LISTED:
             self.first.append([refusal.where, refusal.what])
-        self._count_reason(NUMBER.sub("N", refusal.what), 1)
+        self._count_reason(NUMBER.sub("N", refusal.what), 1, refusal.where)
 
     @classmethod
     def of_all(cls, parts: Iterable[Refusals]) -> Refusals:
@@ -50,17 +52,21 @@ class Refusals:
             whole.doubts += part.doubts
             whole.first = [*whole.first, *part.first][:LISTED]
             for reason, count in part.reasons.items():
-                whole._count_reason(reason, count)
+                whole._count_reason(reason, count, part.places[reason])
         return whole
 
-    def _count_reason(self, reason: str, count: int) -> None:
+    def _count_reason(self, reason: str, count: int, place: str) -> None:
         told = reason if reason in self.reasons or len(self.reasons) < REASONS else OTHER
         self.reasons[told] = self.reasons.get(told, 0) + count
+        self.places.setdefault(told, place)
 
     def listed(self) -> str:
-        """One line for each of the first, and how many more there are."""
-        lines = [f"    {where}: {what}" for where, what in self.first]
-        more = self.count - len(self.first)
+        """One line for each; of more than `LISTED`, one for each reason with its count and first place, most first."""
+        if self.count <= LISTED:
+            return "\n".join(f"    {where}: {what}" for where, what in self.first)
+        common = Counter(self.reasons).most_common(LISTED)
+        lines = [f"    {count} x {reason} First: {self.places[reason]}" for reason, count in common]
+        more = self.count - sum(count for _, count in common)
         return "\n".join([*lines, *([f"    and {more} more"] if more else [])])
 
     def say(self, source: str, total: int) -> None:
@@ -68,9 +74,6 @@ class Refusals:
         if not self.count:
             return
         print(f"{source}: {self.count} of {total} samples left out:", file=sys.stderr)
-        if self.count > len(self.first):
-            for reason, count in Counter(self.reasons).most_common():
-                print(f"  {count} x {reason}", file=sys.stderr)
         print(self.listed(), file=sys.stderr)
 
     def error(self, source: str, *, any_left: bool = True) -> UserError:

@@ -28,6 +28,7 @@ from .evaluation import plan_evaluation
 from .measured import Measured, measure
 from .planner import Plan, room_on
 from .residuals import residual_of
+from .simulation.batch import batches_of
 
 Preference = Literal["speed", "memory", "quality"]
 BATCHES = (8, 4, 2, 1)  # samples at a time
@@ -74,7 +75,9 @@ def propose(
     measured = measure(recipe)
     recipe = (_of_the_data(measured, recipe, reasons) | given).apply(recipe)
     tries = [(size | given).apply(recipe) for size in _sizes(prefer, measured)]
-    residual = residual_of(model)  # asked for before processes are forked
+    residual = residual_of(model)  # asked for before processes are forked, as the data is looked at, once for all tries
+    with suppress(UserError):  # as `_planned`
+        batches_of(tries[0], config_of(recipe.model), None)
     planned = partial(_planned, card=card, residual=residual)
     plans = side_by_side([partial(planned, one) for one in tries])
     fitting = [(one, its) for one, its in zip(tries, plans, strict=True) if its is not None and its.fits]

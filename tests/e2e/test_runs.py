@@ -97,6 +97,16 @@ def test_eval_names_the_tasks_when_one_is_not_among_them(qmixlora: CommandLine, 
     assert done.code == 2 and "juggling" in done.stderr and "digit" in done.stderr
 
 
+def test_eval_says_by_which_recipe_a_file_is_read(
+    qmixlora: CommandLine, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    run, table = finished_run("mixlora"), tmp_path / "table.csv"
+    table.write_text("question,answer\nwhat ?,red\n")
+    done = qmixlora("eval", run, "--data", table)
+    assert done.code == 2 and "set data.columns: {question: question, answer: answer}" in done.stderr
+    assert f"{table} is read as the run's own data, by the keys of `data` in {run / 'recipe.yaml'}." in done.stderr
+
+
 def test_eval_refuses_a_folder_that_is_no_run(qmixlora: CommandLine, tmp_path: Path) -> None:
     done = qmixlora("eval", tmp_path)
     assert done.code == 2 and "not the folder of a finished run" in done.stderr

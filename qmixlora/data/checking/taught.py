@@ -98,7 +98,7 @@ def taught(data: Data, collator: Collator, splits: Sequence[str]) -> Checked:
     stderr what does not fit.
 
     Raises:
-        UserError: as `checked`; or rows do not fit: all of them are counted, and the first ten named.
+        UserError: as `checked`; or rows do not fit, as `Refusals` lists them.
     """
     found = checked(data, collator, splits)
     empty = next((split for split, rows in found.rows.items() if not len(rows)), None)

@@ -23,7 +23,7 @@ from .look import look_at
 from .survey import Survey, survey
 
 MANY = 2000  # rows that take long enough to be remembered
-VERSION = 5  # raise it with every change of what is refused, or kept
+VERSION = 6  # raise it with every change of what is refused, or kept
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from mimetypes import guess_type
 from typing import Any
 
 from qmixlora.data.formats import FormatError
@@ -20,8 +23,11 @@ TOOLS = {"tool", "function", "function_call", "tool_call", "tool_calls", "observ
 KEYS = ("from", "value"), ("role", "content")
 SOURCES = ("image", "path", "url", "image_url")
 IMAGE_FIELDS = ("image", "images")
+UNREAD_IMAGES = re.compile(r"(image|img|picture|photo)s?(_?(path|file|name|file_?name|url|uri|bytes|base64))?s?")
+FILE_NAME = re.compile(r"file_?name")  # of a picture, or of where the words are from
 MEDIA = ("video", "audio")
 LEARNED = ("weight", "loss", "loss_scale", "train", "train_detail")  # of an answer: how much of it peers learn
+UNLEARNED = ("loss_mask", "loss_weight", "trainable", "training", "train_on_turn")  # the same, by names not read
 THOUGHTS = ("reasoning_content", "thinking")  # what some generate before an answer
 MEDIUM_OF = {key: medium for medium in MEDIA for key in (medium, f"{medium}s")}
 
@@ -54,6 +60,30 @@ def own_images(holder: Mapping[str, Any]) -> list[Any]:
     return pictures_in(fields)
 
 
+def refuse_unread_images(holders: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse (FormatError) rows and turns that hold a picture under another key than those that are read."""
+    for holder in holders:
+        for key, value in holder.items():
+            if key not in IMAGE_FIELDS and _may_be_picture(str(key), value):
+                raise FormatError(
+                    f"has a picture in {key!r}, which is not read; rename that key to 'image', or remove it"
+                )
+
+
+def _may_be_picture(key: str, value: Any) -> bool:
+    if is_blank(value) or not isinstance(value, str | bytes | list | Mapping):  # a number of them, or whether there are
+        return False
+    name = _plain(key)
+    if FILE_NAME.fullmatch(name):
+        return isinstance(value, str) and (guess_type(value)[0] or "").startswith("image/")
+    return UNREAD_IMAGES.fullmatch(name) is not None
+
+
+@lru_cache  # the same few in all rows
+def _plain(key: str) -> str:
+    return key.lower().replace(" ", "_").replace("-", "_")
+
+
 def _spoken(turn: Any, name: str) -> Spoken:
     if not isinstance(turn, Mapping):
         raise FormatError(f"has {kind(turn)} as a turn in {name!r}")
@@ -80,8 +110,16 @@ def _spoken(turn: Any, name: str) -> Spoken:
 
 def _is_learned(answer: Mapping[str, Any]) -> bool:
     """Whether an answer is to be learned. Raises FormatError for one that is to be learned in part, or otherwise than
-    it stands.
+    it stands, or that says it by a key that is not read.
     """
+    unread = [key for key in UNLEARNED if not is_blank(value := answer.get(key)) and value != 1]
+    if isinstance(answer.get("mask"), int):  # 1 and true may as well be of what is learned as of what is hidden
+        unread.append("mask")
+    if unread:
+        raise FormatError(
+            f"has an answer with {unread[0]!r}, which is not read; write 'weight': 0 there if it is not to be learned, "
+            "else 1"
+        )
     said = {key: value for key in LEARNED if not is_blank(value := answer.get(key))}
     for key, value in said.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):

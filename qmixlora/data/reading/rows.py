@@ -5,7 +5,7 @@ Understood: `conversations` and `messages` (dialogues.py), and plain columns tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,14 +13,15 @@ from qmixlora.data.formats import IMAGE, FormatError, Turn
 from qmixlora.recipe import Columns
 
 from .columns import spoken_in_columns
-from .dialogues import own_images, refuse_other_media, spoken_in
-from .spoken import Spoken, check_order, pictures_in, with_pictures
+from .dialogues import own_images, refuse_other_media, refuse_unread_images, spoken_in
+from .spoken import Picture, Spoken, check_order, pictures_in, with_pictures
 from .texts import as_text, is_blank, kind, written
 
 DIALOGUES = ("conversations", "messages")
 TASK_FIELDS = ("task", "task_name")
 SYSTEM_FIELDS = ("system", "system_prompt")
 TOOL_FIELDS = ("tools", "functions")
+EARLIER = "history"  # a list of turns
 VERDICTS = ("label", "kto_tag")  # on a dialogue: false for one that shows what not to answer
 NO_TASK = "all"  # the task of data that names none
 
@@ -61,7 +62,8 @@ def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
         own = pictures_in(row.get(name) for name in names)
         spoken, references = spoken_in_columns(row, reading.columns, reading.template, len(own))
     else:
-        own, spoken, references = own_images(row), _dialogue(row), []
+        own = own_images(row)
+        spoken, references = _dialogue(row, own), []
     check_order(spoken)
     turns, images = with_pictures(spoken, own)
     tasks = _tasks(row, reading, [turn.task for turn in spoken if turn.role == "assistant"])
@@ -81,13 +83,17 @@ def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
     )
 
 
-def _dialogue(row: Mapping[str, Any]) -> list[Spoken]:
+def _dialogue(row: Mapping[str, Any], own: Sequence[Any]) -> list[Spoken]:
     names = [name for name in DIALOGUES if row.get(name) is not None]
     if len(names) > 1:
         raise FormatError("has both 'conversations' and 'messages'")
     if names:
         _refuse_other_lessons(row)
-        return _instructed(spoken_in(row[names[0]], names[0]), row)
+        spoken = spoken_in(row[names[0]], names[0])
+        parts = [part for turn in spoken for part in turn.parts if isinstance(part, Picture)]
+        if not own and all(part.source is None for part in parts):  # beside pictures, such keys are about these
+            refuse_unread_images([row, *row[names[0]]])
+        return _instructed(spoken, row)
     keys = sorted(map(str, row))
     raise NoDialogueError(
         f"has neither 'conversations' nor 'messages', and data.columns is not set; its keys are {keys}"
@@ -106,13 +112,15 @@ def _instructed(spoken: list[Spoken], row: Mapping[str, Any]) -> list[Spoken]:
 
 
 def _refuse_other_lessons(row: Mapping[str, Any]) -> None:
-    """Refuse (FormatError) a dialogue that teaches something else than its answers."""
+    """Refuse (FormatError) a dialogue that teaches something else than its answers, or has turns elsewhere."""
     for key in TOOL_FIELDS:
         if not is_blank(row.get(key)) and row[key] != "[]":
             raise FormatError(f"has {key!r}; calls of tools are not learned")
     for key in VERDICTS:
         if row.get(key) is False:
             raise FormatError(f"has {key!r}: false, so that its answers are not to be learned; leave the row out")
+    if isinstance(row.get(EARLIER), list) and row[EARLIER]:
+        raise FormatError(f"has {EARLIER!r}, which is not read; put its turns before the dialogue's, or remove it")
 
 
 def _image(image: Any) -> Any:

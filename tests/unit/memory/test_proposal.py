@@ -109,6 +109,14 @@ def test_what_is_doubtful_in_the_data_is_said(backbone: Path, tmp_path: Path) ->
     assert any(line.startswith("data.train: 4 answers are whole numbers written as decimals") for line in words)
 
 
+def test_what_is_left_out_is_said_once(backbone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All tries are planned with the same rows, some of them in processes of their own."""
+    rows = [{"messages": [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red"}]}] * 11
+    (tmp_path / "some.json").write_text(json.dumps([*rows, {"messages": []}]), encoding="utf-8")
+    made = propose(str(backbone), str(tmp_path / "some.json"), CARD, "speed", "runs/own", ["model.dtype=float32"])
+    assert made.data.left_out == 1 and capfd.readouterr().err.count("1 of 12 samples left out") == 1
+
+
 def test_the_batch_of_small_data_is_limited_by_the_data(fast: Proposal, proposed: Callable[..., Proposal]) -> None:
     assert fast.recipe.train.micro_batch_size == 4  # of 60, at most an eighth
     assert fast.reasons["train.micro_batch_size"].startswith("of 60 samples no more at a time")

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from qmixlora.data.formats import IMAGE, FormatError
+from qmixlora.data.reading.dialogues import IMAGE_FIELDS
 from qmixlora.data.reading.rows import Reading, to_sample
+from qmixlora.data.reading.usual import USUAL
 
 TEXT = {"type": "text", "text": "what ?"}
 ANSWER = {"role": "assistant", "content": "seven"}
@@ -57,6 +59,71 @@ def test_a_dialogue_ends_with_the_last_answer_that_is_learned() -> None:
     turns = [{**ASKED, "image": "a.png"}, ANSWER, shown, {**ANSWER, "weight": 0}]
     sample = to_sample({"messages": turns, "task": ["digit", "size"]}, Reading())
     assert sample == to_sample({"messages": turns[:2], "task": "digit"}, Reading())
+
+
+@pytest.mark.parametrize(
+    "said", [{"loss_mask": 0}, {"trainable": False}, {"training": "no"}, {"loss_weight": 0.5}, {"mask": 0}, {"mask": 1}]
+)
+def test_an_answer_that_says_so_by_a_key_that_is_not_read_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(FormatError, match=f"an answer with '{next(iter(said))}', which is not read; write 'weight': 0"):
+        to_sample({"messages": [ASKED, {**ANSWER, **said}, ASKED, ANSWER]}, Reading())
+
+
+def test_such_keys_that_change_nothing_are_ignored() -> None:
+    said = {"loss_mask": 1, "trainable": True, "loss_weight": 1.0, "training": None, "mask": {"counts": "a"}}
+    turns = [{**ASKED, "loss_mask": 0, "mask": 1}, {**ANSWER, **said}]
+    assert to_sample({"messages": turns}, Reading()) == to_sample({"messages": [ASKED, ANSWER]}, Reading())
+
+
+UNREAD = {*USUAL["image"], "Image", "image_url", "Image Paths", "imagePath", "imgs", "pictures", "photo", "image-name"}
+
+
+@pytest.mark.parametrize("key", sorted(UNREAD - {*IMAGE_FIELDS}))
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_picture_under_a_key_that_is_not_read_is_refused(key: str, in_turn: bool) -> None:
+    """A row without its picture would be learned blind."""
+    turn, row = ({key: "a.png"}, {}) if in_turn else ({}, {key: "a.png"})
+    with pytest.raises(FormatError, match=f"a picture in '{key}', which is not read; rename that key to 'image'"):
+        to_sample({"messages": [{**ASKED, **turn}, ANSWER], **row}, Reading())
+
+
+@pytest.mark.parametrize("value", [b"content", ["a.png"], {"url": "a.png"}, {"bytes": b"content", "path": None}])
+def test_such_a_picture_may_have_any_form(value: Any) -> None:
+    with pytest.raises(FormatError, match="a picture in 'img'"):
+        to_sample({"messages": [{"role": "user", "content": "<image>what ?"}, ANSWER], "img": value}, Reading())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "a.png", "image_id": "7", "source": "a.png", "width": 3, "height_list": [3], "image_size": [3, 4]},
+        {"img": None, "image_path": "", "image_url": [], "picture": {"bytes": None, "path": None}},
+        {
+            "images_file": False,
+            "pictures": 2,
+            "file_name": "prose.txt",
+            "filename": "main.py",
+            "image_caption": "a cat",
+        },
+    ],
+)
+def test_keys_that_hold_no_picture_are_ignored(fields: dict[str, Any]) -> None:
+    row = {"messages": [ASKED, ANSWER]}
+    assert to_sample({**row, **fields}, Reading()) == to_sample(row, Reading())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASKED, ANSWER], "image": "a.png"},
+        {"messages": [{**ASKED, "images": ["a.png"]}, ANSWER]},
+        asking({"type": "image", "image": "a.png"}, TEXT),
+    ],
+    ids=str,
+)
+def test_beside_a_picture_that_is_read_such_keys_are_about_it(row: dict[str, Any]) -> None:
+    about = {"file_name": "a.png", "image_url": "http://there/a.png"}
+    assert to_sample({**row, **about}, Reading()) == to_sample(row, Reading())
 
 
 def test_blank_system_turns_are_left_out() -> None:

@@ -111,13 +111,26 @@ def lines_of(folder: Path, *rows: object) -> str:
 BAD = {"conversations": [HUMAN]}
 
 
-def test_bad_samples_are_all_counted_and_ten_of_them_listed(tmp_path: Path) -> None:
+def test_a_fault_of_many_samples_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With their count and the first place, alike whether they stop a run or are left out."""
+    rows = lines_of(tmp_path, GOOD, *[BAD] * 41, 3, BAD)
     with pytest.raises(UserError) as caught:
-        load_conversations(lines_of(tmp_path, GOOD, *[BAD] * 42))
-    text = str(caught.value)
-    assert text.startswith("42 samples cannot be used:") and "and 32 more" in text
-    assert "line 2: " in text and "line 11: " in text and "line 12: " not in text
+        load_conversations(rows)
+    told = caught.value.what.splitlines()
+    assert told[0] == "43 samples cannot be used:" and len(told) == 3
+    assert told[1] == f"    42 x The sample has no answer to learn from. First: {rows}, line 2"
+    assert told[2] == f"    1 x A sample is a JSON object. First: {rows}, line 43"
     assert "data.on_bad_sample: skip" in caught.value.fix
+    load_conversations(rows, on_bad_sample="skip")
+    assert capsys.readouterr().err.splitlines()[1:] == told[1:]
+
+
+def test_of_many_faults_ten_are_told(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": name, "content": "a"}]} for name in "abcdefghijklmn"]
+    with pytest.raises(UserError) as caught:
+        load_conversations(lines_of(tmp_path, GOOD, *rows, rows[-1]))
+    told = caught.value.what.splitlines()
+    assert len(told) == 12 and "2 x The sample has the role 'n'" in told[1] and told[-1] == "    and 4 more"
 
 
 def test_mistakes_of_the_file_of_the_format_and_of_pictures_are_listed_together(tmp_path: Path) -> None:
