@@ -33,6 +33,7 @@ from . import (
     train,
 )
 from .output import guarded, outlast
+from .overrides import Verb
 
 FIRST_STEPS = """qmixlora fine-tunes multimodal LLMs on one consumer GPU.
 
@@ -67,22 +68,22 @@ app = typer.Typer(
 # on the way out nothing is searched for garbage: among all that torch has made, that would take two seconds
 atexit.register(gc.freeze)
 
-app.command("demo")(demo.demo)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("export")(export.export)
-app.command("report")(report.report)
-app.command("serve-files")(serve_files.serve_files)
-app.command("check")(check.check)
-app.command("route")(route.route)
-app.command("pick")(pick.pick)
-app.command("new")(new.new)
-app.command("plan")(plan.plan)
-app.command("data")(data.data)
-app.command("inspect")(inspect.inspect)
-app.command("chat")(chat.chat)
-app.command("doctor")(doctor.doctor)
+app.command("demo", cls=Verb)(demo.demo)
+app.command("train", cls=Verb)(train.train)
+app.command("eval", cls=Verb)(evaluate.evaluate)
+app.command("compare", cls=Verb)(compare.compare)
+app.command("export", cls=Verb)(export.export)
+app.command("report", cls=Verb)(report.report)
+app.command("serve-files", cls=Verb)(serve_files.serve_files)
+app.command("check", cls=Verb)(check.check)
+app.command("route", cls=Verb)(route.route)
+app.command("pick", cls=Verb)(pick.pick)
+app.command("new", cls=Verb)(new.new)
+app.command("plan", cls=Verb)(plan.plan)
+app.command("data", cls=Verb)(data.data)
+app.command("inspect", cls=Verb)(inspect.inspect)
+app.command("chat", cls=Verb)(chat.chat)
+app.command("doctor", cls=Verb)(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 
 

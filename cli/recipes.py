@@ -16,11 +16,12 @@ from qmixlora.errors import UserError
 from qmixlora.recipe import json_schema, load_recipe, read_recipe, shipped_recipes
 
 from .ending import say_next
+from .overrides import Verb
 
 app = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
 
 
-@app.command("list")
+@app.command("list", cls=Verb)
 def list_recipes(
     family: Annotated[str | None, typer.Option(help="Only names with this in them, such as qwen.")] = None,
     vram: Annotated[float | None, typer.Option(help="Only those for cards of at most so many GB.")] = None,
@@ -45,13 +46,13 @@ def list_recipes(
     say_next(console, "recipes", "copy", "NAME", "my.yaml", to="recipes show NAME prints one")
 
 
-@app.command()
+@app.command(cls=Verb)
 def show(name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")]) -> None:
     """The bare YAML of a recipe."""
     print(read_recipe(name)[0], end="")
 
 
-@app.command()
+@app.command(cls=Verb)
 def copy(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
     to: Annotated[Path | None, typer.Argument(help="File to write (default: NAME.yaml here).")] = None,
@@ -70,7 +71,7 @@ def copy(
     say_next(console, "data", target, to="with your data.train in it")
 
 
-@app.command()
+@app.command(cls=Verb)
 def check(
     names: Annotated[list[str] | None, typer.Argument(help="Recipes or files (default: all shipped).")] = None,
 ) -> None:
@@ -99,7 +100,7 @@ def check(
     raise SystemExit(int(failed))
 
 
-@app.command()
+@app.command(cls=Verb)
 def schema() -> None:
     """JSON schema of a recipe, for editors."""
     print(json.dumps(json_schema(), indent=2))

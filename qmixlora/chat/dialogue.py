@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from qmixlora.data import Collator, Conversation, ImageFile, Turn, check_header, locate, question_about
+from qmixlora.data import Collator, Conversation, ImageFile, Turn, check_body, locate, question_about
 from qmixlora.errors import UserError, path_meant
 from qmixlora.evaluation import generate_answers
 from qmixlora.session import Session
@@ -25,7 +25,7 @@ class Dialogue:
         self.task = task or ""
         self.images = [] if image is None else [_located(image)]
         for file in self.images:
-            check_header(file, max_pixels)
+            _check(file, max_pixels)
         self.turns: list[Turn] = []
         self.tasks: list[str] = []  # of the answers among them
 
@@ -45,6 +45,15 @@ def _located(image: Path) -> ImageFile:
         return locate(image, Path(), "--image")
     except UserError as error:  # whose fix is for rows of data
         raise UserError(error.what, where=str(image), fix=path_meant(image) or "Check the path.") from None
+
+
+def _check(file: ImageFile, max_pixels: int) -> None:
+    """Decode the image, whole: what is wrong with it is told before it is asked about."""
+    try:
+        check_body(file, max_pixels)
+    except UserError as error:  # whose fix is for rows of data
+        fix = error.fix.replace("remove the sample", "take another image")
+        raise UserError(error.what, where=error.where, fix=fix) from None
 
 
 def _streamer(session: Session, on_text: Callable[[str], None]) -> Streamer:

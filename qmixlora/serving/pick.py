@@ -26,7 +26,8 @@ class Pick:
     """The task whose training instructions are nearest to an instruction, and the `name` of its exports.
 
     `sure` is `1 - d1 / d2`, of the distances to the nearest task and to the next: 0 is a tie, 1 the mean of the task's
-    own instructions. `familiar`: it is no farther from that mean than some training instruction from its own.
+    own instructions. `familiar`: it is no farther from that mean than some training instruction from its own; each of
+    these is.
     """
 
     task: str
@@ -43,7 +44,9 @@ class Picker:
             self.tokens_VK, self.means_TK = file.get_tensor("tokens"), file.get_tensor("means")
             about = file.metadata()
         self.names: dict[str, str] = json.loads(about["names"])
-        self.radius = float(about["radius"])
+        # what rounding to fp32 moves rows and means, and so distances, by at most: the radius is of what they were
+        rounded = np.finfo(np.float32).eps * np.linalg.norm(self.tokens_VK, axis=1).max()
+        self.radius = float(about["radius"]) + float(rounded)
         self.tokenizer: Any = Tokenizer.from_file(str(folder / TOKENIZER))
         self.tokenizer.no_truncation()
 
@@ -52,7 +55,7 @@ class Picker:
         ids_S = self.tokenizer.encode(instruction.strip(), add_special_tokens=False).ids
         if not ids_S:
             raise ValueError("The instruction has no words.")
-        place_K = self.tokens_VK[ids_S].mean(axis=0)
+        place_K = self.tokens_VK[ids_S].mean(axis=0, dtype=np.float64)
         distance_T = np.linalg.norm(self.means_TK - place_K, axis=1)
         first, second = np.argsort(distance_T)[:2]
         task, name = list(self.names.items())[first]

@@ -37,6 +37,29 @@ def test_a_mistake_is_one_message_and_exit_2(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("verb", "override", "words"),
+    [
+        (["export", "RUN"], "export.polish=0", "Use --polish"),
+        (["chat", "RUN"], "train.max_new_tokens=9", "before training"),
+        (["check", "RUN"], "data.max_length=9", "before training"),
+        (["pick", "RUN", "what ?"], "adapter.r=8", "before training"),
+        (["serve-files", "RUN", "--for", "vllm"], "data.max_pixels=9", "before training"),
+        (["eval", "RUN"], "data.test=my.json", "before training"),
+        (["report", "RUN"], "train.seed=9", "before training"),
+        (["doctor"], "model.id=embedded", "before training"),
+        (["recipes", "copy", "tiny-cpu"], "adapter.r=8", "before training"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_override_where_a_verb_takes_none_names_what_to_use(
+    qmixlora: CommandLine, tmp_path: Path, verb: list[str], override: str, words: str
+) -> None:
+    done = qmixlora(*(str(tmp_path) if word == "RUN" else word for word in verb), override)
+    assert done.code == 2 and "takes no overrides" in done.stderr, done.stderr
+    assert f"where: {override}\n" in done.stderr and words in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["train", "plan", "inspect"])
 @pytest.mark.parametrize(
     ("image", "words"),

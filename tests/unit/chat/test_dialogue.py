@@ -97,6 +97,15 @@ def test_an_image_that_cannot_be_shown_is_refused(
         Dialogue(Path(rows[0]["images"][0]["path"]) if name is None else tmp_path / name, None, pixels)
 
 
+def test_what_helps_with_an_image_is_for_a_chat(rows: Dataset, tmp_path: Path) -> None:
+    whole = Path(rows[0]["images"][0]["path"]).read_bytes()
+    for name, content, pixels in (("header", whole[:20], PIXELS), ("body", whole[:-40], PIXELS), ("large", whole, 1)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError) as raised:
+            Dialogue(tmp_path / name, None, pixels)
+        assert raised.value.fix and "sample" not in raised.value.fix, name
+
+
 def test_special_tokens_that_data_says_are_shown_as_they_come(session: Session) -> None:
     collator = session.collator
     assert isinstance(collator, Collator)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from rich.console import Console
 from transformers import ByT5Tokenizer
 
-from qmixlora.data import IMAGE, Conversation, Turn, load_split
+from qmixlora.data import IMAGE, Collator, Conversation, Turn, load_split
 from qmixlora.export import Request, export
 from qmixlora.export.job import Job
-from qmixlora.export.picker import discriminant, make_picker, questions_of
+from qmixlora.export.picker import discriminant, fit_picker, make_picker, questions_of
 from qmixlora.serving.pick import Picker
 from qmixlora.session import open_tuned_run
 from tests.conftest import CommandLine
@@ -57,6 +58,48 @@ def test_an_instruction_between_two_tasks_is_unsure_and_unlike_those_of_training
     (color, count) = (picker.pick(text) for text in ("what color is the circle ?", "how many red shapes are there ?"))
     other = picker.pick("what color is the circle ? how many red shapes are there ?")
     assert not other.familiar and other.sure < min(color.sure, count.sure) / 2
+
+
+MANY = {
+    "color": [f"what color is the {shape} ?" for shape in ("circle", "square", "triangle", "shape")],
+    "count": [f"how many {color} shapes are there ?" for color in ("red", "green", "blue", "yellow")],
+    "digit": ["what digit is written ?", "what digit is it ?"],
+    "shape": ["what shape is red ?", "what shape is it ?"],
+}
+ONE = {task: own[:1] for task, own in MANY.items()}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ONE,
+        MANY,
+        {**MANY, "count": ONE["count"]},
+        {task: [f" \n{text.replace(' ', chr(9))}\n\n" for text in own] for task, own in MANY.items()},
+        {**ONE, "hue": ONE["color"]},
+    ],
+    ids=["one wording each", "many", "one of one task", "white space", "the same words"],
+)
+def test_every_instruction_of_the_training_is_familiar(
+    exports: Path, tmp_path: Path, asked: dict[str, list[str]]
+) -> None:
+    """And none that is in other words."""
+    session = open_tuned_run(exports.parent)
+    assert isinstance(session.collator, Collator)
+    rows = [conversation(text, task) for task, own in asked.items() for text in own]
+    picker = fit_picker(
+        session, session.collator.processor.tokenizer, Dataset.from_list(rows), {task: task for task in asked}
+    )
+    assert picker is not None
+    picker.write(tmp_path / "picker")
+    client = Picker(tmp_path / "picker")
+    assert all(client.pick(text).familiar for own in asked.values() for text in own)
+    assert not any(client.pick(f"{text} red triangle red triangle").familiar for own in asked.values() for text in own)
+
+
+def conversation(question: str, task: str) -> Conversation:
+    turns: list[Turn] = [{"role": "user", "text": question}, {"role": "assistant", "text": "x"}]
+    return {"turns": turns, "images": [], "task": task}
 
 
 def test_the_rows_of_a_picker_are_the_projected_embeddings_of_the_run(exports: Path) -> None:
