@@ -53,11 +53,12 @@ def _carry_decoding(folder: Path, recipe: Recipe, collator: Collator) -> None:
     """Greedy, to the run's longest answer: of the likeliest token alone, which servers (vLLM, SGLang) understand too.
 
     They read no `do_sample`; and transformers warns of `top_k` without it, and then saves no model that has changed.
+    `top_k` keeps all of several tokens that are equally likely (bfloat16 has such), of which `top_p` leaves one.
     """
     path = folder / GENERATION
     before = {**_of_config(folder), **_read(path)}
     stops = sorted({*_as_list(before.get("eos_token_id")), *collator.stop_ids})
-    greedy = {"do_sample": True, "top_k": 1, "max_new_tokens": recipe.train.max_new_tokens}
+    greedy = {"do_sample": True, "top_k": 1, "top_p": 0.01, "max_new_tokens": recipe.train.max_new_tokens}
     kept = {name: before[name] for name in KEPT if before.get(name) is not None}
     padding = {} if collator.pad_token_id is None else {"pad_token_id": collator.pad_token_id}
     write_json(path, {**padding, **kept, "eos_token_id": stops[0] if len(stops) == 1 else stops, **greedy})

@@ -155,9 +155,7 @@ def _of_the_data(measured: Measured, recipe: Recipe, reasons: dict[str, str]) ->
     read = measured.samples + measured.left_out
     if 0 < measured.left_out <= LEFT_OUT * read:  # of more, planning says what is wrong with them
         values["data.on_bad_sample"] = "skip"
-        reasons["data.on_bad_sample"] = (
-            f"{measured.left_out} of {read} samples cannot be used; `qmixlora data` lists them"
-        )
+        reasons["data.on_bad_sample"] = f"{measured.left_out} of {read} cannot be used; `qmixlora data` lists them"
     if measured.samples >= FEW:
         values["data.validation"] = HELD_OUT
         reasons["data.validation"] = "a share that is held out, never parting samples that share an image"

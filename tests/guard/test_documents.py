@@ -28,6 +28,7 @@ def test_every_verb_is_on_the_page_of_commands() -> None:
         "here",
         "main",
         "output",
+        "overrides",
         "quiet",
     }
     for verb in verbs:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from qmixlora.data import load_conversations, open_images, to_messages
 from qmixlora.export.gguf_loras import carry_stops_and_limits
@@ -174,6 +175,10 @@ def test_an_export_answers_greedily_as_long_as_the_run_did(
     exported(run, forms=(form,))
     written = json.loads((run / "exports" / ("base" if form == "lora" else "color-merged") / GENERATION).read_text())
     assert (written["do_sample"], written["top_k"], written["eos_token_id"]) == (True, 1, own["eos_token_id"])
+    logits = torch.full((1, 50), -5.0)
+    logits[0, [3, 40, 7]] = 2.0  # as likely as each other
+    kept = TopPLogitsWarper(written["top_p"])(None, TopKLogitsWarper(written["top_k"])(None, logits))
+    assert kept.isfinite().sum() == 1
     assert written["max_new_tokens"] == recipe_of(run).train.max_new_tokens == 4
     assert "repetition_penalty" not in written and "temperature" not in written
     GenerationConfig(**written).validate(strict=True)  # as transformers does before it saves a model that has changed

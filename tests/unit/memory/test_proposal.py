@@ -95,7 +95,7 @@ def test_samples_are_left_out_unasked_only_where_they_are_few(backbone: Path, tm
 
     few = made(1)
     assert few.recipe.data.on_bad_sample == "skip"
-    assert few.reasons["data.on_bad_sample"].startswith("1 of 20 samples cannot be used")
+    assert few.reasons["data.on_bad_sample"].startswith("1 of 20 cannot be used")
     with pytest.raises(UserError, match=r"5 samples cannot be used(?s:.*)on_bad_sample: skip"):
         made(5)
     assert made(5, "data.on_bad_sample=skip").data.left_out == 5
