@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from mimetypes import guess_type
 from typing import Any
 
 from qmixlora.data.formats import FormatError
 
 from .spoken import Picture, Spoken, pictures_in, placed
-from .texts import as_text, is_blank, kind, written
+from .texts import as_text, is_blank, kind, plain, written
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -73,15 +72,10 @@ def refuse_unread_images(holders: Iterable[Mapping[str, Any]]) -> None:
 def _may_be_picture(key: str, value: Any) -> bool:
     if is_blank(value) or not isinstance(value, str | bytes | list | Mapping):  # a number of them, or whether there are
         return False
-    name = _plain(key)
+    name = plain(key)
     if FILE_NAME.fullmatch(name):
         return isinstance(value, str) and (guess_type(value)[0] or "").startswith("image/")
     return UNREAD_IMAGES.fullmatch(name) is not None
-
-
-@lru_cache  # the same few in all rows
-def _plain(key: str) -> str:
-    return key.lower().replace(" ", "_").replace("-", "_")
 
 
 def _spoken(turn: Any, name: str) -> Spoken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from qmixlora.data.formats import RESERVED, FormatError
@@ -54,6 +55,12 @@ def kind(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "a list"
     return "an object" if isinstance(value, Mapping) else f"a value of type {type(value).__name__}"
+
+
+@lru_cache  # the same few in all rows
+def plain(key: str) -> str:
+    """A key in small letters, with `_` between its words."""
+    return key.lower().replace(" ", "_").replace("-", "_")
 
 
 def _check_characters(text: str, what: str) -> None:

@@ -15,7 +15,7 @@ from qmixlora.errors import UserError
 
 from .rows import DIALOGUES, SYSTEM_FIELDS, TASK_FIELDS
 from .sources import Source
-from .texts import is_blank
+from .texts import is_blank, plain
 
 USUAL: Mapping[str, Sequence[str]] = {  # the first of these that a table has something in
     "question": ("question", "query", "prompt", "instruction", "problem", "input"),
@@ -74,7 +74,7 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], named: Mapping[str, Any], templa
         if any(row.get(name) is not None for name in DIALOGUES):
             return None
     settled = {one for value in named.values() for one in (value if isinstance(value, list) else [value])}
-    names = {name.lower().replace(" ", "_").replace("-", "_"): name for name in kinds if name not in settled}
+    names = {plain(name): name for name in kinds if name not in settled}
     found: dict[str, str | list[str]] = {}
     for key, usual in USUAL.items():
         first = next((names[name] for name in usual if name in names), None)
