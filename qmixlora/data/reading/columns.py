@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from string import ascii_uppercase
 from typing import Any, Literal
 
@@ -156,16 +158,16 @@ def _in_one_cell(values: Any, column: str) -> list[Any]:
         values = _listed(values, column)
     if isinstance(values, Mapping):
         values = _of_mapping(values, column)
-    if not isinstance(values, list):
+    if not isinstance(values, list | tuple):
         raise FormatError(f"has {kind(values)} as {column!r}, not a list of options")
-    return values
+    return list(values)
 
 
 def _listed(text: str, column: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise FormatError(f"has a text as {column!r} that is no JSON list of options") from None
+    for read in (json.loads, ast.literal_eval):  # Python's own form is what pandas writes, and MMMU holds
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    raise FormatError(f"has a text as {column!r} that is no list of options, in JSON or as Python writes it")
 
 
 def _of_mapping(values: Mapping[str, Any], column: str) -> list[Any]:

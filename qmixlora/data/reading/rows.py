@@ -91,8 +91,8 @@ def _dialogue(row: Mapping[str, Any], own: Sequence[Any]) -> list[Spoken]:
         _refuse_other_lessons(row)
         spoken = spoken_in(row[names[0]], names[0])
         parts = [part for turn in spoken for part in turn.parts if isinstance(part, Picture)]
-        if not own and all(part.source is None for part in parts):  # beside pictures, such keys are about these
-            refuse_unread_images([row, *row[names[0]]])
+        has_pictures = bool(own) or any(part.source is not None for part in parts)
+        refuse_unread_images([row, *row[names[0]]], has_pictures)
         return _instructed(spoken, row)
     keys = sorted(map(str, row))
     raise NoDialogueError(

@@ -11,7 +11,10 @@ from typing import Any
 from qmixlora.data.formats import IMAGE, FormatError, Turn
 
 MARK = "<image>"  # LLaVA's word for the place of a picture
-ALONE = re.compile(rf"^\s*{MARK}|{MARK}\s*$|^[^\S\n]*{MARK}[^\S\n]*$", re.MULTILINE)
+NUMBERED = re.compile(r"(<\|?image[ _-]?[1-9]\d?\|?>)")  # of the first, second, ... one: MMMU's, Phi-3.5's
+ALONE, NUMBERED_ALONE = (
+    re.compile(rf"^\s*{mark}|{mark}\s*$|^[^\S\n]*{mark}[^\S\n]*$", re.MULTILINE) for mark in (MARK, NUMBERED.pattern)
+)
 OTHER_MEDIA = re.compile("<(video|audio)>")
 
 
@@ -93,8 +96,9 @@ def with_pictures(spoken: Sequence[Spoken], own: Sequence[Any]) -> tuple[list[Tu
 def placed(spoken: Sequence[Spoken], own: Sequence[Any]) -> list[Spoken]:
     """Turns whose picture parts all have sources, the pictures beside them (of a row, or of a turn) among these.
 
-    Picture parts say where these stand. Without them the user's `<image>` marks do, if there are such pictures; without
-    marks they come before the first question. Everywhere else `<image>` is text.
+    Picture parts say where these stand. Without them the user's `<image>` marks do, if there are such pictures, or else
+    the first mark of each number (`<image 1>`); without marks they come before the first question. Everywhere else
+    marks are text.
 
     Raises:
         FormatError: pictures and their places do not match, or a mark asks for a picture that is not there.
@@ -102,6 +106,11 @@ def placed(spoken: Sequence[Spoken], own: Sequence[Any]) -> list[Spoken]:
     parts = [part for turn in spoken for part in turn.parts if isinstance(part, Picture)]
     questions = [turn for turn in spoken if turn.role == "user"]
     marks = sum(question.text.count(MARK) for question in questions)
+    numbered = [mark for question in questions for mark in NUMBERED.findall(question.text)]
+    if numbered and own and not parts and not marks:
+        if {*map(_number, numbered)} != {*range(1, len(own) + 1)}:
+            raise FormatError(f"has the marks {', '.join(dict.fromkeys(numbered))} and {len(own)} images")
+        return placed(_at_numbers(spoken), own)
     if not parts and own:
         if not questions:
             raise FormatError("has a picture in a turn that is not the user's")
@@ -111,6 +120,8 @@ def placed(spoken: Sequence[Spoken], own: Sequence[Any]) -> list[Spoken]:
         parts = [Picture()] * len(own)
     elif any(ALONE.search(question.text) for question in questions):
         raise FormatError(f"has {marks} {MARK} marks and {len(own)} images" + " in parts of its own" * bool(parts))
+    elif not parts and any(NUMBERED_ALONE.search(question.text) for question in questions):
+        raise FormatError(f"has the mark {numbered[0]} and no image")
     rest = iter(_in_order([part for part in parts if part.source is None], own))
 
     def sourced(part: str | Picture) -> str | Picture:
@@ -130,6 +141,26 @@ def _in_order(places: Sequence[Picture], own: Sequence[Any]) -> list[Any]:
         told = ", ".join("none" if number is None else str(number) for number in numbers)
         raise FormatError(f"has picture parts with the indices {told}, and {len(own)} images, which count from 0")
     return [own[number] for number in numbers if number is not None]
+
+
+def _number(mark: str) -> int:
+    return int("".join(filter(str.isdigit, mark)))
+
+
+def _at_numbers(spoken: Sequence[Spoken]) -> list[Spoken]:
+    """Turns with picture parts in place of the user's numbered marks, the first one of each number."""
+    shown = set[int]()
+
+    def part(piece: str) -> str | Picture:
+        if not NUMBERED.fullmatch(piece) or (number := _number(piece)) in shown:
+            return piece
+        shown.add(number)
+        return Picture(index=number - 1)
+
+    return [
+        replace(turn, parts=[part(piece) for piece in NUMBERED.split(turn.text)]) if turn.role == "user" else turn
+        for turn in spoken
+    ]
 
 
 def _marked(turn: Spoken, first: bool, own: Sequence[Any]) -> Spoken:

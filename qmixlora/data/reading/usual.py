@@ -23,10 +23,13 @@ USUAL: Mapping[str, Sequence[str]] = {  # the first of these that a table has so
     "image": ("image", "images", "image_path", "image_file", "img", "picture", "file_name", "filename", "img_path"),
     "options": ("options", "choices"),
 }
-LETTERED = "", "option_"  # before letters, of options in columns of their own
+OPTIONS = "option_", "option", "choice_", "choice"  # before letters, or numbers from 1 on: columns of an option each
+LETTERED = "", *OPTIONS, "op"
+PICTURES = "image_", "image"  # before numbers
 BEFORE = (*SYSTEM_FIELDS, "context", "passage", "hint")  # texts above a question
 AFTER = ("input",)  # and below it: what an instruction is about
 
+NUMBERS = [str(number) for number in range(1, 27)]
 WIDE = 10_000  # characters of a line of YAML
 
 
@@ -80,8 +83,11 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], named: Mapping[str, Any], templa
         first = next((names[name] for name in usual if name in names), None)
         if first is not None and (key != "options" or kinds[first] & {list, dict, str}):  # else a number of options
             found[key] = first
-    if "options" not in found and (lettered := _lettered(names)):
-        found["options"] = lettered
+    lettered, numbered = (_in_series(names, LETTERED, ascii_lowercase, 2), _in_series(names, OPTIONS, NUMBERS, 2))
+    if "options" not in found and (options := lettered or numbered):
+        found["options"] = options
+    if "image" not in found and (pictures := _in_series(names, PICTURES, NUMBERS, 1)):
+        found["image"] = pictures
     if not {"question", "answer"} <= {*found, *named}:
         return None
     taken = {name for key, name in found.items() if key not in named and isinstance(name, str)}
@@ -98,10 +104,7 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], named: Mapping[str, Any], templa
     return Usual(columns, template, [name for name in kinds if name not in {*used, *settled, *TASK_FIELDS}])
 
 
-def _lettered(names: Mapping[str, str]) -> list[str]:
-    """The columns of options that are named by letters, from A on: two at least."""
-    for prefix in LETTERED:
-        found = [names[name] for name in takewhile(names.__contains__, (prefix + letter for letter in ascii_lowercase))]
-        if len(found) > 1:
-            return found
-    return []
+def _in_series(names: Mapping[str, str], prefixes: Sequence[str], ends: Iterable[str], at_least: int) -> list[str]:
+    """The columns with one of the prefixes and an end each, in this order, from the first end on without a gap."""
+    series = ([names[name] for name in takewhile(names.__contains__, (one + end for end in ends))] for one in prefixes)
+    return next((found for found in series if len(found) >= at_least), [])

@@ -46,7 +46,14 @@ def test_marks_in_a_question_place_its_pictures() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["red", 7], {"A": "red", "B": 7}, {"text": ["red", 7], "label": ["A", "B"]}, '["red", 7]'],
+    [
+        ["red", 7],
+        {"A": "red", "B": 7},
+        {"text": ["red", 7], "label": ["A", "B"]},
+        '["red", 7]',
+        "['red', 7]",
+        "('red', 7)",
+    ],
     ids=str,
 )
 def test_options_are_lettered_lines_whatever_holds_them(options: Any) -> None:
@@ -81,7 +88,7 @@ def test_a_number_counts_the_options_and_a_text_stands_as_it_is(answer: Any, opt
         (2, None, "2 options, which are counted from 0"),
         (0.5, None, "neither an option nor the number of one"),
         ("A", ["B", "A"], "the letter of one option and the text of another"),
-        ("A", "red, blue", "no JSON list of options"),
+        ("A", "red, blue", "no list of options, in JSON or as Python"),
         ("A", {"x": "red"}, "keys are not the letters"),
         ("A", 3, "a number as 'choices'"),
         ("A", [None, "x"], "null as an option"),

@@ -75,7 +75,18 @@ def test_such_keys_that_change_nothing_are_ignored() -> None:
     assert to_sample({"messages": turns}, Reading()) == to_sample({"messages": [ASKED, ANSWER]}, Reading())
 
 
-UNREAD = {*USUAL["image"], "Image", "image_url", "Image Paths", "imagePath", "imgs", "pictures", "photo", "image-name"}
+UNREAD = {
+    *USUAL["image"],
+    "Image",
+    "image_url",
+    "Image Paths",
+    "imagePath",
+    "imgs",
+    "pictures",
+    "photo",
+    "image-name",
+    "image_1",
+}
 
 
 @pytest.mark.parametrize("key", sorted(UNREAD - {*IMAGE_FIELDS}))
@@ -83,7 +94,7 @@ UNREAD = {*USUAL["image"], "Image", "image_url", "Image Paths", "imagePath", "im
 def test_a_picture_under_a_key_that_is_not_read_is_refused(key: str, in_turn: bool) -> None:
     """A row without its picture would be learned blind."""
     turn, row = ({key: "a.png"}, {}) if in_turn else ({}, {key: "a.png"})
-    with pytest.raises(FormatError, match=f"a picture in '{key}', which is not read; rename that key to 'image'"):
+    with pytest.raises(FormatError, match=f"a picture in '{key}', which is not read; name it in 'image'"):
         to_sample({"messages": [{**ASKED, **turn}, ANSWER], **row}, Reading())
 
 
@@ -122,8 +133,15 @@ def test_keys_that_hold_no_picture_are_ignored(fields: dict[str, Any]) -> None:
     ids=str,
 )
 def test_beside_a_picture_that_is_read_such_keys_are_about_it(row: dict[str, Any]) -> None:
-    about = {"file_name": "a.png", "image_url": "http://there/a.png"}
+    about = {"file_name": "a.png", "image_url": "http://there/a.png", "image_2": None}
     assert to_sample({**row, **about}, Reading()) == to_sample(row, Reading())
+
+
+def test_a_second_picture_under_a_numbered_key_is_refused() -> None:
+    """It would be left out without a word, where the first one is read."""
+    row = {"messages": [{**ASKED, "images": ["a.png"]}, ANSWER], "image_2": "b.png"}
+    with pytest.raises(FormatError, match="a picture in 'image_2', which is not read"):
+        to_sample(row, Reading())
 
 
 def test_blank_system_turns_are_left_out() -> None:

@@ -132,6 +132,7 @@ def text_of(row: dict[str, Any], turn: int = 0) -> str:
         ({"image": "x.png", "conversations": [says(""), GPT]}, IMAGE),
         ({"image": None, "conversations": [says("what does <image> do ?"), GPT]}, "what does <image> do ?"),
         ({"conversations": [says("a <image> b"), GPT]}, "a <image> b"),
+        ({"conversations": [says("a <image 1> b"), GPT]}, "a <image 1> b"),
         ({"conversations": [says(" hi\n"), GPT]}, " hi\n"),
     ],
 )
@@ -152,6 +153,21 @@ def test_marks_in_answers_are_text() -> None:
 def test_a_picture_of_a_later_question_stands_in_it() -> None:
     sample = to_sample({"image": ["x", "y"], "conversations": [HUMAN, GPT, HUMAN, GPT]}, Reading())
     assert [IMAGE in turn["text"] for turn in sample.turns] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("mark", ["<image {}>", "<image{}>", "<image_{}>", "<|image_{}|>"])
+def test_pictures_stand_at_the_first_of_their_numbered_marks(mark: str) -> None:
+    first, second = mark.format(1), mark.format(2)
+    asked = f"Is {second} like {first} ? What is in {first} ?"
+    sample = to_sample({"images": ["x", "y"], "conversations": [says(asked), GPT, HI, GPT]}, Reading())
+    assert sample.turns[0]["text"] == f"Is {IMAGE} like {IMAGE} ? What is in {first} ?"
+    assert sample.images == ["y", "x"]
+
+
+def test_beside_places_of_pictures_numbered_marks_are_text() -> None:
+    asked = "<image>\n<image>\nIs <image 1> like <image 2> ?"
+    sample = to_sample({"images": ["x", "y"], "conversations": [says(asked), GPT]}, Reading())
+    assert sample.turns[0]["text"] == f"{IMAGE}\n{IMAGE}\nIs <image 1> like <image 2> ?"
 
 
 @pytest.mark.parametrize("image", [None, "", [], {"bytes": None, "path": None}])
@@ -216,6 +232,12 @@ def test_keys_that_are_not_known_are_ignored() -> None:
         ({"conversations": [says("<audio>"), GPT]}, "mark <audio>"),
         ({"conversations": [HUMAN, GPT]}, "1 <image> marks and 0 images"),
         ({"image": ["a", "b"], "conversations": [HUMAN, GPT]}, "1 <image> marks and 2 images"),
+        (
+            {"image": ["a", "b"], "conversations": [says("what of <image 2> ?"), GPT]},
+            "the marks <image 2> and 2 images",
+        ),
+        ({"image": "a", "conversations": [says("<image1><image2>"), GPT]}, "the marks <image1>, <image2> and 1 images"),
+        ({"conversations": [says("<image 1>\nwhat ?"), GPT]}, "the mark <image 1> and no image"),
         ({"image": "a", "images": ["b"], **SPOKEN}, "both 'image' and 'images'"),
         ({"image": 3, **SPOKEN}, "a number as an image"),
         ({"image": [None], **SPOKEN}, "null as an image"),

@@ -120,12 +120,24 @@ def test_what_a_question_is_about_stands_above_it(name: str, tmp_path: Path) -> 
     assert asked(tmp_path, {"question": "Who?", name: "Ann is here.", "answer": "Ann"}) == ["Ann is here.\nWho?"]
 
 
-@pytest.mark.parametrize("names", ["ABCD", ["option_a", "option_b", "option_c", "option_d"]])
-def test_options_in_columns_that_letters_name_are_taken(names: Sequence[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names",
+    ["ABCD", *([f"{name}{end}" for end in ends] for name in ("option_", "Choice ") for ends in ("abcd", "1234"))],
+)
+def test_options_in_columns_of_their_own_are_taken(names: Sequence[str], tmp_path: Path) -> None:
     row = {"question": "Which?", "hint": "Left.", **dict(zip(names, ["red", "blue", "lime", ""], strict=True))}
     first = {"question": "Why?", "answer": "so", **dict.fromkeys(names)}
     rows = first, {**row, "answer": "B"}
     assert asked(tmp_path, *rows) == ["Why?", "Left.\nWhich?\nA. red\nB. blue\nC. lime"]
+
+
+@pytest.mark.parametrize("name", ["image_{}", "Image {}", "image{}"])
+def test_pictures_in_numbered_columns_are_taken(name: str) -> None:
+    """As MMMU has them: later ones are empty in most rows."""
+    first, second, third = (name.format(number) for number in (1, 2, 3))
+    row = {"question": "Which?", "answer": "a", second: "2.png", first: "1.png", third: None}
+    found = _of_rows([row, {**row, third: "3.png"}], {}, None)
+    assert found == Usual({"question": "question", "answer": "answer", "image": [first, second, third]}, None, [])
 
 
 def test_what_the_first_row_lacks_is_taken_too(tmp_path: Path) -> None:
