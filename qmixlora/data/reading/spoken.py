@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from qmixlora.data.formats import IMAGE, FormatError, Turn
 
-MARK = "<image>"  # LLaVA's word for the place of a picture
-NUMBERED = re.compile(r"(<\|?image[ _-]?[1-9]\d?\|?>)")  # of the first, second, ... one: MMMU's, Phi-3.5's
-ALONE, NUMBERED_ALONE = (
-    re.compile(rf"^\s*{mark}|{mark}\s*$|^[^\S\n]*{mark}[^\S\n]*$", re.MULTILINE) for mark in (MARK, NUMBERED.pattern)
-)
+from .marks import NAMING, NUMBERED, alone_in, mark_in, named, number
+
 OTHER_MEDIA = re.compile("<(video|audio)>")
 
 
@@ -96,38 +93,68 @@ def with_pictures(spoken: Sequence[Spoken], own: Sequence[Any]) -> tuple[list[Tu
 def placed(spoken: Sequence[Spoken], own: Sequence[Any]) -> list[Spoken]:
     """Turns whose picture parts all have sources, the pictures beside them (of a row, or of a turn) among these.
 
-    Picture parts say where these stand. Without them the user's `<image>` marks do, if there are such pictures, or else
-    the first mark of each number (`<image 1>`); without marks they come before the first question. Everywhere else
-    marks are text.
+    Picture parts say where these stand. Without them marks in the user's words do (marks.py), if there are such
+    pictures; without marks they come before the first question. Everywhere else marks are text. Words may name
+    pictures themselves (`<img>a.png</img>`).
 
     Raises:
         FormatError: pictures and their places do not match, or a mark asks for a picture that is not there.
     """
     parts = [part for turn in spoken for part in turn.parts if isinstance(part, Picture)]
-    questions = [turn for turn in spoken if turn.role == "user"]
-    marks = sum(question.text.count(MARK) for question in questions)
-    numbered = [mark for question in questions for mark in NUMBERED.findall(question.text)]
-    if numbered and own and not parts and not marks:
-        if {*map(_number, numbered)} != {*range(1, len(own) + 1)}:
-            raise FormatError(f"has the marks {', '.join(dict.fromkeys(numbered))} and {len(own)} images")
-        return placed(_at_numbers(spoken), own)
-    if not parts and own:
-        if not questions:
-            raise FormatError("has a picture in a turn that is not the user's")
-        if marks not in {0, len(own)}:
-            raise FormatError(f"has {marks} {MARK} marks and {len(own)} images")
-        spoken = [_marked(turn, first=not marks and turn is questions[0], own=own) for turn in spoken]
-        parts = [Picture()] * len(own)
-    elif any(ALONE.search(question.text) for question in questions):
-        raise FormatError(f"has {marks} {MARK} marks and {len(own)} images" + " in parts of its own" * bool(parts))
-    elif not parts and any(NUMBERED_ALONE.search(question.text) for question in questions):
-        raise FormatError(f"has the mark {numbered[0]} and no image")
+    questions = [turn.text for turn in spoken if turn.role == "user"]
+    naming = next(filter(None, map(NAMING.search, questions)), None)
+    if naming and not parts:
+        if own:
+            raise FormatError(f"has {naming[0]} in a question, and {len(own)} images beside it")
+        return _at(NAMING, spoken, lambda mark: Picture(named(mark)))
+    if own and not parts:
+        spoken = _at_marks(spoken, questions, len(own))
+        parts = [part for turn in spoken for part in turn.parts if isinstance(part, Picture)]
+    elif mark := alone_in(questions):
+        count = sum(question.count(mark) for question in questions)
+        raise FormatError(f"has {count} {mark} marks and {len(own)} images" + " in parts of its own" * bool(parts))
     rest = iter(_in_order([part for part in parts if part.source is None], own))
 
     def sourced(part: str | Picture) -> str | Picture:
         return Picture(next(rest)) if isinstance(part, Picture) and part.source is None else part
 
     return [replace(turn, parts=[sourced(part) for part in turn.parts]) for turn in spoken]
+
+
+def _at_marks(spoken: Sequence[Spoken], questions: Sequence[str], images: int) -> list[Spoken]:
+    """The user's turns with picture parts for the marks in their words, or before all else in the first question."""
+    if not questions:
+        raise FormatError("has a picture in a turn that is not the user's")
+    mark = mark_in(questions)
+    if count := sum(question.count(mark) for question in questions):
+        if count != images:
+            raise FormatError(f"has {count} {mark} marks and {images} images")
+        return _at(re.compile(f"({re.escape(mark)})"), spoken, lambda _: Picture())
+    if numbered := [mark for question in questions for mark in NUMBERED.findall(question)]:
+        if {*map(number, numbered)} != {*range(1, images + 1)}:
+            raise FormatError(f"has the marks {', '.join(dict.fromkeys(numbered))} and {images} images")
+        shown = set[int]()
+
+        def at_first(mark: str) -> str | Picture:
+            if number(mark) in shown:
+                return mark
+            shown.add(number(mark))
+            return Picture(index=number(mark) - 1)
+
+        return _at(NUMBERED, spoken, at_first)
+    first = next(turn for turn in spoken if turn.role == "user")
+    below = ["\n", *first.parts] if first.text.strip() else []
+    above = [Picture() for _ in range(images)]
+    return [replace(turn, parts=[*above, *below]) if turn is first else turn for turn in spoken]
+
+
+def _at(mark: re.Pattern[str], spoken: Sequence[Spoken], part: Callable[[str], str | Picture]) -> list[Spoken]:
+    """Turns with parts in place of the marks in the user's words; `mark` is one group, which is split at."""
+
+    def split(text: str) -> list[str | Picture]:
+        return [part(piece) if at % 2 else piece for at, piece in enumerate(mark.split(text))]
+
+    return [replace(turn, parts=split(turn.text)) if turn.role == "user" else turn for turn in spoken]
 
 
 def _in_order(places: Sequence[Picture], own: Sequence[Any]) -> list[Any]:
@@ -141,40 +168,6 @@ def _in_order(places: Sequence[Picture], own: Sequence[Any]) -> list[Any]:
         told = ", ".join("none" if number is None else str(number) for number in numbers)
         raise FormatError(f"has picture parts with the indices {told}, and {len(own)} images, which count from 0")
     return [own[number] for number in numbers if number is not None]
-
-
-def _number(mark: str) -> int:
-    return int("".join(filter(str.isdigit, mark)))
-
-
-def _at_numbers(spoken: Sequence[Spoken]) -> list[Spoken]:
-    """Turns with picture parts in place of the user's numbered marks, the first one of each number."""
-    shown = set[int]()
-
-    def part(piece: str) -> str | Picture:
-        if not NUMBERED.fullmatch(piece) or (number := _number(piece)) in shown:
-            return piece
-        shown.add(number)
-        return Picture(index=number - 1)
-
-    return [
-        replace(turn, parts=[part(piece) for piece in NUMBERED.split(turn.text)]) if turn.role == "user" else turn
-        for turn in spoken
-    ]
-
-
-def _marked(turn: Spoken, first: bool, own: Sequence[Any]) -> Spoken:
-    """The user's turn with pictures for marks, or before all else in the first question."""
-    if first:
-        below = ["\n", *turn.parts] if turn.text.strip() else []
-        return replace(turn, parts=[*(Picture() for _ in own), *below])
-    if turn.role != "user" or MARK not in turn.text:
-        return turn
-    before, *rest = turn.text.split(MARK)
-    parts: list[str | Picture] = [before]
-    for text in rest:
-        parts += [Picture(), text]
-    return replace(turn, parts=parts)
 
 
 def _turn(turn: Spoken) -> Turn:

@@ -164,6 +164,20 @@ def test_pictures_stand_at_the_first_of_their_numbered_marks(mark: str) -> None:
     assert sample.images == ["y", "x"]
 
 
+@pytest.mark.parametrize("mark", ["<ImageHere>", "<|image|>", "<|vision_start|><|image_pad|><|vision_end|>", "[IMG]"])
+def test_marks_of_data_for_other_models_are_places_too(mark: str) -> None:
+    row = {"image": ["x", "y"], "conversations": [says(f"is {mark} red ?"), GPT, says(f"and {mark} ?"), GPT]}
+    sample = to_sample(row, Reading())
+    assert [sample.turns[at]["text"] for at in (0, 2)] == [f"is {IMAGE} red ?", f"and {IMAGE} ?"]
+
+
+def test_words_may_name_their_pictures() -> None:
+    asked = "Picture 1: <img>a b.png</img>\nPicture 2: <img>http://there/b.png</img>\nWhat differs ?"
+    sample = to_sample({"conversations": [says(asked), GPT]}, Reading())
+    assert sample.turns[0]["text"] == f"Picture 1: {IMAGE}\nPicture 2: {IMAGE}\nWhat differs ?"
+    assert sample.images == ["a b.png", "http://there/b.png"]
+
+
 def test_beside_places_of_pictures_numbered_marks_are_text() -> None:
     asked = "<image>\n<image>\nIs <image 1> like <image 2> ?"
     sample = to_sample({"images": ["x", "y"], "conversations": [says(asked), GPT]}, Reading())
@@ -236,8 +250,11 @@ def test_keys_that_are_not_known_are_ignored() -> None:
             {"image": ["a", "b"], "conversations": [says("what of <image 2> ?"), GPT]},
             "the marks <image 2> and 2 images",
         ),
+        ({"image": ["a", "b"], "conversations": [says("[IMG] ?"), GPT]}, r"1 \[IMG\] marks and 2 images"),
+        ({"conversations": [says("<|image|>what ?"), GPT]}, r"1 <\|image\|> marks and 0 images"),
+        ({"image": "a", "conversations": [says("<img>b</img>"), GPT]}, "<img>b</img> in a question, and 1 images"),
         ({"image": "a", "conversations": [says("<image1><image2>"), GPT]}, "the marks <image1>, <image2> and 1 images"),
-        ({"conversations": [says("<image 1>\nwhat ?"), GPT]}, "the mark <image 1> and no image"),
+        ({"conversations": [says("<image 1>\nwhat ?"), GPT]}, "1 <image 1> marks and 0 images"),
         ({"image": "a", "images": ["b"], **SPOKEN}, "both 'image' and 'images'"),
         ({"image": 3, **SPOKEN}, "a number as an image"),
         ({"image": [None], **SPOKEN}, "null as an image"),
