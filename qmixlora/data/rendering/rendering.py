@@ -79,7 +79,7 @@ def rendering_problem(collator: Collator, row: Conversation) -> str | None:
         text = template.conversation(turns)
     except UserError as error:
         return error.what
-    if template.letters.quote(turns[-1]["text"]) not in text.rpartition(START)[2].partition(END)[0]:
+    if not _is_written(template.letters.quote(turns[-1]["text"]), text):
         return "The chat template does not write the last answer as it stands in the data."
     told, asked = (_marks_of(template, turns, role) for role in ("system", "user"))
     if not all(mark in text for mark in told):
@@ -97,6 +97,16 @@ def rendering_problem(collator: Collator, row: Conversation) -> str | None:
                 "the places of their images."
             )
     return None
+
+
+def _is_written(answer: str, text: str) -> bool:
+    """Whether a conversation's text has the answer where it is learned; its beginning may stand in the prompt, as
+    `<think>` does.
+    """
+    before, _, rest = text.rpartition(START)
+    learned = rest.partition(END)[0]
+    begun = (at for at in range(1, len(answer)) if before.endswith(answer[:at]))
+    return answer in learned or any(learned.startswith(answer[at:]) for at in begun)
 
 
 def _marks_of(template: ChatTemplate, turns: Sequence[Turn], role: str) -> list[str]:

@@ -237,6 +237,15 @@ def test_words_and_images_that_a_template_leaves_out_or_moves_are_a_problem(
     assert told is None if problem is None else problem in str(told)
 
 
+def test_an_answer_that_begins_within_the_prompt_is_not_told_to_be_rewritten() -> None:
+    """A template for thoughts writes `<think>` before an answer that begins with it."""
+    collator = collator_of(THINKS.template)
+    assert rendering_problem(collator, row_of("what ?", "<think>\nhm\n</think>\n\nred")) is None
+    shortens = collator_of(THINKS.template.replace("+ said", "+ said[:2]"))
+    told = rendering_problem(shortens, row_of("what ?", "<think>\nhm\n</think>\n\nred"))
+    assert told == "The chat template does not write the last answer as it stands in the data."
+
+
 def test_a_template_for_strings_is_refused() -> None:
     """It would write Python's own notation of the parts into every prompt."""
     strings = CHATML.partition("{% for part")[0] + "{{ message.content }}<|im_end|>\n{% endfor %}"
