@@ -70,7 +70,7 @@ class Judge(TrainerCallback, ExportableState):
         if before["args"]["by"] != self.by:
             problem = "it was judged by something else"
         elif best not in (None, state.global_step):
-            problem = processes.from_main(lambda: _loss_of(Path(args.output_dir) / f"{PREFIX}{best}"))
+            problem = processes.from_main(lambda: _why_unusable(Path(args.output_dir) / f"{PREFIX}{best}"))
         if problem is not None:
             self.since = state.global_step
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
@@ -121,7 +121,7 @@ def sample_of(rows: Dataset, count: int, seed: int) -> Dataset:
     return rows.select(sorted(index for _, _, index in ranked[:count]))
 
 
-def _loss_of(checkpoint: Path) -> str | None:
+def _why_unusable(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be taken any more, None if it can."""
     if not checkpoint.is_dir():
         return "its checkpoint is gone"
@@ -131,8 +131,8 @@ def _loss_of(checkpoint: Path) -> str | None:
 
 def evaluations_since(state: TrainerState, key: str) -> int:
     """The evaluations after the best one, this one included; where there is none, those by the judge of today."""
-    judge: Any = state.stateful_callbacks
-    after = state.best_global_step or judge[Judge.__name__]["attributes"]["since"]
+    callbacks: Any = state.stateful_callbacks
+    after = state.best_global_step or callbacks[Judge.__name__]["attributes"]["since"]
     return sum(key in log and log["step"] > after for log in state.log_history)
 
 
