@@ -22,7 +22,7 @@ from qmixlora.mixlora.routing_record import FILE
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
-from .checkpoints import PREFIX, damage
+from .checkpoints import checkpoint_at, damage
 
 SCORE, LOSS, CUT = "eval_score", "eval_loss", "eval_cut"  # of an evaluation, as Trainer and trackers name them
 
@@ -70,7 +70,7 @@ class Judge(TrainerCallback, ExportableState):
         if before["args"]["by"] != self.by:
             problem = "it was judged by something else"
         elif best not in (None, state.global_step):
-            problem = processes.from_main(lambda: _why_unusable(Path(args.output_dir) / f"{PREFIX}{best}"))
+            problem = processes.from_main(lambda: _why_unusable(checkpoint_at(args.output_dir, best)))
         if problem is not None:
             self.since = state.global_step
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
@@ -152,7 +152,7 @@ def take_best(session: TunedSession, state: TrainerState, folder: Path) -> int |
     best = state.best_global_step
     if best in (None, state.global_step):
         return best
-    checkpoint = folder / "checkpoints" / f"{PREFIX}{best}"
+    checkpoint = checkpoint_at(folder / "checkpoints", best)
     if not checkpoint.is_dir():
         return state.global_step
     load_adapter(session.model, read_weights(checkpoint), where=str(checkpoint))

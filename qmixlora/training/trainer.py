@@ -25,7 +25,7 @@ from qmixlora.session import TunedSession
 from .arguments import arguments_of
 from .best import LOSS, Examination, Judge, evaluations_since, wins_a_tie
 from .callbacks import MetricsLog, ProgressDisplay
-from .checkpoints import PREFIX
+from .checkpoints import checkpoint_at
 from .data_parallel import Meeting, deal, is_idle
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
@@ -204,7 +204,7 @@ class SupervisedTrainer(Trainer):
         """Save as Trainer does, into a folder that says it is not whole until `SealedCheckpoints` has sealed it."""
         assert self.args.output_dir is not None, "a run has a folder"
         if self.args.should_save:
-            promise(Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}")
+            promise(checkpoint_at(self.args.output_dir, self.state.global_step))
         super()._save_checkpoint(model, trial)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
