@@ -95,9 +95,8 @@ class Examination:
         if count is None or validation is None:
             return None
         rows = sample_of(validation, count, session.recipe.train.seed)
-        score(
-            list(rows), [""] * len(rows), "validation", session.recipe.data
-        )  # a metric that cannot be had is told now
+        # a metric that cannot be had is told now
+        score(list(rows), [""] * len(rows), "validation", session.recipe.data)
         return cls(session, rows)
 
     def metrics(self, on_progress: Callable[[int], None]) -> dict[str, float]:
