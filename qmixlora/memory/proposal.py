@@ -16,14 +16,14 @@ from typing import Any, Literal
 from qmixlora.backbone.levers.table import SMALL_CHUNK, Facts, lever_edits, to_the_end
 from qmixlora.data import usual_columns
 from qmixlora.data.checking.padding import padding_of
-from qmixlora.device import GIB, in_words
+from qmixlora.device import in_words
 from qmixlora.errors import UserError
 from qmixlora.parallel import side_by_side
 from qmixlora.recipe import Edit, Recipe, steps_of, validate
 
 from .advice import plan_with_advice, plan_worst
 from .architectures import config_of
-from .cards import CARDS, KEPT
+from .cards import CARDS, card_bytes
 from .evaluation import plan_evaluation
 from .measured import Measured, measure
 from .planner import Plan, room_on
@@ -295,6 +295,6 @@ def _without_levers(plans: Sequence[Plan | None], card: int) -> str:
 
 def _next_card(card: int) -> tuple[int, int]:
     """(room for a plan in bytes, GB as printed on the box) of the next larger card; zeros where there is none."""
-    sizes = {int(size * GIB * (1 - KEPT)): size for size in CARDS.values()}
+    sizes = {card_bytes(name): size for name, size in CARDS.items()}
     larger = min((own for own in sizes if own > card), default=None)
     return (0, 0) if larger is None else (room_on(larger), sizes[larger])
