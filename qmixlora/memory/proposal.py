@@ -92,7 +92,7 @@ def propose(
     else:
         recipe, chosen = _with_levers(tries[-1], card, planned, prefer, reasons)
         larger = _without_levers(plans, card)
-    samples = _samples_of_a_batch(recipe, measured)
+    samples = padding_of(measured.lengths, recipe.train).samples_of_a_batch
     recipe = (_schedule(recipe, measured, samples, reasons) | given).apply(recipe)
     recipe = (_evaluation(recipe, card, residual, reasons) | given).apply(recipe)
     return Proposal(recipe, chosen, measured, reasons, samples, larger, unused)
@@ -203,8 +203,7 @@ def _with_levers(
     advice = plan_with_advice(recipe, card=card)
     together = advice.smallest_that_learns_the_same or advice.smallest
     if together is not None and (together.learns_the_same or prefer != "quality"):
-        cost = "what is learned stays the same" if together.learns_the_same else "may cost accuracy"
-        reasons |= dict.fromkeys(together.edit.values, f"needed for this card; {cost}")
+        reasons |= _needed(together.edit, learns_the_same=together.learns_the_same)
         return together.edit.apply(recipe), together.plan
     facts = Facts(int(config_of(recipe.model).get_text_config().num_hidden_layers), advice.plan.batch.image_tokens)
     levers = [lever for lever, _ in lever_edits(recipe, facts) if lever.learns_the_same or prefer != "quality"]
@@ -213,8 +212,7 @@ def _with_levers(
         with suppress(UserError):  # an edit that does not go with those before it
             if (its := planned(edit.apply(recipe))) is not None:
                 recipe = edit.apply(recipe)
-                cost = "what is learned stays the same" if lever.learns_the_same else "may cost accuracy"
-                reasons |= dict.fromkeys(edit.values, f"needed for this card; {cost}")
+                reasons |= _needed(edit, learns_the_same=lever.learns_the_same)
                 if its.fits:
                     return recipe, its
     raise UserError(
@@ -226,10 +224,10 @@ def _with_levers(
     )
 
 
-def _samples_of_a_batch(recipe: Recipe, measured: Measured) -> float:
-    if recipe.train.batch_tokens is None:
-        return recipe.train.micro_batch_size
-    return padding_of(measured.lengths, recipe.train).samples_by_tokens or 1.0
+def _needed(edit: Edit, *, learns_the_same: bool) -> dict[str, str]:
+    """The reasons for a lever's values."""
+    cost = "what is learned stays the same" if learns_the_same else "may cost accuracy"
+    return dict.fromkeys(edit.values, f"needed for this card; {cost}")
 
 
 def _schedule(recipe: Recipe, measured: Measured, samples: float, reasons: dict[str, str]) -> Edit:
