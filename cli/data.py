@@ -55,7 +55,7 @@ def data(
         if html is not None:
             console.print(f"Page: {html}", markup=False, soft_wrap=True)
         unusable = described.facts.left_out > 0 and parsed.data.on_bad_sample != "skip"
-        skip, to = (["data.on_bad_sample=skip"], "or mend the rows above") if unusable else ([], "")
+        skip, to = (["data.on_bad_sample=skip"], "or fix the rows above") if unusable else ([], "")
         say_next(console, "plan", recipe, *(overrides or []), *skip, to=to)
     raise SystemExit(int(described.facts.left_out > 0))
 

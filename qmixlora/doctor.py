@@ -53,8 +53,8 @@ def _gpu() -> Finding:
         f"compute capability {properties.major}.{properties.minor}{_slow_bfloat16(properties.major)}",
         f"CUDA {torch.version.cuda}",
     ]
-    if torch.cuda.device_count() > 1:
-        facts.append(f"the first of {torch.cuda.device_count()}: the others are not used")
+    if (count := torch.cuda.device_count()) > 1:
+        facts.append(f"the first of {count}; `train --processes {count}` uses all of them")
     if spills():
         facts.append("the driver spills into host memory, so runs are held to the memory that is free at their start")
     return Finding("GPU", "; ".join(facts), True)

@@ -42,8 +42,8 @@ def replacing(path: Path, *, unless_there: bool = False) -> Iterator[Path]:
     it when it does not.
 
     There is a whole one at `path` at every moment, if there was one before. A crash leaves a file beside `path` whose
-    name starts with a dot; the next attempt removes it. With
-    `unless_there` a folder that another process has put in place meanwhile stays.
+    name starts with a dot; the next attempt removes it. With `unless_there` a folder that another process has put in
+    place meanwhile stays.
 
     Raises:
         UserError: a file would take the place of a folder, or a folder that of a file; what is there stays.

@@ -9,11 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-NAMES = {
-    "SIGINT": "Ctrl-C",
-    "SIGTERM": "SIGTERM",
-    "SIGHUP": "SIGHUP (the terminal was closed)",
-}  # Windows has no SIGHUP
+# Windows has no SIGHUP
+NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP (the terminal was closed)"}
 SIGNALS = {getattr(signal, name): words for name, words in NAMES.items() if hasattr(signal, name)}
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before it is impor
 
 import gradio as gr
 
-from qmixlora.data import IMAGE
+from qmixlora.data import words
 from qmixlora.errors import UserError
 
 from .dialogue import Dialogue
@@ -189,7 +189,7 @@ def as_it_grows(ask: Callable[[Callable[[str], None]], str]) -> Iterator[str]:
 
 def _messages(dialogue: Dialogue) -> list[dict[str, str]]:
     """What was said, as gradio shows it."""
-    texts = [(turn["role"], turn["text"].replace(IMAGE, "").strip()) for turn in dialogue.turns]
+    texts = [(turn["role"], words(turn["text"])) for turn in dialogue.turns]
     return [{"role": role, "content": text or NOTHING} for role, text in texts]
 
 

@@ -5,7 +5,7 @@ from qmixlora.mixlora import IGNORED
 from .checking.answer_lengths import generated_lengths, too_long_to_generate
 from .checking.facts import DataFacts, answers_by_task
 from .checking.taught import Checked, checked, taught
-from .formats import IMAGE, Conversation, ImageFile, Turn, question_about, to_messages
+from .formats import IMAGE, Conversation, ImageFile, Turn, question_about, sample_name, to_messages, words
 from .images.appearance import APPEARANCE_VERSION
 from .images.files import locate
 from .images.keys import content_key
@@ -62,6 +62,7 @@ __all__ = [
     "question_about",
     "rendering_of",
     "rendering_problem",
+    "sample_name",
     "sizes_of",
     "splits_of",
     "taught",
@@ -69,4 +70,5 @@ __all__ = [
     "token_batches",
     "too_long_to_generate",
     "usual_columns",
+    "words",
 ]

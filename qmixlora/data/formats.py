@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 RESERVED = "\ufdd0", "\ufdd1"  # Unicode keeps them for a program's own use; no text that is handed on holds them
 IMAGE = "image".join(RESERVED)  # where an image stands: nothing that data can say, as `<image>` is
 BESIDE_IMAGES = re.compile(r"\A(?:\s*\n|\s+)")  # between images and the first line of the words behind them
+NAMED = 60  # characters of a question that a sample is known by
 
 
 class Turn(TypedDict):
@@ -44,6 +45,17 @@ class Conversation(TypedDict):
 
 class FormatError(ValueError):
     """A sample that cannot be read; the message completes "The sample ..."."""
+
+
+def words(text: str) -> str:
+    """What a turn's text says, without the marks of its images."""
+    return text.replace(IMAGE, "").strip()
+
+
+def sample_name(row: Mapping[str, Any]) -> str:
+    """What errors call a sample: where it comes from, as far as is known, its task and how it begins to ask."""
+    asked = next((words(turn["text"]) for turn in row["turns"] if turn["role"] == "user"), "")
+    return f"{row.get('origin') or 'a sample'} (task {row['task']}: {' '.join(asked.split())[:NAMED]!r})"
 
 
 def question_about(images: Sequence[ImageFile], question: str, task: str = "") -> Conversation:

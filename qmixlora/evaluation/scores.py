@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qmixlora.data import IMAGE, Conversation, content_key
+from qmixlora.data import Conversation, content_key, words
 from qmixlora.errors import UserError
 from qmixlora.recipe import Data
 from qmixlora.session import Session
@@ -204,7 +204,7 @@ def _references(row: Conversation) -> list[str]:
 
 def _asked(row: Conversation) -> tuple[str, list[str | None]]:
     """A row's question, and the paths of its images."""
-    question = row["turns"][-2]["text"].replace(IMAGE, "").strip() if len(row["turns"]) > 1 else ""
+    question = words(row["turns"][-2]["text"]) if len(row["turns"]) > 1 else ""
     return question, [image["path"] for image in row["images"]]
 
 

@@ -144,9 +144,8 @@ def read_checkpoint(folder: Path, skeleton: PreTrainedModel) -> Checkpoint:
     Raises UserError if they are no safetensors, or are not there.
     """
     named = getattr(skeleton.config, "transformers_weights", None)
-    first = named or next(
-        (name for name in (SINGLE, INDEX) if (folder / name).is_file()), SINGLE
-    )  # transformers' order
+    # transformers' order
+    first = named or next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), SINGLE)
     index = folder / first if first.endswith(".index.json") and (folder / first).is_file() else None
     weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
     files = sorted(set(weight_map.values())) or [first]

@@ -62,7 +62,7 @@ class Fidelity:
     """The fidelity of one export.
 
     `tasks` are the shares of the tasks in it; `split` names the rows of `live` and `measurements`, which are by form
-    (`lora`, `merged`), the last one of the folder's own contents; of the tasks that are `unmeasured` it has none.
+    (`lora`, `merged`, `gguf`), the last one of the folder's own contents; tasks that are `unmeasured` have none.
     `kept` are shares that cuts keep of a squared norm; `update_error` is `E ||dW(x) - M||^2 / E ||dW||^2`.
     `polish_steps` are those of the adapter itself, `polish_tried` those that were made; where they were thrown away the
     mean stands. `decided_on` names the rows on which that was decided (None: nothing was to decide). `projector` says
@@ -94,7 +94,7 @@ class Fidelity:
 
     @property
     def form(self) -> str:
-        """`lora` or `merged`."""
+        """`lora`, `merged` or `gguf`."""
         return list(self.measurements)[-1]
 
     @property

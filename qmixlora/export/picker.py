@@ -20,7 +20,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qmixlora.data import IMAGE, Conversation, indices_by_answer
+from qmixlora.data import Conversation, indices_by_answer, words
 from qmixlora.data.reading.store import records
 from qmixlora.files import replacing
 from qmixlora.serving import pick
@@ -136,7 +136,7 @@ def _instructions(rows: Dataset, tasks: Iterable[str]) -> dict[str, list[str]]:
 def questions_of(row: Conversation) -> Iterator[tuple[str, str]]:
     """(task, question) of every answer of a row that has a task of its own; of the last one where they have none."""
     asked = [
-        before["text"].replace(IMAGE, "").strip()
+        words(before["text"])
         for before, turn in zip(row["turns"], row["turns"][1:], strict=False)
         if turn["role"] == "assistant"
     ]

@@ -14,11 +14,12 @@ from qmixlora.recipe import Edit, Recipe, leaves
 from .planner import room_on
 from .proposal import Proposal
 
-ALWAYS = (  # written though they are the defaults, since they are what one changes first
-    *("model.id", "model.quantization", "adapter.method", "adapter.num_factors", "adapter.r", "adapter.alpha"),
-    *("data.train", "data.max_length", "train.output", "train.epochs", "train.micro_batch_size", "train.learning_rate"),
-    *("train.gradient_accumulation", "train.checkpointing.enabled", "train.log_every", "train.save_every"),
-)
+# written though they are the defaults, since they are what one changes first
+ALWAYS = (
+    "model.id", "model.quantization", "adapter.method", "adapter.num_factors", "adapter.r", "adapter.alpha",
+    "data.train", "data.max_length", "train.output", "train.epochs", "train.micro_batch_size", "train.learning_rate",
+    "train.gradient_accumulation", "train.checkpointing.enabled", "train.log_every", "train.save_every",
+)  # fmt: skip
 # TFLOPS of a card's bf16 products (fp32 sums), as its maker gives them, without sparsity
 PEAK = {
     "rtx3050-6gb": 14, "rtx3050-8gb": 18, "rtx3060-12gb": 25, "rtx3070-8gb": 41, "rtx3080-10gb": 60,

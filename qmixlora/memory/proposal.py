@@ -16,14 +16,14 @@ from typing import Any, Literal
 from qmixlora.backbone.levers.table import SMALL_CHUNK, Facts, lever_edits, to_the_end
 from qmixlora.data import usual_columns
 from qmixlora.data.checking.padding import padding_of
-from qmixlora.device import GIB, in_words
+from qmixlora.device import in_words
 from qmixlora.errors import UserError
 from qmixlora.parallel import side_by_side
 from qmixlora.recipe import Edit, Recipe, steps_of, validate
 
 from .advice import plan_with_advice, plan_worst
 from .architectures import config_of
-from .cards import CARDS, KEPT
+from .cards import CARDS, card_bytes
 from .evaluation import plan_evaluation
 from .measured import Measured, measure
 from .planner import Plan, room_on
@@ -92,7 +92,7 @@ def propose(
     else:
         recipe, chosen = _with_levers(tries[-1], card, planned, prefer, reasons)
         larger = _without_levers(plans, card)
-    samples = _samples_of_a_batch(recipe, measured)
+    samples = padding_of(measured.lengths, recipe.train).samples_of_a_batch
     recipe = (_schedule(recipe, measured, samples, reasons) | given).apply(recipe)
     recipe = (_evaluation(recipe, card, residual, reasons) | given).apply(recipe)
     return Proposal(recipe, chosen, measured, reasons, samples, larger, unused)
@@ -203,8 +203,7 @@ def _with_levers(
     advice = plan_with_advice(recipe, card=card)
     together = advice.smallest_that_learns_the_same or advice.smallest
     if together is not None and (together.learns_the_same or prefer != "quality"):
-        cost = "what is learned stays the same" if together.learns_the_same else "may cost accuracy"
-        reasons |= dict.fromkeys(together.edit.values, f"needed for this card; {cost}")
+        reasons |= _needed(together.edit, learns_the_same=together.learns_the_same)
         return together.edit.apply(recipe), together.plan
     facts = Facts(int(config_of(recipe.model).get_text_config().num_hidden_layers), advice.plan.batch.image_tokens)
     levers = [lever for lever, _ in lever_edits(recipe, facts) if lever.learns_the_same or prefer != "quality"]
@@ -213,8 +212,7 @@ def _with_levers(
         with suppress(UserError):  # an edit that does not go with those before it
             if (its := planned(edit.apply(recipe))) is not None:
                 recipe = edit.apply(recipe)
-                cost = "what is learned stays the same" if lever.learns_the_same else "may cost accuracy"
-                reasons |= dict.fromkeys(edit.values, f"needed for this card; {cost}")
+                reasons |= _needed(edit, learns_the_same=lever.learns_the_same)
                 if its.fits:
                     return recipe, its
     raise UserError(
@@ -226,10 +224,10 @@ def _with_levers(
     )
 
 
-def _samples_of_a_batch(recipe: Recipe, measured: Measured) -> float:
-    if recipe.train.batch_tokens is None:
-        return recipe.train.micro_batch_size
-    return padding_of(measured.lengths, recipe.train).samples_by_tokens or 1.0
+def _needed(edit: Edit, *, learns_the_same: bool) -> dict[str, str]:
+    """The reasons for a lever's values."""
+    cost = "what is learned stays the same" if learns_the_same else "may cost accuracy"
+    return dict.fromkeys(edit.values, f"needed for this card; {cost}")
 
 
 def _schedule(recipe: Recipe, measured: Measured, samples: float, reasons: dict[str, str]) -> Edit:
@@ -295,6 +293,6 @@ def _without_levers(plans: Sequence[Plan | None], card: int) -> str:
 
 def _next_card(card: int) -> tuple[int, int]:
     """(room for a plan in bytes, GB as printed on the box) of the next larger card; zeros where there is none."""
-    sizes = {int(size * GIB * (1 - KEPT)): size for size in CARDS.values()}
+    sizes = {card_bytes(name): size for name, size in CARDS.items()}
     larger = min((own for own in sizes if own > card), default=None)
     return (0, 0) if larger is None else (room_on(larger), sizes[larger])

@@ -22,7 +22,7 @@ from qmixlora.mixlora.routing_record import FILE
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
-from .checkpoints import PREFIX, damage
+from .checkpoints import checkpoint_at, damage
 
 SCORE, LOSS, CUT = "eval_score", "eval_loss", "eval_cut"  # of an evaluation, as Trainer and trackers name them
 
@@ -70,7 +70,7 @@ class Judge(TrainerCallback, ExportableState):
         if before["args"]["by"] != self.by:
             problem = "it was judged by something else"
         elif best not in (None, state.global_step):
-            problem = processes.from_main(lambda: _loss_of(Path(args.output_dir) / f"{PREFIX}{best}"))
+            problem = processes.from_main(lambda: _why_unusable(checkpoint_at(args.output_dir, best)))
         if problem is not None:
             self.since = state.global_step
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
@@ -95,9 +95,8 @@ class Examination:
         if count is None or validation is None:
             return None
         rows = sample_of(validation, count, session.recipe.train.seed)
-        score(
-            list(rows), [""] * len(rows), "validation", session.recipe.data
-        )  # a metric that cannot be had is told now
+        # a metric that cannot be had is told now
+        score(list(rows), [""] * len(rows), "validation", session.recipe.data)
         return cls(session, rows)
 
     def metrics(self, on_progress: Callable[[int], None]) -> dict[str, float]:
@@ -121,7 +120,7 @@ def sample_of(rows: Dataset, count: int, seed: int) -> Dataset:
     return rows.select(sorted(index for _, _, index in ranked[:count]))
 
 
-def _loss_of(checkpoint: Path) -> str | None:
+def _why_unusable(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be taken any more, None if it can."""
     if not checkpoint.is_dir():
         return "its checkpoint is gone"
@@ -131,8 +130,8 @@ def _loss_of(checkpoint: Path) -> str | None:
 
 def evaluations_since(state: TrainerState, key: str) -> int:
     """The evaluations after the best one, this one included; where there is none, those by the judge of today."""
-    judge: Any = state.stateful_callbacks
-    after = state.best_global_step or judge[Judge.__name__]["attributes"]["since"]
+    callbacks: Any = state.stateful_callbacks
+    after = state.best_global_step or callbacks[Judge.__name__]["attributes"]["since"]
     return sum(key in log and log["step"] > after for log in state.log_history)
 
 
@@ -152,7 +151,7 @@ def take_best(session: TunedSession, state: TrainerState, folder: Path) -> int |
     best = state.best_global_step
     if best in (None, state.global_step):
         return best
-    checkpoint = folder / "checkpoints" / f"{PREFIX}{best}"
+    checkpoint = checkpoint_at(folder / "checkpoints", best)
     if not checkpoint.is_dir():
         return state.global_step
     load_adapter(session.model, read_weights(checkpoint), where=str(checkpoint))

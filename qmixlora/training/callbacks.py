@@ -16,6 +16,8 @@ from qmixlora.device import peak_memory_gib, reset_peak_memory
 from qmixlora.files import append_to_log, read_log, replacing
 from qmixlora.mixlora.routing_record import FILE, RoutingRecord, RoutingStatistics
 
+from .checkpoints import checkpoint_at
+
 
 class MetricsLog(TrainerCallback):
     """Writes `metrics.jsonl`: one object per log, with `step`, Trainer's own numbers, `samples` and `padding`
@@ -57,7 +59,7 @@ class RoutingLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:
-            checkpoint = self._checkpoint(args, state)
+            checkpoint = checkpoint_at(args.output_dir, state.global_step)
             self.record.load(checkpoint)
             self.statistics.load(checkpoint)
         self.watching = self.statistics.watch()
@@ -69,7 +71,7 @@ class RoutingLog(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.best_global_step and not self.record.steps:
             self._take_snapshot(state)
-        checkpoint = self._checkpoint(args, state)
+        checkpoint = checkpoint_at(args.output_dir, state.global_step)
         self.statistics.save(checkpoint)
         if state.is_world_process_zero:
             self._save(checkpoint)
@@ -91,9 +93,6 @@ class RoutingLog(TrainerCallback):
     def _save(self, folder: Path) -> None:
         with replacing(folder / FILE) as temporary:
             self.record.save(temporary)
-
-    def _checkpoint(self, args: Any, state: Any) -> Path:
-        return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 class ProgressDisplay(TrainerCallback):

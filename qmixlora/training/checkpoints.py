@@ -26,6 +26,16 @@ OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 PREFIX = "checkpoint-"
 
 
+def checkpoint_at(folder: str | Path, step: int) -> Path:
+    """Where Trainer puts the checkpoint of a step, in the folder of a run's checkpoints."""
+    return Path(folder) / f"{PREFIX}{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint is of, by its folder's name."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
 class SealedCheckpoints(TrainerCallback):
     """Seals a checkpoint when every other callback has put its files into it, and then removes the oldest.
 
@@ -39,7 +49,7 @@ class SealedCheckpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         processes.wait_for_all()  # each writes its own random state
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"{PREFIX}{state.global_step}")
+            seal(checkpoint_at(args.output_dir, state.global_step))
             remove_old_checkpoints(Path(args.output_dir), self.keep, state.global_step, state.best_global_step)
         processes.wait_for_all()  # a launcher that sees one end would end the main one
 
@@ -55,10 +65,10 @@ def remove_old_checkpoints(folder: Path, keep: int, step: int, best: int | None 
     """Remove the checkpoints up to a step but the newest `keep`, among which none counts that was never finished, and
     the best one.
     """
-    up_to = [path for path in _newest_first(folder) if _step(path) <= step]
+    up_to = [path for path in _newest_first(folder) if step_of(path) <= step]
     finished = [path for path in up_to if (path / STATE).is_file()]
     for path in up_to:
-        if path not in finished[:keep] and _step(path) != best:
+        if path not in finished[:keep] and step_of(path) != best:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -89,11 +99,7 @@ def damage(checkpoint: Path) -> str | None:
 
 def _newest_first(checkpoints: Path) -> list[Path]:
     numbered = [path for path in checkpoints.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(filter(Path.is_dir, numbered), key=_step, reverse=True)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(PREFIX))
+    return sorted(filter(Path.is_dir, numbered), key=step_of, reverse=True)
 
 
 def _unreadable(checkpoint: Path) -> str | None:
@@ -114,7 +120,7 @@ def _unreadable(checkpoint: Path) -> str | None:
         missing = next((name for name in (FILE, SUMS) if not (checkpoint / name).is_file()), None)
         if missing:
             return f"{missing} is missing"
-    if state.get("global_step") != _step(checkpoint):
+    if state.get("global_step") != step_of(checkpoint):
         return f"{STATE} is of step {state.get('global_step')}"
     return None
 

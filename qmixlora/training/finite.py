@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from qmixlora import processes
-from qmixlora.data import BatchCollator, Conversation
+from qmixlora.data import BatchCollator, Conversation, sample_name
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log
 from qmixlora.recipe import Recipe
@@ -67,8 +67,7 @@ class NamingCollator:
 
 def _name(row: Mapping[str, Any]) -> str:
     files = ", ".join(image["path"] or "an image in the data" for image in row["images"])
-    asked = " ".join(row["turns"][0]["text"].split())[-60:]
-    return f"{row.get('origin', 'a sample')}, task {row['task']}: {asked!r}{f' ({files})' if files else ''}"
+    return f"{sample_name(row)} with {files}" if files else sample_name(row)
 
 
 class FiniteSteps:

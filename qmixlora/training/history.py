@@ -19,24 +19,16 @@ RECIPE, HISTORY = "recipe.yaml", "history.jsonl"  # in a run's folder
 LIBRARIES = ("qmixlora", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 PROCESSES = "processes"  # no key of a recipe
 BATCH = ("train.micro_batch_size", "train.gradient_accumulation", PROCESSES)  # their product may not change
-MAY_CHANGE = (  # besides memory levers with which a run learns the same; of the data, as long as its rows are the same
-    *("train.output", "train.epochs", "train.max_steps", "train.max_minutes", "train.on_oom", "train.on_nan"),
-    *(
-        "train.log_every",
-        "train.eval_every",
-        "train.eval_generate",
-        "train.early_stopping",
-        "train.report_to",
-        "train.save_every",
-        "train.keep_checkpoints",
-        "train.max_new_tokens",
-    ),
-    *("train.cache_features", "model.attention", "model.trust_remote_code", "data", "export"),
-)
+# besides memory levers with which a run learns the same; of the data, as long as its rows are the same
+MAY_CHANGE = (
+    "train.output", "train.epochs", "train.max_steps", "train.max_minutes", "train.on_oom", "train.on_nan",
+    "train.log_every", "train.eval_every", "train.eval_generate", "train.early_stopping", "train.report_to",
+    "train.save_every", "train.keep_checkpoints", "train.max_new_tokens", "train.cache_features",
+    "model.attention", "model.trust_remote_code", "data", "export",
+)  # fmt: skip
 FREE_IN_A_NEW_RUN = ("adapter.dropout", "adapter.task_mix")
-MAY_NOT_CHANGE = (  # of the data: what samples are, and their order
-    *("data.max_image_tokens", "data.special_tokens", "data.group_by_length"),
-)
+# of the data: what samples are, and their order
+MAY_NOT_CHANGE = ("data.max_image_tokens", "data.special_tokens", "data.group_by_length")
 Event = Literal["started", "resumed", "adapted", "finished"]
 
 

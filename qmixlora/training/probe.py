@@ -220,7 +220,7 @@ def _train(session: TunedSession) -> None:
     with tempfile.TemporaryDirectory() as folder:
         display = ProgressDisplay(Console(quiet=True))
         try:
-            make_trainer(session, rows, None, Path(folder), display, judged=False).train()
+            make_trainer(session, rows, None, Path(folder), display, checks_numbers=False).train()
         finally:
             display.close()
 

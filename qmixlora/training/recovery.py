@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from qmixlora import processes
 from qmixlora.errors import UserError
 
-from .checkpoints import damage
+from .checkpoints import checkpoint_at, damage, step_of
 
 PARTS = {  # of a run
     "loading": "loading the model",
@@ -37,7 +37,7 @@ class Moment:
 
     @property
     def step(self) -> int:
-        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+        return step_of(self.checkpoint) if self.checkpoint else 0
 
     def __str__(self) -> str:
         """Say it in one sentence."""
@@ -153,7 +153,7 @@ def keep_last_step(trainer: Trainer, start: StepStart, first_step: int, *, anew:
     step = trainer.state.global_step
     if step <= first_step or not start.rewind():
         return first_step > 0
-    folder = Path(output) / f"checkpoint-{step}"
+    folder = checkpoint_at(output, step)
 
     def to_be_written() -> bool:
         if not anew and damage(folder) is None:

@@ -74,7 +74,7 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     tasks = list(indices_by_answer(rows))
     _check_tasks(recipe, tasks)
     check_has_images(recipe, rows)
-    batch = _samples_of_a_batch(recipe, facts)
+    batch = facts.samples_of_a_batch
     if not start.changed.keys().isdisjoint(MORE_STEPS):
         check_more_steps(recipe, len(rows), batch)
     session = unless_out_of_memory(lambda: opened(recipe, tasks, start.init_from))
@@ -148,13 +148,6 @@ def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts, dict[str,
     found = taught(recipe.data, open_collator(recipe), splits)
     check_kinds(recipe, found.collator, found.rows)
     return found.rows, found.facts(recipe.train), found.read_in.held_out
-
-
-def _samples_of_a_batch(recipe: Recipe, facts: DataFacts) -> float:
-    """The samples of a micro-batch, on average, where they are filled by tokens."""
-    padding = next(split.padding for split in facts.splits if split.split == "train")
-    assert padding is not None, "rows are left"
-    return padding.samples_by_tokens or recipe.train.micro_batch_size
 
 
 def _without_vision(

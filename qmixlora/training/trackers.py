@@ -15,19 +15,18 @@ from qmixlora.data import Conversation, open_images
 from qmixlora.errors import UserError
 from qmixlora.evaluation import Scores
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 PROJECT, ANSWERS = "qmixlora", "answers"
 SHOWN, COLUMNS = 8, 4  # pictures of answers
 
 
 def check_installed(report_to: Sequence[str]) -> None:
-    """Raise UserError for a tracker whose package is not there."""
-    missing = [name for name in report_to if importlib.util.find_spec(PACKAGES[name]) is None]
+    """Raise UserError for a tracker whose package, which is named as it is, is not there."""
+    missing = [name for name in report_to if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"The package of {missing[0]} is not installed.",
             where=f"train.report_to: {missing[0]}",
-            fix=f"pip install {' '.join(PACKAGES[name] for name in missing)} (the extra `trackers` names all of them).",
+            fix=f"pip install {' '.join(missing)} (the extra `trackers` names all of them).",
         )
 
 

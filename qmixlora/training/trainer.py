@@ -25,7 +25,7 @@ from qmixlora.session import TunedSession
 from .arguments import arguments_of
 from .best import LOSS, Examination, Judge, evaluations_since, wins_a_tie
 from .callbacks import MetricsLog, ProgressDisplay
-from .checkpoints import PREFIX
+from .checkpoints import checkpoint_at
 from .data_parallel import Meeting, deal, is_idle
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
@@ -50,11 +50,11 @@ def make_trainer(
     folder: Path,
     display: ProgressDisplay,
     *,
-    judged: bool = True,
+    checks_numbers: bool = True,
 ) -> SupervisedTrainer:
     """The Trainer of a session: its arguments, the loss at supervised positions, and our callbacks.
 
-    `judged`: the rows are real ones, which are named where numbers are not finite (see `FiniteSteps`).
+    `checks_numbers`: the rows are real ones: numbers have to be finite, or the rows are named (see `FiniteSteps`).
     """
     recipe = session.recipe
     enable_checkpointing(session.backbone, session.anatomy, recipe.train.checkpointing)
@@ -62,7 +62,7 @@ def make_trainer(
     lengths = lengths_for(session, rows)
     workers = loader_workers(recipe.data.num_workers, len(rows))
     steps = FiniteSteps(recipe, folder, display.say)
-    collator = NamingCollator(session.collator) if judged else session.collator
+    collator = NamingCollator(session.collator) if checks_numbers else session.collator
     trainer = SupervisedTrainer(
         recipe.train.loss_chunk,
         recipe.model.dtype == "float16",
@@ -82,12 +82,12 @@ def make_trainer(
             display,
         ],
     )
-    trainer.judged, trainer.within_steps = judged, recipe.data.group_by_length == "step"
+    trainer.checks_numbers, trainer.within_steps = checks_numbers, recipe.data.group_by_length == "step"
     trainer.examination, trainer.patience = Examination.of(session, validation), recipe.train.early_stopping
     if trainer.examination is not None and recipe.train.report_to:
         trainer.examination = replace(trainer.examination, show=partial(show_answers, trainer, recipe.train.report_to))
     trainer.say = display.say
-    if judged:
+    if checks_numbers:
         trainer.add_callback(FiniteParameters(session.recipe))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -118,7 +118,7 @@ class SupervisedTrainer(Trainer):
         self.within_steps = False
         self.seen = Seen()
         check_one_process(batch_tokens, self.accelerator.num_processes)
-        self.steps, self.judged = steps, True
+        self.steps, self.checks_numbers = steps, True
         self.undo_forward: Callable[[], None] = lambda: None  # of a step that is skipped: what its passes have added up
         self.announce: Callable[[Iterator[str]], None] = lambda tasks: None  # those of the samples of the next step
         self.stop_if_asked: Callable[[], None] = lambda: None  # called where a run can stop
@@ -204,7 +204,7 @@ class SupervisedTrainer(Trainer):
         """Save as Trainer does, into a folder that says it is not whole until `SealedCheckpoints` has sealed it."""
         assert self.args.output_dir is not None, "a run has a folder"
         if self.args.should_save:
-            promise(Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}")
+            promise(checkpoint_at(self.args.output_dir, self.state.global_step))
         super()._save_checkpoint(model, trial)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
@@ -269,7 +269,7 @@ class SupervisedTrainer(Trainer):
         """
         self.meeting.meet(idle=not self.steps.batches)
         norm: Tensor = super()._clip_grad_norm(model)
-        if self.judged and not self.steps.may_be_taken(self.state.global_step + 1, norm):
+        if self.checks_numbers and not self.steps.may_be_taken(self.state.global_step + 1, norm):
             model.zero_grad(set_to_none=True)
             self.undo_forward()
         return norm

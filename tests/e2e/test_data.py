@@ -36,7 +36,7 @@ def test_what_a_run_could_not_use_is_listed_and_exits_1(qmixlora: CommandLine, r
     assert done.code == 1
     for words in ("row 3 (", "row 30 (", "over data.max_length, 64", "'red' 100%", "Every answer ends in '<eos>'"):
         assert words in done.stdout
-    assert done.stdout.endswith(f"qmixlora plan {recipe_file} data.on_bad_sample=skip (or mend the rows above)\n")
+    assert done.stdout.endswith(f"qmixlora plan {recipe_file} data.on_bad_sample=skip (or fix the rows above)\n")
 
 
 def test_the_same_as_json(qmixlora: CommandLine, recipe_file: Path) -> None:

@@ -91,7 +91,8 @@ def test_the_doctor_says_which_cards_are_slow_in_bfloat16(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7 * GIB, 8 * GIB))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     found = doctor._gpu().found
-    assert f"compute capability {major}.5" in found and "7.0 of 8.0 GiB free" in found and "the first of 2" in found
+    assert f"compute capability {major}.5" in found and "7.0 of 8.0 GiB free" in found
+    assert "the first of 2; `train --processes 2` uses all of them" in found
     assert ("float16" in found) is slow
 
 

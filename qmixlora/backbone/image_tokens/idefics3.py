@@ -23,11 +23,8 @@ class Idefics3(Family):
 
     def largest(self, config: PretrainedConfig, budget: int | None, tokens: int) -> ImageInput:
         side, size = self._side(config, budget), config.vision_config.image_size
-        tile = [
-            TEXT,
-            TEXT,
-            *[config.image_token_id] * self.smallest(config),
-        ]  # a mark for a tile, and one for its place
+        # a mark for a tile, and one for its place
+        tile = [TEXT, TEXT, *[config.image_token_id] * self.smallest(config)]
         grid = [*tile * side, TEXT] * side if side > 1 else []  # a row ends with a new line
         count = side**2 + 1 if side > 1 else 1
         tensors = {

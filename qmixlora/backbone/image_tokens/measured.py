@@ -20,9 +20,8 @@ from .family import Family, ImageInput
 RATIOS = (1.0, 0.5, 2.0, 0.25, 4.0, 1 / 3, 3.0, 0.4, 2.5)
 # of photographs, and of grids of tiles that none of these fills
 MORE = [side for ratio in (4 / 3, 3 / 2, 5 / 3, 16 / 9, 7 / 2, *range(5, 13)) for side in (ratio, 1 / ratio)]
-SIZES = [
-    (int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448, 48, 34) for ratio in RATIOS
-]  # width, height
+# width, height
+SIZES = [(int(edge * ratio**0.5), int(edge / ratio**0.5)) for edge in (1600, 448, 48, 34) for ratio in RATIOS]
 SIZES += [(int(1600 * ratio**0.5), int(1600 / ratio**0.5)) for ratio in MORE] + [(1, 1)]
 Change = Callable[[Any, PretrainedConfig], None]  # of an image processor, and of a config that has to agree
 KINDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
@@ -175,10 +174,8 @@ def _asked(processor: ProcessorMixin, size: tuple[int, int], count: int = 1) -> 
     content: Any = [{"type": "image"}, {"type": "text", "text": "?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     image = _blank(size)
-    for images in (
-        [[image]] * count,
-        [image] * count,
-    ):  # by sample, or (where a processor refuses that) one after the other
+    # by sample, or (where a processor refuses that) one after the other
+    for images in ([[image]] * count, [image] * count):
         try:
             return dict(processor(text=[text] * count, images=images, return_tensors="pt"))
         except ValueError as error:

@@ -67,6 +67,13 @@ class DataFacts:
         """Samples that a run cannot use."""
         return sum(split.left_out for split in self.splits)
 
+    @property
+    def samples_of_a_batch(self) -> float:
+        """The samples of a training micro-batch (`Padding`), where rows of training were looked at and are left."""
+        padding = next(split.padding for split in self.splits if split.split == "train")
+        assert padding is not None, "rows are left"
+        return padding.samples_of_a_batch
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `qmixlora data`, and of `survey.json`."""
         return asdict(self)

@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn, question_about
+from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn, question_about, sample_name
 from qmixlora.data.images.keys import image_key
 from qmixlora.data.images.opening import blank_image, check_body
 from qmixlora.data.images.shapes import shape_problem
@@ -89,14 +89,7 @@ def look_at(rows: Dataset, length: Lengths, data: Data) -> Look:
 
 def _seen(judge: _Judge, rows: Dataset, chunk: range) -> list[_Seen]:
     with without_garbage_collection():
-        return [
-            judge.seen(row, f"{row['origin']} (task {row['task']}: {_asked(row)!r})")
-            for row in records(rows.select(chunk))
-        ]
-
-
-def _asked(row: Conversation) -> str:
-    return row["turns"][0]["text"].replace(IMAGE, "").strip()[:60]
+        return [judge.seen(row) for row in records(rows.select(chunk))]
 
 
 class _Judge:
@@ -111,8 +104,8 @@ class _Judge:
         self.over = cache(lambda size: 0 if budget is None else self.length.over(size, budget))
         self.body = by_path(lambda image: check_body(image, data.max_pixels))
 
-    def seen(self, row: Conversation, name: str) -> _Seen:
-        """A row that is called `name` in messages."""
+    def seen(self, row: Conversation) -> _Seen:
+        """What there is to know of a row."""
         characters = sum(len(turn["text"]) for turn in row["turns"])
         images = [image_key(image["path"], image["bytes"]) for image in row["images"]]
         identity = _hash([[turn["role"], turn["text"]] for turn in row["turns"]], images)
@@ -120,6 +113,7 @@ class _Judge:
             image_tokens, refused = self._image_tokens(row), None
             over = max((self.over(self.length.size(image)) for image in row["images"]), default=0)
         except UserError as error:
+            name = sample_name(row)
             over, image_tokens, refused = 0, -1, (f"{error.where} of {name}" if error.where else name, error.what)
         return _Seen(refused, image_tokens, characters, len(images), identity, over)
 

@@ -25,6 +25,11 @@ class Padding:
     by_tokens: float | None = None
     samples_by_tokens: float | None = None
 
+    @property
+    def samples_of_a_batch(self) -> float:
+        """The samples of a micro-batch, on average where they are filled by tokens."""
+        return self.samples_by_tokens or self.batch_size
+
 
 def padding_of(lengths: Sequence[int], spec: Train) -> Padding:
     """The padding of samples of these lengths, which may be drawn from more, as a run makes batches of them."""

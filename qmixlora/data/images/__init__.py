@@ -1,1 +1,1 @@
-"""Open an image as a viewer shows it; find its file; shapes that processors refuse."""
+"""Open an image as a viewer shows it; find its file; tell images apart unopened; shapes that processors refuse."""

@@ -32,11 +32,8 @@ def shape_problem(processor: ProcessorMixin, size: tuple[int, int], max_pixels: 
     try:
         if count is not None:
             count(image_sizes=[[height, width]])
-    except (
-        TypeError,
-        AttributeError,
-    ):  # it expects another image processor than there is
-        pass
+    except (TypeError, AttributeError):
+        pass  # it expects another image processor than there is
     except ValueError as error:
         return f"The model's processor refuses an image of {width} x {height} pixels: {shown(error)}."
     scaled: Any = getattr(processor.image_processor, "size", None) or {}

@@ -57,8 +57,9 @@ def load_conversations(
     """All conversations of a source (docs/data.md); what was left out is said on stderr.
 
     Columns: `turns`, `images` (a path or the file's bytes each; not decoded yet), `task` (of the last answer), `tasks`
-    (of all answers, where they differ), `references` (all right answers where the data has several) and `origin` (its
-    place in the source). Other arguments as `load`. Raises UserError as `load` and `Loaded.usable`.
+    (of all answers, where they differ), `references` (all right answers where the data has several), `learned`
+    (of every answer, whether it is to be learned, where not all are) and `origin` (its place in the source). Other
+    arguments as `load`. Raises UserError as `load` and `Loaded.usable`.
     """
     loaded = load(source, split, image_root, Reading(task_field, columns, template), max_pixels, allow_outside)
     return loaded.usable(source, on_bad_sample)
@@ -79,8 +80,8 @@ def load(
     folder, unless the data is trusted to name any file (`allow_outside`).
 
     Raises:
-        UserError: the source is missing, broken (with its line) or empty, not one of its samples can be read, or no row
-            has a column that the recipe names.
+        UserError: the source is missing, broken (with its line) or empty, not one of its samples can be read, no row
+            has a column that the recipe names, or answers count their options from 1.
     """
     opened = Source.find(source, split, reading.subset)
     root = Path(image_root) if image_root else opened.folder

@@ -273,9 +273,8 @@ def learned_alone(answers_BS: Tensor, rows: Sequence[Conversation], samples: Seq
     """Of answers (B x S, not padded on the left), those that are to be learned."""
     labels_BS = answers_BS.clone()
     for labels_S, row, sample in zip(labels_BS, rows, samples, strict=True):
-        taught = zip(
-            reversed(sample.spans), reversed(row.get("learned") or []), strict=False
-        )  # of some, the last alone
+        # of some, the last alone
+        taught = zip(reversed(sample.spans), reversed(row.get("learned") or []), strict=False)
         for start, end in (span for span, is_learned in taught if not is_learned):
             labels_S[start:end] = IGNORED
     return labels_BS

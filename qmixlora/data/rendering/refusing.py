@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from qmixlora.data.formats import IMAGE
+from qmixlora.data.formats import sample_name
 from qmixlora.errors import UserError
 
 
@@ -21,10 +21,8 @@ def check_length(length: int, max_length: int) -> None:
 
 @contextmanager
 def naming(row: Mapping[str, Any]) -> Iterator[None]:
-    """Name the row in errors of a block: where it comes from, as far as is known, its task and how it begins."""
+    """Name the row in errors of a block that have no place yet."""
     try:
         yield
     except UserError as error:
-        origin = f"{row['origin']}, " if row.get("origin") else ""
-        begins = f"{origin}task {row['task']}: {row['turns'][0]['text'].replace(IMAGE, '<image>')[:80]!r}"
-        raise UserError(error.what, where=error.where or begins, fix=error.fix) from error
+        raise UserError(error.what, where=error.where or sample_name(row), fix=error.fix) from error

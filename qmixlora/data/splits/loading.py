@@ -22,13 +22,8 @@ from .cutting import cut
 from .identity import fingerprint
 
 SPLITS = ("train", "validation", "test")
-OWN = (
-    "columns",
-    "template",
-    "image_root",
-    "task_field",
-    "subset",
-)  # of a part of a mixture, in place of those of all data
+# of a part of a mixture, in place of those of all data
+OWN = ("columns", "template", "image_root", "task_field", "subset")
 
 
 def load_split(data: Data, split: str) -> Dataset:

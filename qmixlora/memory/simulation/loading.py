@@ -48,8 +48,8 @@ def loading_peak(model: PreTrainedModel, anatomy: Anatomy, spec: Model, stored: 
     """The peak of `load_backbone`, for a model on meta after `apply_levers`; `stored` is the checkpoint's dtype.
 
     device = what stays + the largest of the tensors on their way (16 bits, 4 bits and scales of an NF4 weight;
-    `rows.ROWS` rows of another table), + where nothing is quantised while loading, the 16-bit tensors that a lever
-    takes off the device again.
+    `quantized_embedding.ROWS` rows of another table), + where nothing is quantised while loading, the 16-bit tensors
+    that a lever takes off the device again.
 
     host = what stays there + the tensors in flight, where they change their dtype + where something lies elsewhere
     than on the device, all that is not NF4 (if it changes its dtype; else it is mapped) and one streamed layer.

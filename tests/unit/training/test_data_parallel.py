@@ -179,7 +179,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_taken_by_none(
     ends = in_processes(2, recipe)
     logs = read_log(Path(recipe.train.output) / "metrics.jsonl")
     if on_nan == "stop":
-        assert [end for end, _ in ends] == ["NotFiniteError"] * 2 and ", task " in ends[0][1]
+        assert [end for end, _ in ends] == ["NotFiniteError"] * 2 and " (task " in ends[0][1]
         assert ends[0] == ends[1]
     else:
         assert ends == [recipe.train.output] * 2

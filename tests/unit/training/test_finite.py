@@ -11,15 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qmixlora.data import words
 from qmixlora.errors import UserError
 from qmixlora.recipe import Recipe
-from qmixlora.session import TunedSession
+from qmixlora.session import TunedSession, open_session
 from qmixlora.training import run, train
-from qmixlora.training.finite import FiniteSteps, NotFiniteError
+from qmixlora.training.finite import SAMPLES, FiniteSteps, NamingCollator, NotFiniteError, NumberedRows
 from tests.pretended_cuda import PretendedCuda, put
 
 from .card import records, weights
-from .helpers import QUIET
+from .helpers import QUIET, rows_of
 
 Spoil = Callable[[TunedSession], None]
 
@@ -112,7 +113,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
 
     spoiled(spoil)
     message = str(stopped(make_recipe()))
-    assert "gradient norm of step 1 is inf" in message and ", task " in message
+    assert "gradient norm of step 1 is inf" in message and " (task " in message
 
 
 def test_a_parameter_that_is_not_finite_stops_the_run_before_it_is_saved(make_recipe: Callable[..., Recipe]) -> None:
@@ -204,16 +205,22 @@ def test_a_validation_loss_that_is_nan_is_no_number_in_the_log(
 def test_a_mistake_in_a_batch_names_where_the_sample_comes_from_or_its_number(
     make_recipe: Callable[..., Recipe], data: Path
 ) -> None:
-    from qmixlora.session import open_session
-    from qmixlora.training.finite import NamingCollator, NumberedRows
-
-    from .helpers import rows_of
-
     collator = open_session(make_recipe(), []).collator
     collator.max_length = 8
     rows = NumberedRows(rows_of(data, 3))
-    with pytest.raises(UserError, match=r"train\.json, line \d+, row 2 \(from 0\), task"):
+    with pytest.raises(UserError, match=r"train\.json, line \d+, row 2 \(from 0\) \(task"):
         NamingCollator(collator)([rows[2]])
     plain = NumberedRows([{name: value for name, value in row.items() if name != "origin"} for row in rows.rows])  # type: ignore[misc]
-    with pytest.raises(UserError, match="sample 2, task"):
+    with pytest.raises(UserError, match=r"sample 2 \(task"):
         NamingCollator(collator)([plain[2]])
+
+
+def test_a_sample_is_named_by_its_question_and_not_by_what_a_system_says(
+    make_recipe: Callable[..., Recipe], data: Path
+) -> None:
+    [row] = rows_of(data, 1)
+    said = {**row, "turns": [{"role": "system", "text": "Be terse."}, *row["turns"]]}
+    names = NamingCollator(open_session(make_recipe(), []).collator)([row, said])[SAMPLES]
+    question = words(row["turns"][0]["text"])
+    for name in names:
+        assert f"task {row['task']}: {question!r})" in name and name.endswith(f" with {row['images'][0]['path']}")

@@ -117,7 +117,7 @@ def test_reasons_are_counted_without_their_numbers(facts: Facts) -> None:
 def test_padding_is_what_batches_are_filled_with() -> None:
     assert padding_of([10] * 8, Train(micro_batch_size=4)).shuffled == 0
     alone = padding_of([1, 2, 3, 4], Train())
-    assert alone.shuffled == alone.by_length == 0
+    assert alone.shuffled == alone.by_length == 0 and alone.samples_of_a_batch == 1
     both = padding_of([4, 4, 4, 4, 16, 16, 16, 16] * 8, Train(micro_batch_size=4))
     assert both.by_length < 0.1 < both.shuffled < 0.7
 
@@ -125,5 +125,5 @@ def test_padding_is_what_batches_are_filled_with() -> None:
 def test_padding_in_batches_of_tokens_is_told_with_their_samples() -> None:
     """16 of 4 and 4 of 16 tokens fit into 64, and nothing is padded; 3 of 20 leave no more than a batch."""
     told = padding_of([4] * 16 + [16] * 4, Train(batch_tokens=64))
-    assert (told.by_tokens, told.samples_by_tokens) == (0, 10)
+    assert (told.by_tokens, told.samples_by_tokens) == (0, 10) and told.samples_of_a_batch == 10
     assert padding_of([16, 8], Train(batch_tokens=32)).by_tokens == 0.25

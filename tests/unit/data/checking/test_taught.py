@@ -202,6 +202,16 @@ def test_rows_that_the_template_refuses_for_their_pictures_are_listed_or_left_ou
     assert "4 of 20 samples left out" in capsys.readouterr().err
 
 
+def test_a_row_is_named_by_its_question_and_not_by_what_a_system_says(
+    recipe: Recipe, teach: Callable[[Recipe], Any], tmp_path: Path
+) -> None:
+    rows = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
+    rows[4]["system"] = "Be terse, in every answer."
+    (tmp_path / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(UserError, match=r"row 4 \(from 0\) \(task all: 'what color is it \? 4'\): "):
+        teach(recipe)
+
+
 def test_rows_are_looked_at_alike_in_one_process_and_in_several(
     recipe: Recipe, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,5 +157,15 @@ def test_an_image_after_an_answer_is_part_of_its_question(collator: Collator, wr
 
 def test_a_row_that_is_too_long_is_named_by_its_origin(processor: Any, write_json: Write, image: str) -> None:
     [row] = of_turns([HUMAN, GPT], write=write_json, image=image)
-    with pytest.raises(UserError, match=r"m.json, line 3, task all: .*what digit"):
+    with pytest.raises(UserError, match=r"m.json, line 3 \(task all: 'what digit"):
         Collator(processor, 8)([{**row, "origin": "m.json, line 3"}])
+
+
+def test_a_row_is_named_by_its_question_and_not_by_what_a_system_says(
+    processor: Any, write_json: Write, image: str
+) -> None:
+    sample = {"image": image, "system": "Be terse, in every answer.", "conversations": [HUMAN, GPT]}
+    [row] = load_conversations(str(write_json("m.json", [sample])))
+    with pytest.raises(UserError) as refused:
+        Collator(processor, 8)([row])
+    assert refused.value.where.endswith("(task all: 'what digit is written ?')")
