@@ -16,6 +16,7 @@ from qmixlora.data.images.keys import image_keys
 from qmixlora.data.reading.loading import Loaded
 from qmixlora.data.splits.identity import text_keys
 from qmixlora.data.splits.loading import is_cut, splits_of
+from qmixlora.errors import some
 from qmixlora.recipe import Data, Train
 
 from .padding import Padding, padding_of
@@ -166,11 +167,10 @@ def _seen(rows: Mapping[str, Dataset], split: str) -> Iterator[str]:
 
 def _not_held_out(trained: Mapping[str, Counter[str]], held_out: Mapping[str, Counter[str]]) -> Iterator[str]:
     """What to say of tasks that a cut split has no row of."""
-    if lacking := [task for task in trained if task not in held_out]:
-        examples = ", ".join(map(repr, lacking[:COMMON])) + (", ..." if len(lacking) > COMMON else "")
+    if lacking := [repr(task) for task in trained if task not in held_out]:
         yield (
-            f"{len(lacking)} of {len(trained)} tasks have no sample in it ({examples}), since they have few: "
-            "nothing is measured of them; cut more, or give a file of its own."
+            f"{len(lacking)} of {len(trained)} tasks have no sample in it ({some(lacking, COMMON)}), since they have "
+            "few: nothing is measured of them; cut more, or give a file of its own."
         )
 
 
@@ -183,11 +183,10 @@ def _outside(task: str, held_out: Counter[str], trained: Counter[str] | None) ->
     unknown = Counter({answer: count for answer, count in held_out.items() if answer not in trained})
     if not unknown:
         return None
-    examples = ", ".join(repr(answer) for answer, _ in unknown.most_common(COMMON))
-    more = ", ..." if len(unknown) > COMMON else ""
+    examples = some([repr(answer) for answer, _ in unknown.most_common()], COMMON)
     return (
         f"{unknown.total()} answers of the task {task!r} are none of the {len(trained)} that it has in training "
-        f"({examples}{more}): write them alike, or give training samples with them."
+        f"({examples}): write them alike, or give training samples with them."
     )
 
 
