@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 
 import torch
 
 from qmixlora.device import GIB
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, did_you_mean
 
 CONTEXT = GIB // 2  # of a CUDA process, beside its tensors; assumed (an H100 took 640 MiB)
 KEPT = 0.025  # of a card: the driver keeps 1.5 to 3 % of the memory that is printed on the box
@@ -34,10 +33,8 @@ CARDS = {  # GiB, as printed on the box
 def card_bytes(name: str) -> int:
     """The memory of a card that the driver hands out, in bytes. Raises UserError for a card that is not in the list."""
     if name not in CARDS:
-        close = difflib.get_close_matches(name, CARDS, n=1, cutoff=0.4)
-        meant = f" Did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"There is no card {name!r} in the list.{meant}",
+            f"There is no card {name!r} in the list.{did_you_mean(name, CARDS, cutoff=0.4)}",
             where="--card",
             fix=f"Give its memory with --vram GB, or one of: {', '.join(CARDS)}.",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from qmixlora.data.images.keys import image_keys
 from qmixlora.data.reading.loading import Loaded
 from qmixlora.data.splits.identity import text_keys
 from qmixlora.data.splits.loading import is_cut, splits_of
-from qmixlora.errors import some
+from qmixlora.errors import did_you_mean, some
 from qmixlora.recipe import Data, Train
 
 from .padding import Padding, padding_of
@@ -145,11 +144,8 @@ def _metrics_of_no_task(data: Data, answers: Mapping[str, Mapping[str, Counter[s
         return []
     tasks, told = sorted({task for own in answers.values() for task in own}), []
     for name in sorted(set(data.metrics) - {"*", *tasks}):
-        close = difflib.get_close_matches(name, tasks, n=1, cutoff=0)
-        told.append(
-            f"data.metrics.{name}: the data has no task of this name, so that the metric is of none; "
-            f"did you mean {close[0]!r}?"
-        )
+        meant = did_you_mean(name, tasks, cutoff=0)
+        told.append(f"data.metrics.{name}: the data has no task of this name, so that the metric is of none.{meant}")
     return told
 
 

@@ -22,7 +22,7 @@ def test_a_card_is_planned_with_the_memory_that_its_driver_hands_out(name: str) 
 
 
 def test_an_unknown_card_is_refused_with_the_nearest_known_one() -> None:
-    with pytest.raises(UserError, match="Did you mean rtx3060-12gb"):
+    with pytest.raises(UserError, match="Did you mean 'rtx3060-12gb'"):
         card_bytes("rtx3060")
 
 
