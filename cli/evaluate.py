@@ -79,8 +79,7 @@ def _check(runs: list[Path], split: str | None, data: Path | None) -> None:
                 "There is nothing to ask it: this model has no recipe, and no data.", where=str(run), fix=fix
             )
     here.file(data, "--data")
-    if data is not None and split is not None:
-        raise UserError("--data and --split say what is asked: give one of them.", where="command line")
+    here.not_both({"--data": data, "--split": split})
 
 
 def _show(scores: Scores, title: str, console: Console) -> None:

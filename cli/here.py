@@ -72,6 +72,13 @@ def only_with(whole: str, is_there: bool, parts: Mapping[str, object]) -> None:
         )
 
 
+def not_both(options: Mapping[str, object]) -> None:
+    """Raise UserError if more than one of these options is given: they exclude each other."""
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} do not go together.", where="command line", fix="Give one of them.")
+
+
 def held_out(folder: Path) -> str:
     """The split that a run, or an export, is measured on where none is named."""
     from qmixlora.data import held_out_split

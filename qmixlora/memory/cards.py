@@ -41,11 +41,15 @@ def card_bytes(name: str) -> int:
     return int(CARDS[name] * GIB * (1 - KEPT))
 
 
-def vram_bytes(gb: float) -> int:
-    """The memory of a card of so many GB (of 2^30 bytes), in bytes. Raises UserError for what is no size."""
-    if not math.isfinite(gb * GIB):
-        raise UserError(f"No card has {gb:g} GB.", where="--vram", fix="Give its memory, such as 12.")
-    return int(gb * GIB)
+def card_size(name: str | None, vram: float | None) -> int | None:
+    """The memory of a card of so many GB (of 2^30 bytes), or else of this name, in bytes; None where neither is said.
+    Raises UserError as `card_bytes`, and for what is no size.
+    """
+    if vram is None:
+        return card_bytes(name) if name else None
+    if not math.isfinite(vram * GIB):
+        raise UserError(f"No card has {vram:g} GB.", where="--vram", fix="Give its memory, such as 12.")
+    return int(vram * GIB)
 
 
 def card_at_hand() -> int | None:
