@@ -59,6 +59,22 @@ def new_file(path: Path, flag: str) -> None:
     check_can_be_written(path.parent)
 
 
+def write_new(path: Path, text: str) -> None:
+    """Write a recipe's file. Raises UserError if it is there, or cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8") as target:
+            target.write(text)
+    except FileExistsError:
+        raise there_already(path) from None
+    except OSError as error:
+        raise UserError(f"Cannot write the recipe: {error}", where=str(path)) from None
+
+
+def there_already(path: Path) -> UserError:
+    """A file that is never written over."""
+    return UserError("The file exists.", where=str(path), fix="Name another file.")
+
+
 def only_with(whole: str, is_there: bool, parts: Mapping[str, object]) -> None:
     """Raise UserError for an option (one that is not None) that says nothing without another one, `whole`, if it is not
     there.

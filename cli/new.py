@@ -36,7 +36,7 @@ def new(
     name = re.sub(r"[^\w.-]+", "-", Path(model).name.lower())
     target = out or Path(f"{name}.yaml")
     if target.exists():
-        raise UserError("The file exists.", where=str(target), fix="Name another file with --out.")
+        raise here.there_already(target)  # before the model is planned, which takes long
     from .quiet import quiet
 
     quiet()
@@ -55,11 +55,7 @@ def new(
     named = Edit({"model.id": model, "data.train": data}).apply(proposal.recipe)  # not the folders of what is made here
     proposal = replace(proposal, recipe=named)
     called = card or (f"a card with {vram:g} GB" if vram else "the GPU at hand")
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text_of(proposal, called))
-    except OSError as error:
-        raise UserError(f"Cannot write the recipe: {error}", where=str(target)) from None
+    here.write_new(target, text_of(proposal, called))
     console = Console(highlight=False)
     for line in words_of(proposal, config_of(local.model), card):
         console.print(line, markup=False, soft_wrap=True)
