@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """The form of an export."""
+    """The form of an export: `targets.Form`, for typer takes no list of Literal."""
 
     lora = "lora"
     merged = "merged"
