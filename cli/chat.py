@@ -36,10 +36,10 @@ def chat(
     here.file(image, "--image")
     if prompt is not None and not prompt.strip():
         raise UserError("There is nothing to ask.", where="--prompt", fix="Say what, or leave it out to be asked.")
-    if web and not history:
-        raise UserError("On a page conversations go on.", where="--web, --no-history", fix="Leave one out.")
+    here.not_both({"--web": web, "--no-history": not history})
+    here.not_both({"--web": web, "--prompt": prompt})
     if web:
-        _serve(run, image, task, prompt)
+        _serve(run, image, task)
         return
     from .quiet import quiet
 
@@ -63,11 +63,9 @@ def chat(
             console.print(note, style="dim", markup=False, highlight=False)
 
 
-def _serve(run: Path, image: Path | None, task: str | None, prompt: str | None) -> None:
+def _serve(run: Path, image: Path | None, task: str | None) -> None:
     from importlib.util import find_spec
 
-    if prompt:
-        raise UserError("--prompt is answered here, and --web on a page.", where="command line", fix="Leave one out.")
     if find_spec("gradio") is None:
         raise UserError(
             "The page needs gradio.", where="--web", fix="pip install 'qmixlora[web]', or pip install gradio."

@@ -48,8 +48,7 @@ def check(
     console = Console(stderr=as_json)
     if (export is None) == (adapter is None):
         raise UserError("Say which export: qmixlora check EXPORT, or --adapter DIR.", where="command line")
-    if sum(map(bool, (url, llama_server, peft, transformers))) > 1:
-        raise UserError("One server at a time.", where="--url, --llama-server, --peft, --transformers")
+    here.not_both({"--url": url, "--llama-server": llama_server, "--peft": peft, "--transformers": transformers})
     is_served, takes_base = bool(url or llama_server), adapter is not None or not (url or llama_server or transformers)
     here.only_with("--url or --llama-server", is_served, {"--name": name})
     here.only_with("--adapter", adapter is not None, {"--dtype": dtype})

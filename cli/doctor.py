@@ -62,13 +62,7 @@ def doctor(
 
 def _check_options(model: str | None, nf4: bool, of_nf4: dict[str, object]) -> None:
     """Raise UserError for an option without the one that it goes with."""
-    from qmixlora.errors import UserError
-
-    given = next((name for name, value in of_nf4.items() if value is not None), None)
-    if model is None and (nf4 or given):
-        raise UserError(
-            "There is no model to measure.", where="--nf4" if nf4 else given or "", fix="Name one: --model."
-        )
+    here.only_with("--model", model is not None, {"--nf4": nf4 or None, **of_nf4})
     here.only_with("--nf4", nf4, of_nf4)
     here.only_with("--data", of_nf4["--data"] is not None, {"--samples": of_nf4["--samples"]})
 

@@ -20,7 +20,6 @@ from .ending import say_next, say_next_of
 
 if TYPE_CHECKING:
     from qmixlora.evaluation import Scores
-    from qmixlora.session import Session
 
 RIGHT = 0.5  # scores below it are shown as wrong answers
 
@@ -79,8 +78,7 @@ def _check(runs: list[Path], split: str | None, data: Path | None) -> None:
                 "There is nothing to ask it: this model has no recipe, and no data.", where=str(run), fix=fix
             )
     here.file(data, "--data")
-    if data is not None and split is not None:
-        raise UserError("--data and --split say what is asked: give one of them.", where="command line")
+    here.not_both({"--data": data, "--split": split})
 
 
 def _show(scores: Scores, title: str, console: Console) -> None:
@@ -136,20 +134,12 @@ def _scores(
         rows = rows.select(numbers := indices_of_tasks(rows, tasks, where=f"split {split}"))
     if warning := too_long_to_answer(session, rows):
         console.print(f"{run}: {warning}", style="yellow", markup=False, soft_wrap=True)
-    model = _bare(session, run) if backbone else contextlib.nullcontext()
+    model = session.without_adapter() if backbone else contextlib.nullcontext()
     try:
         with model, progress(f"answers of {run}", console) as tell:
             return score(session, rows, split, lambda done: tell(done, len(rows)), numbers).with_image_keys(rows)
     except UnscoredError as error:
         raise keep_unscored(run, error, backbone=backbone) from error
-
-
-def _bare(session: Session, run: Path) -> Any:
-    from qmixlora.session import TunedSession
-
-    if not isinstance(session, TunedSession):
-        raise UserError("A merged checkpoint has no adapter to leave out.", where=f"{run}, --backbone")
-    return session.model.disable_adapter()
 
 
 def _table(scores: Scores) -> Table:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """The form of an export."""
+    """The form of an export: `targets.Form`, for typer takes no list of Literal."""
 
     lora = "lora"
     merged = "merged"
@@ -116,8 +116,7 @@ def _check_tasks(every: bool, named: list[str], wanted: tuple[FormName, ...]) ->
     """Raise UserError if tasks are named beside all of them, or if none are and a form is made of tasks."""
     from qmixlora.export import are_of_tasks
 
-    if every and named:
-        raise UserError("--all and --task do not go together.", where="command line", fix="Leave one of them out.")
+    here.not_both({"--all": every, "--task": named})
     if not every and not named and are_of_tasks(wanted):
         raise UserError("Say which tasks: --task T (as often as needed), or --all.", where="command line")
 

@@ -59,6 +59,22 @@ def new_file(path: Path, flag: str) -> None:
     check_can_be_written(path.parent)
 
 
+def write_new(path: Path, text: str) -> None:
+    """Write a recipe's file. Raises UserError if it is there, or cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8") as target:
+            target.write(text)
+    except FileExistsError:
+        raise there_already(path) from None
+    except OSError as error:
+        raise UserError(f"Cannot write the recipe: {error}", where=str(path)) from None
+
+
+def there_already(path: Path) -> UserError:
+    """A file that is never written over."""
+    return UserError("The file exists.", where=str(path), fix="Name another file.")
+
+
 def only_with(whole: str, is_there: bool, parts: Mapping[str, object]) -> None:
     """Raise UserError for an option (one that is not None) that says nothing without another one, `whole`, if it is not
     there.
@@ -70,6 +86,13 @@ def only_with(whole: str, is_there: bool, parts: Mapping[str, object]) -> None:
             where=given,
             fix=f"Add {whole}, or leave {given} out.",
         )
+
+
+def not_both(options: Mapping[str, object]) -> None:
+    """Raise UserError if more than one of these options is given: they exclude each other."""
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} do not go together.", where="command line", fix="Give one of them.")
 
 
 def held_out(folder: Path) -> str:

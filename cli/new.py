@@ -13,6 +13,7 @@ from rich.console import Console
 from qmixlora.errors import UserError
 from qmixlora.recipe import Edit, validate
 
+from . import here
 from .ending import say_next
 
 
@@ -31,37 +32,32 @@ def new(
     out: Annotated[Path | None, typer.Option(help="The file to write (default: MODEL.yaml here).")] = None,
 ) -> None:
     """Write a recipe for your model, data and card, and say why it is what it is."""
-    if card is not None and vram is not None:
-        raise UserError("--card and --vram say the same thing: give one of them.", where="command line")
+    here.not_both({"--card": card, "--vram": vram})
     name = re.sub(r"[^\w.-]+", "-", Path(model).name.lower())
     target = out or Path(f"{name}.yaml")
     if target.exists():
-        raise UserError("The file exists.", where=str(target), fix="Name another file with --out.")
+        raise here.there_already(target)  # before the model is planned, which takes long
     from .quiet import quiet
 
     quiet()
     from qmixlora.demo import resolve
-    from qmixlora.memory import card_at_hand, card_bytes, vram_bytes
+    from qmixlora.memory import card_at_hand, card_size
     from qmixlora.memory.architectures import config_of
     from qmixlora.memory.commented import text_of, words_of
     from qmixlora.memory.proposal import propose
 
-    size = vram_bytes(vram) if vram else card_bytes(card) if card else card_at_hand()
+    size = card_size(card, vram) or card_at_hand()
     if size is None:
         raise UserError("There is no GPU here.", where="command line", fix="Name one with --card, or --vram GB.")
     asked = validate({"model": {"id": model}, "data": {"train": data}}, "command line")
-    here = resolve(asked, None, Console(stderr=True))
-    proposal = propose(here.model.id, str(here.data.train), size, prefer, f"runs/{target.stem}", overrides or [])
+    local = resolve(asked, None, Console(stderr=True))
+    proposal = propose(local.model.id, str(local.data.train), size, prefer, f"runs/{target.stem}", overrides or [])
     named = Edit({"model.id": model, "data.train": data}).apply(proposal.recipe)  # not the folders of what is made here
     proposal = replace(proposal, recipe=named)
     called = card or (f"a card with {vram:g} GB" if vram else "the GPU at hand")
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text_of(proposal, called))
-    except OSError as error:
-        raise UserError(f"Cannot write the recipe: {error}", where=str(target)) from None
+    here.write_new(target, text_of(proposal, called))
     console = Console(highlight=False)
-    for line in words_of(proposal, config_of(here.model), card):
+    for line in words_of(proposal, config_of(local.model), card):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"Written: {target}.", markup=False, soft_wrap=True)
     say_next(console, "train", target)

@@ -17,6 +17,7 @@ from qmixlora.errors import UserError
 from qmixlora.garbage import without_garbage_collection
 from qmixlora.recipe import Recipe, edited, load_recipe, validate
 
+from . import here
 from .ending import say_next
 
 
@@ -41,19 +42,18 @@ def plan(
 ) -> None:
     """Plan the memory of a recipe's training step, and edits that save some; no GPU, weights or data needed."""
     parsed = _recipe(recipe, overrides or [], model)
-    if card is not None and vram is not None:
-        raise UserError("--card and --vram say the same thing: give one of them.", where="command line")
+    here.not_both({"--card": card, "--vram": vram})
     from .quiet import quiet
 
     quiet()
     with without_garbage_collection(), _nothing_compiled():
         from qmixlora.demo import resolve
-        from qmixlora.memory import card_at_hand, card_bytes, card_of, vram_bytes
+        from qmixlora.memory import card_at_hand, card_of, card_size
 
     parsed = resolve(parsed, None, Console(stderr=True))
     named = card or card_of(recipe or "")  # shipped recipes are named after theirs
     at_hand = card_at_hand()
-    size = vram_bytes(vram) if vram else card_bytes(named) if named else at_hand
+    size = card_size(named, vram) or at_hand
     shown = _planned(parsed, size, tokens, None if size == at_hand else at_hand, probing)
     if as_json:
         print(json.dumps(shown, indent=2))

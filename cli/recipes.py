@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from qmixlora.errors import UserError
 from qmixlora.recipe import json_schema, load_recipe, read_recipe, shipped_recipes
 
+from . import here
 from .ending import say_next
 from .overrides import Verb
 
@@ -59,13 +60,7 @@ def copy(
 ) -> None:
     """Copy a recipe here, to edit it. An existing file is never overwritten."""
     text, target = read_recipe(name)[0], to or Path(f"{name}.yaml")
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError("The file exists.", where=str(target), fix="Name another file.") from None
-    except OSError as error:
-        raise UserError(f"Cannot write the recipe: {error}", where=str(target)) from None
+    here.write_new(target, text)
     console = Console()
     console.print(f"Written: {target}.", markup=False, highlight=False, soft_wrap=True)
     say_next(console, "data", target, to="with your data.train in it")

@@ -50,11 +50,9 @@ def train(
 
 
 def _parsed(recipe: str, overrides: list[str], resume: bool, init_from: Path | None) -> Recipe:
-    from qmixlora.errors import UserError
     from qmixlora.recipe import Edit, load_recipe, load_run_recipe
 
-    if resume and init_from:
-        raise UserError("--init-from begins a new run: it does not go with --resume.", where="command line")
+    here.not_both({"--resume": resume, "--init-from": init_from})
     if resume and Path(recipe).is_dir():  # the folder of a run, which may have been moved
         here.folder_of_run(Path(recipe))
         return Edit({"train.output": recipe}).apply(load_run_recipe(Path(recipe), overrides))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SECRETS = (  # as they stand in texts; of each match, the first group stays
@@ -34,6 +35,18 @@ def path_meant(path: Path) -> str:
         names = []
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f"Did you mean {path.parent / close[0]}?" if close else ""
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """A sentence, after another one, that names the nearest known word, or nothing; `cutoff` as difflib has it."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def some(names: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first of many names, in a row, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 class UserError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -78,6 +78,12 @@ class Session:
         finally:
             self.model.train(was_training)
 
+    def without_adapter(self) -> AbstractContextManager[Any]:
+        """A block in which the model is the bare backbone. Raises UserError, at once, if it has no adapter."""
+        raise UserError(
+            "This model has no adapter to leave out.", where=self.recipe.model.id, fix="Ask it as it is, as a whole."
+        )
+
     def batches(self, rows: Sequence[Conversation]) -> Iterator[list[Conversation]]:
         """The rows in their order, `train.eval_batch_size` at a time; those without images apart, if need be."""
         size = self.recipe.train.eval_batch_size
@@ -91,6 +97,10 @@ class TunedSession(Session):
     """A session whose model is a backbone with the recipe's adapter on it."""
 
     model: PeftModel
+
+    def without_adapter(self) -> AbstractContextManager[Any]:
+        """A block in which the model is the bare backbone."""
+        return cast(AbstractContextManager[Any], self.model.disable_adapter())
 
 
 def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, some
 
 from .anatomy import Anatomy, within
 from .experts import NF4Experts
@@ -36,9 +36,8 @@ def check_quantized(model: nn.Module, anatomy: Anatomy, *, vision: bool = False)
             wrong.append(f"{name} is 4-bit, but not NF4 with double quantisation")
     wrong += [f"{name} is not NF4" for name in anatomy.experts_in_nf4 if not _are_nf4(model, name)]
     if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise UserError(
-            f"The backbone is not quantised as declared: {'; '.join(wrong[:3])}{more}.",
+            f"The backbone is not quantised as declared: {some(wrong, 3, '; ')}.",
             where="model.quantization",
             fix="If the checkpoint is already quantised, use the original 16-bit one.",
         )

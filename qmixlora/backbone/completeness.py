@@ -9,7 +9,7 @@ from typing import Any
 from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, some
 
 from .anatomy import Anatomy, within
 from .experts import NF4Experts
@@ -86,8 +86,7 @@ def _counted(names: Collection[str]) -> str:
 
 
 def _some(names: Collection[str]) -> str:
-    more = f" (and {len(names) - SHOWN} more)" if len(names) > SHOWN else ""
-    return ", ".join(sorted(names)[:SHOWN]) + more
+    return some(sorted(names), SHOWN)
 
 
 def _by(shape: Any) -> str:

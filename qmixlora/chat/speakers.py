@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from qmixlora.adapter import ADAPTER_CONFIG
@@ -37,10 +37,7 @@ class Speakers:
     def speaking(self, name: str) -> Iterator[Session]:
         """The model with a name, for a block. Raises UserError as `open_run`."""
         session = self._session(OWN if name == BACKBONE else name)
-        if name == BACKBONE and isinstance(session, TunedSession):
-            with session.model.disable_adapter():
-                yield session
-        else:
+        with session.without_adapter() if name == BACKBONE else nullcontext():
             yield session
 
     def _session(self, name: str) -> Session:

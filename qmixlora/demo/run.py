@@ -126,7 +126,7 @@ def _evaluated(folder: Path, console: Console) -> Results:
     results: Results = {"backbone": {}, "tuned": {}, "blind": {}}
     for split, rows in splits.items():
         for name in ("backbone", "tuned"):
-            with session.model.disable_adapter() if name == "backbone" else contextlib.nullcontext():
+            with session.without_adapter() if name == "backbone" else contextlib.nullcontext():
                 results[name][split] = _scored(session, rows, split, console)
         results["blind"][split] = blind_baseline(training_rows, rows, split)
     return results

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from qmixlora.data import IMAGE, Conversation, ImageFile, Turn, check_header
 from qmixlora.data.formats import RESERVED
 from qmixlora.errors import UserError
-from qmixlora.session import Session, TunedSession, open_run
+from qmixlora.session import Session, open_run
 
 from .answers import generate_answers
 
@@ -50,8 +50,8 @@ class BenchmarkedRun(lmms):
     ) -> None:
         super().__init__()
         self.session, self.task, self.backbone = open_run(Path(run).expanduser()), str(task), backbone
-        if backbone and not isinstance(self.session, TunedSession):
-            raise UserError("A merged checkpoint has no adapter to leave out.", where=f"run={run},backbone=True")
+        if backbone:
+            self.session.without_adapter()  # refused before the tasks are loaded
         for name, value in {"--device": device, "--max_batch_size": max_batch_size}.items():
             if value is not None:
                 logger.warning(f"{name} has no effect on qmixlora's models.")
@@ -80,8 +80,8 @@ class BenchmarkedRun(lmms):
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        model: Any = self.session.model
-        with self.session.evaluating(), model.disable_adapter() if self.backbone else contextlib.nullcontext():
+        bare = self.session.without_adapter() if self.backbone else contextlib.nullcontext()
+        with self.session.evaluating(), bare:
             yield
 
     def _row(self, request: Instance) -> Conversation:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from qmixlora.manifest import MANIFEST
 from qmixlora.recipe import Model
 from qmixlora.serving.fingerprint import FINGERPRINT
 
-from .checkpoint import Checkpoint, Entry, as_tensor, open_checkpoint
+from .checkpoint import OTHER_WEIGHTS, Checkpoint, Entry, as_tensor, open_checkpoint
 from .fidelity import FIDELITY
 from .low_rank import LowRank
 from .static import StaticAdapter
@@ -170,7 +171,7 @@ def _copy_other_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Everything of the base but its weights; `config.json` loses its quantisation."""
     weights = {shard.path.name for shard in checkpoint.shards}
     for path in sorted(checkpoint.folder.iterdir()):
-        other_weights = path.suffix in {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".safetensors"}
+        other_weights = any(fnmatch(path.name, form) for form in (*OTHER_WEIGHTS, "*.safetensors"))
         ours = path.name in OF_AN_EXPORT  # where the base is itself one
         if not path.is_file() or path.name in weights or other_weights or ours or path.name.endswith(".index.json"):
             continue
@@ -182,4 +183,4 @@ def _copy_other_files(checkpoint: Checkpoint, folder: Path) -> None:
         write_json(folder / checkpoint.index.name, index)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.pop("quantization_config", None) is not None:
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", config)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 
 import torch
 
 from qmixlora.device import GIB
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, did_you_mean
 
 CONTEXT = GIB // 2  # of a CUDA process, beside its tensors; assumed (an H100 took 640 MiB)
 KEPT = 0.025  # of a card: the driver keeps 1.5 to 3 % of the memory that is printed on the box
@@ -34,21 +33,23 @@ CARDS = {  # GiB, as printed on the box
 def card_bytes(name: str) -> int:
     """The memory of a card that the driver hands out, in bytes. Raises UserError for a card that is not in the list."""
     if name not in CARDS:
-        close = difflib.get_close_matches(name, CARDS, n=1, cutoff=0.4)
-        meant = f" Did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"There is no card {name!r} in the list.{meant}",
+            f"There is no card {name!r} in the list.{did_you_mean(name, CARDS, cutoff=0.4)}",
             where="--card",
             fix=f"Give its memory with --vram GB, or one of: {', '.join(CARDS)}.",
         )
     return int(CARDS[name] * GIB * (1 - KEPT))
 
 
-def vram_bytes(gb: float) -> int:
-    """The memory of a card of so many GB (of 2^30 bytes), in bytes. Raises UserError for what is no size."""
-    if not math.isfinite(gb * GIB):
-        raise UserError(f"No card has {gb:g} GB.", where="--vram", fix="Give its memory, such as 12.")
-    return int(gb * GIB)
+def card_size(name: str | None, vram: float | None) -> int | None:
+    """The memory of a card of so many GB (of 2^30 bytes), or else of this name, in bytes; None where neither is said.
+    Raises UserError as `card_bytes`, and for what is no size.
+    """
+    if vram is None:
+        return card_bytes(name) if name else None
+    if not math.isfinite(vram * GIB):
+        raise UserError(f"No card has {vram:g} GB.", where="--vram", fix="Give its memory, such as 12.")
+    return int(vram * GIB)
 
 
 def card_at_hand() -> int | None:

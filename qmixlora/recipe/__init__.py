@@ -19,7 +19,7 @@ from .schema import (
     Train,
 )
 from .steps import steps_of
-from .validation import did_you_mean, validate
+from .validation import validate
 
 __all__ = [
     "EMBEDDED",
@@ -37,7 +37,6 @@ __all__ = [
     "Part",
     "Recipe",
     "Train",
-    "did_you_mean",
     "edited",
     "json_schema",
     "leaves",

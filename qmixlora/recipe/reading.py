@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from qmixlora.errors import UserError, path_meant
+from qmixlora.errors import UserError, did_you_mean, path_meant
 
 from .edit import Edit
 from .migration import migrate
 from .schema import Recipe
 from .strict_yaml import load_yaml
-from .validation import did_you_mean, validate
+from .validation import validate
 
 SUFFIXES = (".yaml", ".yml")  # of recipe files
 

@@ -5,15 +5,14 @@ with its path.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from qmixlora.errors import UserError, without_secrets
+from qmixlora.errors import UserError, did_you_mean, without_secrets
 
 from . import template
 from .migration import migrate
@@ -102,9 +101,8 @@ def _metric_problems(data: Data) -> list[str]:
         if ":" in name and not data.allow_code:
             problems.append(f"data.metrics.{task}: {name} is Python code; data.allow_code: true runs it")
         elif ":" not in name and name not in METRICS:
-            close = difflib.get_close_matches(name, METRICS, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(METRICS)}"
-            problems.append(f"data.metrics.{task}: there is no metric {name!r}; {meant}")
+            known, meant = ", ".join(METRICS), did_you_mean(name, METRICS)
+            problems.append(f"data.metrics.{task}: there is no metric {name!r}; one of {known}.{meant}")
     return problems
 
 
@@ -271,12 +269,6 @@ def _keys_at(loc: Sequence[Any]) -> list[str]:
         if section is None:
             return []
     return list(section.model_fields)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _drop(values: Any, loc: Sequence[Any]) -> None:

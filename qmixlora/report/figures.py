@@ -17,6 +17,8 @@ from torch import Tensor
 from .routing import RoutingSummary
 
 DIVERGING, SEQUENTIAL = "RdBu", "viridis"
+COLUMNS, DRAWN = 4, 28  # of the layers whose usage is drawn; so many at most
+LONGEST = 24  # characters of a label
 AS_TYPED: Any = {"text.parse_math": False}  # names of tasks and runs are no formulas, whatever dollars they have
 
 
@@ -45,18 +47,18 @@ def draw_routing(summary: RoutingSummary, folder: Path) -> list[Path]:
     ]
 
 
-def _usage(summary: RoutingSummary, columns: int = 4, limit: int = 28) -> Figure:
-    layers = range(0, len(summary.layers), -(-len(summary.layers) // limit))
-    rows = -(-len(layers) // columns)
+def _usage(summary: RoutingSummary) -> Figure:
+    layers = range(0, len(summary.layers), -(-len(summary.layers) // DRAWN))
+    rows = -(-len(layers) // COLUMNS)
     height = 0.7 + 0.16 * len(summary.tasks)
-    figure = Figure(figsize=(3.4 * columns, height * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=(3.4 * COLUMNS, height * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
     top = float(summary.usage_A_LNTE[:, -1].max())
     for axes in grid.flat[len(layers) :]:
         axes.set_axis_off()
     for position, index in enumerate(layers):
         axes = grid.flat[position]
-        first = position % columns == 0
+        first = position % COLUMNS == 0
         tasks = summary.tasks if first else [""] * len(summary.tasks)
         heat_map(axes, summary.usage_A_LNTE[index, -1], tasks, None, (0, top), SEQUENTIAL)
         axes.set_title(short_name(summary.layers[index]), fontsize=8)
@@ -121,10 +123,10 @@ def heat_map(
                 )
 
 
-def shortened(label: str, most: int = 24) -> str:
+def shortened(label: str) -> str:
     """A label that leaves room for what it names."""
     label = drawable(label)
-    return label if len(label) <= most else f"{label[: most - 3]}..."
+    return label if len(label) <= LONGEST else f"{label[: LONGEST - 3]}..."
 
 
 def drawable(label: str) -> str:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from rich.markup import escape
 
+from qmixlora.errors import some
+
 from .routing import RoutingSummary
 
 NAMED = 5  # tasks, in a sentence
@@ -72,8 +74,7 @@ def _unseen(summary: RoutingSummary) -> list[Reading]:
     count = len(summary.unseen)
     if not count:
         return []
-    named = ", ".join(summary.unseen[:NAMED]) + (f" and {count - NAMED} more" if count > NAMED else "")
-    told = f"training saw no sample of {count} of {count + len(summary.tasks)} tasks ({named})"
+    told = f"training saw no sample of {count} of {count + len(summary.tasks)} tasks ({some(summary.unseen, NAMED)})"
     return [
         Reading("watch", f"{told}: what is told of routing is of the others. Train longer (train.epochs or max_steps).")
     ]

@@ -96,7 +96,7 @@ def test_where_no_run_is_there_is_nothing_to_remove(qmixlora: CommandLine, recip
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("eval", "RUN", "--data", "FILE", "--split", "validation"), "give one of them"),
+        (("eval", "RUN", "--data", "FILE", "--split", "validation"), "--data and --split do not go together"),
         (("eval", "RUN", "--data", "FOLDER"), "This is a folder, not a file."),
         (("doctor", "--model", "M", "--data", "D"), "--data is of --nf4"),
         (("doctor", "--model", "M", "--over", "0.2"), "--over is of --nf4"),
@@ -113,7 +113,9 @@ def test_where_no_run_is_there_is_nothing_to_remove(qmixlora: CommandLine, recip
         (("check", "RUN", "--name", "N"), "--name is of --url or --llama-server"),
         (("check", "RUN", "--url", "U", "--base", "B"), "--base is of --adapter or --peft"),
         (("chat", "RUN", "--prompt", ""), "nothing to ask"),
-        (("chat", "RUN", "--web", "--no-history"), "Leave one out"),
+        (("chat", "RUN", "--web", "--no-history"), "--web and --no-history do not go together"),
+        (("check", "RUN", "--url", "U", "--peft", "--transformers"), "--url and --peft and --transformers do not"),
+        (("plan", "tiny-cpu", "--card", "C", "--vram", "8"), "--card and --vram do not go together"),
     ],
 )
 def test_an_option_is_not_left_out_in_silence(

@@ -186,4 +186,4 @@ def test_a_run_goes_on_and_begins_others_by_its_folder(qmixlora: CommandLine, co
     done = qmixlora("train", recipe, f"train.output={new}", "--init-from", copied_run)
     assert done.code == 0 and (new / "adapter" / "adapter_model.safetensors").is_file(), done.stderr
     done = qmixlora("train", recipe, "--resume", "--init-from", copied_run)
-    assert done.code == 2 and "does not go with --resume" in done.stderr
+    assert done.code == 2 and "--resume and --init-from do not go together" in done.stderr

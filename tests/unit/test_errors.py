@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmixlora.errors import CheckError, UserError, without_secrets
+from qmixlora.errors import CheckError, UserError, some, without_secrets
 
 TOKEN = "hf_" + "aB3" * 11
 
@@ -37,3 +37,7 @@ def test_an_error_has_no_token_in_any_part(kind: type[UserError], monkeypatch: p
     error = kind(f"no {TOKEN}", where="not-in-the-usual-form", fix=f"use {TOKEN}")
     assert str(error) == "no ***\n  where: ***\n  fix:   use ***"
     assert (error.what, error.where, error.fix) == ("no ***", "***", "use ***")
+
+
+def test_of_many_names_the_first_are_told_and_how_many_there_are() -> None:
+    assert some(["a", "b"], 2) == "a, b" and some(["a", "b", "c", "d"], 2, "; ") == "a; b and 2 more"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from qmixlora.data.images.keys import image_keys
 from qmixlora.data.reading.loading import Loaded
 from qmixlora.data.splits.identity import text_keys
 from qmixlora.data.splits.loading import is_cut, splits_of
+from qmixlora.errors import did_you_mean, some
 from qmixlora.recipe import Data, Train
 
 from .padding import Padding, padding_of
@@ -151,11 +151,8 @@ def _metrics_of_no_task(data: Data, answers: Mapping[str, Mapping[str, Counter[s
         return []
     tasks, told = sorted({task for own in answers.values() for task in own}), []
     for name in sorted(set(data.metrics) - {"*", *tasks}):
-        close = difflib.get_close_matches(name, tasks, n=1, cutoff=0)
-        told.append(
-            f"data.metrics.{name}: the data has no task of this name, so that the metric is of none; "
-            f"did you mean {close[0]!r}?"
-        )
+        meant = did_you_mean(name, tasks, cutoff=0)
+        told.append(f"data.metrics.{name}: the data has no task of this name, so that the metric is of none.{meant}")
     return told
 
 
@@ -173,11 +170,10 @@ def _seen(rows: Mapping[str, Dataset], split: str) -> Iterator[str]:
 
 def _not_held_out(trained: Mapping[str, Counter[str]], held_out: Mapping[str, Counter[str]]) -> Iterator[str]:
     """What to say of tasks that a cut split has no row of."""
-    if lacking := [task for task in trained if task not in held_out]:
-        examples = ", ".join(map(repr, lacking[:COMMON])) + (", ..." if len(lacking) > COMMON else "")
+    if lacking := [repr(task) for task in trained if task not in held_out]:
         yield (
-            f"{len(lacking)} of {len(trained)} tasks have no sample in it ({examples}), since they have few: "
-            "nothing is measured of them; cut more, or give a file of its own."
+            f"{len(lacking)} of {len(trained)} tasks have no sample in it ({some(lacking, COMMON)}), since they have "
+            "few: nothing is measured of them; cut more, or give a file of its own."
         )
 
 
@@ -190,11 +186,10 @@ def _outside(task: str, held_out: Counter[str], trained: Counter[str] | None) ->
     unknown = Counter({answer: count for answer, count in held_out.items() if answer not in trained})
     if not unknown:
         return None
-    examples = ", ".join(repr(answer) for answer, _ in unknown.most_common(COMMON))
-    more = ", ..." if len(unknown) > COMMON else ""
+    examples = some([repr(answer) for answer, _ in unknown.most_common()], COMMON)
     return (
         f"{unknown.total()} answers of the task {task!r} are none of the {len(trained)} that it has in training "
-        f"({examples}{more}): write them alike, or give training samples with them."
+        f"({examples}): write them alike, or give training samples with them."
     )
 
 

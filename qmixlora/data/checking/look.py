@@ -5,7 +5,6 @@ Shapes: R rows.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, partial
@@ -16,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from qmixlora.data.formats import IMAGE, Conversation, ImageFile, Turn, question_about, sample_name
-from qmixlora.data.images.keys import image_key
+from qmixlora.data.images.keys import image_key, key_of
 from qmixlora.data.images.opening import blank_image, check_body
 from qmixlora.data.images.shapes import shape_problem
 from qmixlora.data.reading.store import records
@@ -108,7 +107,8 @@ class _Judge:
         """What there is to know of a row."""
         characters = sum(len(turn["text"]) for turn in row["turns"])
         images = [image_key(image["path"], image["bytes"]) for image in row["images"]]
-        identity = _hash([[turn["role"], turn["text"]] for turn in row["turns"]], images)
+        told = repr(([[turn["role"], turn["text"]] for turn in row["turns"]], images))
+        identity = key_of(told.encode(errors="surrogateescape"))
         try:
             image_tokens, refused = self._image_tokens(row), None
             over = max((self.over(self.length.size(image)) for image in row["images"]), default=0)
@@ -158,7 +158,3 @@ class _Judge:
 def _without_words(text: str) -> str:
     """A turn's text with a letter for the words before, between and behind its images."""
     return IMAGE.join("a" if part.strip() else "" for part in text.split(IMAGE))
-
-
-def _hash(*told: object) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(told).encode(errors="surrogateescape"), digest_size=8).digest())

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from qmixlora.data.rendering.template import ChatTemplate
+from qmixlora.errors import some
 
 EXAMPLES = 5  # tokens that are named
 
@@ -26,10 +27,9 @@ def learned_as_letters(by_task: Iterable[Counter[str]], template: ChatTemplate) 
             count += times if own else 0
     if not count:
         return None
-    named = [token for token, _ in tokens.most_common()]
-    more = f" and {len(named) - EXAMPLES} more" if len(named) > EXAMPLES else ""
+    named = some([token for token, _ in tokens.most_common()], EXAMPLES)
     return (
-        f"{count} answers hold special tokens of the model ({', '.join(named[:EXAMPLES])}{more}), which are learned as "
-        "letters, as if they were quoted; where the model was trained to write them (around boxes, for example), name "
-        "them in data.special_tokens."
+        f"{count} answers hold special tokens of the model ({named}), which are learned as letters, as if they were "
+        "quoted; where the model was trained to write them (around boxes, for example), name them in "
+        "data.special_tokens."
     )

@@ -54,8 +54,12 @@ def image_keys(rows: Dataset) -> ImageKeys:
 
 def image_key(path: str | None, content: bytes | None) -> int:
     """The key of one image."""
-    told = content or str(path).encode(errors="surrogateescape")
-    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest())
+    return key_of(content or str(path).encode(errors="surrogateescape"))
+
+
+def key_of(content: bytes) -> int:
+    """A number for some content, of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
 def content_key(image: ImageFile) -> str:

@@ -23,7 +23,7 @@ from .sources import Source
 from .usual import columns_to_set
 from .whole_columns import WholeColumns
 
-ROWS, BYTES = 10_000, 16 << 20  # whose images are looked at together, whichever comes first
+ROWS = 10_000  # whose images are looked at together
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_conversations(
     rows: Iterable[Row | UserError], reading: Reading, images: ImageLooks
 ) -> Iterator[Conversation | UserError]:
     """Each row as a conversation, or why it is refused, with its place."""
-    for batch in _batches(_sample(row, reading) for row in rows):
+    for batch in store.in_batches((_sample(row, reading) for row in rows), _image_bytes, ROWS):
         images.look_ahead(image for _, sample in batch if isinstance(sample, Sample) for image in sample.images)
         for where, sample in batch:
             yield sample if isinstance(sample, UserError) else _conversation(sample, where, images)
@@ -144,18 +144,9 @@ def _conversation(sample: Sample, where: str, images: ImageLooks) -> Conversatio
     }
 
 
-def _batches(samples: Iterable[tuple[str, Sample | UserError]]) -> Iterator[list[tuple[str, Sample | UserError]]]:
-    """Samples, as many at a time as hold few enough bytes of images."""
-    batch: list[tuple[str, Sample | UserError]] = []
-    size = 0
-    for one in samples:
-        batch.append(one)
-        size += sum(map(size_of, one[1].images)) if isinstance(one[1], Sample) else 0
-        if len(batch) >= ROWS or size >= BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _image_bytes(read: tuple[str, Sample | UserError]) -> int:
+    sample = read[1]
+    return sum(map(size_of, sample.images)) if isinstance(sample, Sample) else 0
 
 
 def _accepted(

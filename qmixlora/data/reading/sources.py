@@ -20,7 +20,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.constants import HF_HUB_CACHE
 from pyarrow import parquet
 
-from qmixlora.errors import UserError, path_meant
+from qmixlora.errors import UserError, path_meant, some
 from qmixlora.progress import reading, tracked
 
 from .json_files import Row, Rows, read_json, read_json_lines
@@ -237,10 +237,9 @@ def _check_all_read(folder: Path, builder: datasets.DatasetBuilder) -> None:
     ]
     if not left:
         return
-    names = ", ".join(path.relative_to(folder).as_posix() for path in left[:LISTED])
-    more = f" and {len(left) - LISTED} more" if len(left) > LISTED else ""
+    names = some([path.relative_to(folder).as_posix() for path in left], LISTED)
     raise UserError(
-        f"These data files of the folder would not be read: {names}{more}.",
+        f"These data files of the folder would not be read: {names}.",
         where=str(folder),
         fix="Name the files to read in place of the folder, several as a list of parts, or move the others out.",
     )

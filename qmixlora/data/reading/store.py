@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow
@@ -23,9 +23,11 @@ from qmixlora.data.refusals import Refusals
 from qmixlora.errors import UserError
 from qmixlora.files import cache_folder, clear_disk_errors, replacing, write_json
 
+T = TypeVar("T")
 VERSION = 5  # of what is kept; raised whenever the same source would be read differently
 SMALL = 8 << 20  # bytes of a file that is read anew at every start, and held in memory
-ROWS, BYTES = 1000, 16 << 20  # that are written at a time, whichever comes first
+ROWS = 1000  # that are written at a time
+BYTES = 16 << 20  # of images, that are held at a time
 TABLE, ABOUT = "rows.arrow", "about.json"
 FEATURES = datasets.Features(
     {
@@ -103,18 +105,23 @@ def records(rows: datasets.Dataset) -> Iterator[Any]:
 
 def _write(sink: Any, conversations: Iterable[Conversation]) -> None:
     with pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
-        for batch in _batches(conversations):
+        for batch in in_batches(conversations, _image_bytes, ROWS):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=SCHEMA))
     pyarrow.default_memory_pool().release_unused()  # a page of pictures in Parquet may have taken hundreds of MiB
 
 
-def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
-    batch: list[Conversation] = []
+def _image_bytes(conversation: Conversation) -> int:
+    return sum(len(image["bytes"] or b"") for image in conversation["images"])
+
+
+def in_batches(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Items in their order, at most so many at a time, and no more than it takes to have `BYTES`."""
+    batch: list[T] = []
     size = 0
-    for conversation in conversations:
-        batch.append(conversation)
-        size += sum(len(image["bytes"] or b"") for image in conversation["images"])
-        if len(batch) >= ROWS or size >= BYTES:
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if len(batch) >= most or size >= BYTES:
             yield batch
             batch, size = [], 0
     if batch:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from transformers import ProcessorMixin
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, did_you_mean
 
 NAMED = "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
 
@@ -39,13 +38,10 @@ def check_sayable(tokens: Collection[str], processor: ProcessorMixin, written: s
                 where="data.special_tokens",
                 fix="Leave it out: in data it is encoded as letters.",
             )
-        close = difflib.get_close_matches(token, sayable, n=1)
         raise UserError(
-            f"The model's tokenizer has no special token {token!r}.",
+            f"The model's tokenizer has no special token {token!r}.{did_you_mean(token, sayable)}",
             where="data.special_tokens",
-            fix=f"Did you mean {close[0]!r}?"
-            if close
-            else "Leave it out: what is no special token needs no name here.",
+            fix="Leave it out: what is no special token needs no name here.",
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from qmixlora.data.images.keys import image_keys
+from qmixlora.data.images.keys import image_keys, key_of
 from qmixlora.data.reading.store import records
 
 ROWS = 1000  # that are told apart at a time
@@ -24,7 +24,9 @@ def text_keys(rows: Dataset) -> dict[int, int]:
     """
     without = np.flatnonzero(image_keys(rows).count_R == 0).tolist()
     turns = records(rows.select_columns(["turns"]).select(without))
-    return {index: _key(row["turns"]) for index, row in zip(without, turns, strict=True)}
+    return {
+        index: key_of(repr(row["turns"]).encode(errors="replace")) for index, row in zip(without, turns, strict=True)
+    }
 
 
 def fingerprint(rows: Dataset, of_answers: Sequence[str] = LEARNED) -> str:
@@ -44,7 +46,3 @@ def fingerprint(rows: Dataset, of_answers: Sequence[str] = LEARNED) -> str:
             if name in batch.column_names and any(values := batch[name].to_pylist()):
                 digest.update(repr((name, values)).encode(errors="replace"))
     return digest.hexdigest()[:32]
-
-
-def _key(turns: object) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(turns).encode(errors="replace"), digest_size=8).digest())

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from qmixlora.data import locate, open_images
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, some
 from qmixlora.evaluation import Prediction
 from qmixlora.webpage import picture
 
@@ -52,14 +52,14 @@ def _pictures(paths: Sequence[str | None]) -> str:
     """The first picture of a row, and what there is to say of it."""
     if not paths:
         return ""
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    caption = escape(some([Path(path).name if path else "picture inside the data" for path in paths], 1))
     if paths[0] is None:
-        return f'<div class="quiet">picture inside the data{more}</div>'
+        return f'<div class="quiet">{caption}</div>'
     try:
         [image] = open_images([locate(paths[0], Path(), "predictions.jsonl")])
     except UserError as error:
         return f'<div class="quiet">{escape(paths[0])}: {escape(error.what)}</div>'
-    return f"<figure>{picture(image, SIDE, 80)}<figcaption>{escape(Path(paths[0]).name)}{more}</figcaption></figure>"
+    return f"<figure>{picture(image, SIDE, 80)}<figcaption>{caption}</figcaption></figure>"
 
 
 def _cut(text: str) -> str:

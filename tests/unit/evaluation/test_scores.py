@@ -56,7 +56,7 @@ def test_every_task_has_the_metric_that_the_recipe_names() -> None:
 
 
 def test_a_metric_that_is_not_there_or_is_code_is_refused_by_the_recipe() -> None:
-    with pytest.raises(UserError, match=r"data\.metrics\.a: .*'rougel'; did you mean rouge_l") as caught:
+    with pytest.raises(UserError, match=r"data\.metrics\.a: .*'rougel'; one of .*Did you mean 'rouge_l'") as caught:
         measured([], [], metrics={"a": "rougel", "b": "own:metric"})
     assert "data.metrics.b: own:metric is Python code; data.allow_code: true" in str(caught.value)
 

@@ -8,7 +8,7 @@ import pytest
 
 from qmixlora.device import GIB
 from qmixlora.errors import UserError
-from qmixlora.memory import CARDS, card_bytes, vram_bytes
+from qmixlora.memory import CARDS, card_bytes, card_size
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -22,12 +22,16 @@ def test_a_card_is_planned_with_the_memory_that_its_driver_hands_out(name: str) 
 
 
 def test_an_unknown_card_is_refused_with_the_nearest_known_one() -> None:
-    with pytest.raises(UserError, match="Did you mean rtx3060-12gb"):
+    with pytest.raises(UserError, match="Did you mean 'rtx3060-12gb'"):
         card_bytes("rtx3060")
 
 
 @pytest.mark.parametrize("size", [math.inf, math.nan, 1e308])
 def test_what_is_no_size_of_a_card_is_refused(size: float) -> None:
     with pytest.raises(UserError, match="No card has"):
-        vram_bytes(size)
-    assert vram_bytes(0.5) == GIB // 2
+        card_size(None, size)
+
+
+def test_a_card_has_the_size_that_is_given_before_that_of_its_name() -> None:
+    assert card_size("rtx3060-12gb", 0.5) == GIB // 2 and card_size(None, None) is None
+    assert card_size("rtx3060-12gb", None) == card_bytes("rtx3060-12gb")

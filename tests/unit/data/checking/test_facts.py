@@ -100,10 +100,10 @@ def test_a_metric_of_no_task_is_told_with_the_nearest_name(
 ) -> None:
     metrics = {"*": "exact", "t": "exact", "science-qa": "choice"}
     [warning] = facts(CLOSED, 0.2, metrics=metrics).warnings
-    assert warning.startswith("data.metrics.science-qa: ") and "did you mean 't'?" in warning
+    assert warning.startswith("data.metrics.science-qa: ") and "Did you mean 't'?" in warning
     both = [*CLOSED, *(asked("yes", index, task="science_qa") for index in range(9))]
     [warning] = facts(both, 0.2, metrics=metrics).warnings
-    assert "did you mean 'science_qa'?" in warning
+    assert "Did you mean 'science_qa'?" in warning
     test = str(write_json("test.json", [asked("yes", 0, task="science-qa")]))
     assert not facts(CLOSED, 0.2, metrics=metrics, test=test).warnings  # which was not looked at
 

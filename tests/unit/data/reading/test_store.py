@@ -155,5 +155,5 @@ def test_a_start_that_fails_keeps_nothing(source: Path, tmp_path: Path) -> None:
 def test_pictures_inside_a_source_are_written_in_batches(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BYTES", 100)
     rows: list[Any] = [{"turns": [], "images": [{"path": None, "bytes": b"x" * 60}], "task": "t"}] * 5
-    assert [len(batch) for batch in store._batches(rows)] == [2, 2, 1]
+    assert [len(batch) for batch in store.in_batches(rows, store._image_bytes, 4)] == [2, 2, 1]
     assert store.in_memory(rows)["images"][4][0]["bytes"] == b"x" * 60
