@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AliasChoices, ConfigDict, Field
@@ -11,7 +11,6 @@ from pydantic import AliasChoices, ConfigDict, Field
 from . import template
 from .section import Section
 
-PATHS = ("path", "image_root")  # of a part of the data
 EMBEDDED, REAL = "embedded", "real"  # values of model.id and data.train for the demo's own backbones and data
 MADE_HERE = (EMBEDDED, REAL)
 METRICS = ("exact", "vqa", "anls", "relaxed", "choice", "number", "contains", "f1", "rouge_l", "cider")
@@ -22,6 +21,7 @@ MAX_PIXELS = 2**30 // 4 // 3  # a quarter GiB of RGB, where Pillow itself begins
 class Model(Section):
     """The frozen backbone."""
 
+    PATHS: ClassVar = ("id",)
     id: str = Field(description="hub id, local folder, or 'embedded' or 'real' for the demo's own backbones")
     revision: str | None = Field(default=None, description="hub revision: a branch, tag or commit")
     quantization: Literal["nf4", "none"] = Field(default="nf4", description="nf4: 4-bit NF4 with double quantisation")
@@ -108,6 +108,7 @@ class Columns(Section):
 class Part(Section):
     """One source of a mixture; what it leaves out is as in `data`."""
 
+    PATHS: ClassVar = ("path", "image_root")
     path: str = Field(description="as data.train")
     split: str = Field(default="train", description="of a data set that has several")
     weight: float | None = Field(
@@ -128,6 +129,7 @@ Amount = Annotated[float, Field(gt=0, strict=True)]  # below 1 a share, else so 
 class Data(Section):
     """Conversations with images, or a table of questions and answers (docs/data.md)."""
 
+    PATHS: ClassVar = ("train", "validation", "test", "image_root")
     train: str | list[Part] = Field(
         description="file (json, jsonl, csv, tsv, parquet), folder, data set on the hub, 'embedded', 'real'; or several"
     )
@@ -205,6 +207,7 @@ class Checkpointing(Section):
 class Train(Section):
     """The run."""
 
+    PATHS: ClassVar = ("output",)
     output: str = Field(default="runs/latest", description="the run's folder")
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; overrules epochs")
@@ -280,8 +283,7 @@ class Recipe(Section):
 
     def with_absolute_paths(self) -> Recipe:
         """The same with local files named from the root, so that the run can be used from any folder."""
-        names = ("train", "validation", "test", "image_root")
-        paths = {name: _absolute(getattr(self.data, name)) for name in names}
+        paths = {name: _absolute(getattr(self.data, name)) for name in Data.PATHS}
         model = self.model.model_copy(update={"id": _absolute(self.model.id)})
         return self.model_copy(update={"model": model, "data": self.data.model_copy(update=paths)})
 
@@ -292,5 +294,5 @@ class Recipe(Section):
 
 def _absolute(name: Any) -> Any:
     if isinstance(name, list):
-        return [part.model_copy(update={key: _absolute(getattr(part, key)) for key in PATHS}) for part in name]
+        return [part.model_copy(update={key: _absolute(getattr(part, key)) for key in Part.PATHS}) for part in name]
     return str(Path(name).resolve()) if isinstance(name, str) and name and Path(name).exists() else name

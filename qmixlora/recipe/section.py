@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from os.path import expanduser
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 
 class Section(BaseModel):
-    """Keys with typed values; no others."""
+    """Keys with typed values; no others. `PATHS` are those that may be paths."""
 
+    PATHS: ClassVar[tuple[str, ...]] = ()
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __hash__(self) -> int:
@@ -22,6 +24,13 @@ class Section(BaseModel):
     def _empty_is_the_default(cls, values: Any) -> Any:
         """Read a section of which no line is left, `train:`, as one without keys; YAML says null."""
         return {} if values is None else values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _home_is_a_folder(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read `~` in paths as a shell would, which saw none of them; some libraries do, and others do not."""
+        is_path = isinstance(value, str) and info.field_name in cls.PATHS
+        return expanduser(value) if is_path else value  # noqa: PTH111 - pathlib's raises where there is no such home
 
     @field_validator("*", mode="before")
     @classmethod

@@ -138,6 +138,12 @@ class History:
         """The step at which the run's last start came to its end; None for a run that did not."""
         return int(self._records()[-1]["step"]) if self.finished() else None
 
+    def stopped_early(self) -> tuple[int, int] | None:
+        """The step at which `train.early_stopping` ended a finished run, and the steps that it was to take."""
+        last = self._records()[-1] if self.finished() else {}
+        step, steps = int(last.get("step", 0)), int(last.get("steps", 0))  # earlier releases did not write `steps`
+        return (step, steps) if step < steps else None
+
     def kept_step(self) -> int | None:
         """The step that the adapter in the run's folder is of; None where that is not known."""
         ends = [record for record in self._records() if record.get("event") == "finished"]

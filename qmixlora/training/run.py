@@ -118,7 +118,7 @@ def _keep(session: TunedSession, state: TrainerState, console: Console) -> None:
     elif step not in (None, state.global_step):
         console.print(told, highlight=False)
     kept = {} if step is None else {"kept_step": step, "kept_for": state.best_metric if step == best else None}
-    History(folder).add("finished", state.global_step, session.recipe, {}, **kept)
+    History(folder).add("finished", state.global_step, session.recipe, {}, steps=state.max_steps, **kept)
     seal(folder, _finished_files(folder))
 
 

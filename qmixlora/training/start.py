@@ -74,7 +74,10 @@ def _begun(recipe: Recipe, resume: bool, console: Console) -> tuple[Path | None,
     checkpoint = starting_point(recipe, resume)
     changes = check_changes(folder, recipe, processes.count()) if resume else []
     if resume and is_finished(folder, checkpoint, changes):
-        console.print(f"Nothing is left to do: {folder} is finished.", markup=False, highlight=False, soft_wrap=True)
+        told = f"Nothing is left to do: {folder} is finished."
+        if early := History(folder).stopped_early():
+            told += f" It stopped early, at step {early[0]} of {early[1]}; to go on: train.early_stopping=null."
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
         return None
     if resume and checkpoint is None:
         raise UserError(
@@ -103,8 +106,9 @@ def starting_point(recipe: Recipe, resume: bool) -> Path | None:
 
 
 def is_finished(folder: Path, last: Path | None, changes: Sequence[Change]) -> bool:
-    """Whether a run has taken all its steps, and none are added."""
-    if not (folder / "adapter" / ADAPTER_WEIGHTS).is_file() or not {c.path for c in changes}.isdisjoint(MORE_STEPS):
+    """Whether a run has taken all its steps, or as many as `train.early_stopping` let it, and none are added."""
+    more = (*MORE_STEPS, "train.early_stopping") if History(folder).stopped_early() else MORE_STEPS
+    if not (folder / "adapter" / ADAPTER_WEIGHTS).is_file() or not {c.path for c in changes}.isdisjoint(more):
         return False
     if (folder / HISTORY).is_file():
         return History(folder).finished()

@@ -30,6 +30,7 @@ from .data_parallel import Meeting, deal, is_idle
 from .finite import SAMPLES, FiniteParameters, FiniteSteps, NamingCollator, NumberedRows
 from .gradient_scale import GradientScale
 from .guard import FirstStepsGuard
+from .resuming import AsTheRecipeSays
 from .sampling import (
     SeededLengthGroupedSampler,
     StepGroupedSampler,
@@ -76,6 +77,7 @@ def make_trainer(
         data_collator=ErrorCarrier(collator) if workers else collator,
         callbacks=[
             *own_callbacks(recipe.train.report_to, folder),
+            AsTheRecipeSays(),
             FirstStepsGuard(session, steps),
             MetricsLog(folder),
             Judge.of(recipe, validation, display.say),
@@ -190,7 +192,7 @@ class SupervisedTrainer(Trainer):
             self.state.best_global_step, is_best = self.state.global_step, True
         self.control.should_save |= is_best
         if self.patience is not None and (since := evaluations_since(self.state, key)) >= self.patience:
-            self.control.should_training_stop = True
+            self.control.should_training_stop = self.control.should_save = True  # it may be told to go on
             self.say(
                 f"Stopped early: {since} evaluations were not better than that of step {self.state.best_global_step}."
             )

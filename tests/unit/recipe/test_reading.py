@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from qmixlora.errors import UserError
-from qmixlora.recipe import Recipe, json_schema, load_recipe, shipped_recipes, validate
+from qmixlora.recipe import Part, Recipe, json_schema, load_recipe, shipped_recipes, validate
 
 from .helpers import MINIMAL
 
@@ -136,6 +136,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_resolved_recipe_reads_back_as_itself(write: Write) -> None:
     recipe = validate({**MINIMAL, "adapter": {"target_modules": ["q_proj"]}}, "x")
     assert load_recipe(write(recipe.to_yaml())) == recipe
+
+
+def test_the_home_folder_is_read_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer and a shell read `~`; where the rest of a run did not, its checkpoints lay elsewhere."""
+    monkeypatch.setenv("HOME", "/home/me")
+    data = {"train": [{"path": "~/a.json", "image_root": "~/images"}], "validation": "~/b.json", "test": 0.1}
+    recipe = validate({"model": {"id": "~/model"}, "data": data, "train": {"output": "~/runs/~a"}}, "x")
+    [part] = recipe.data.train
+    assert isinstance(part, Part) and (part.path, part.image_root) == ("/home/me/a.json", "/home/me/images")
+    assert (recipe.model.id, recipe.data.validation) == ("/home/me/model", "/home/me/b.json")
+    assert recipe.train.output == "/home/me/runs/~a"
 
 
 def test_every_shipped_recipe_is_valid_and_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
