@@ -1,8 +1,9 @@
-"""Overrides of a recipe's keys where a verb takes none: one message that names what to use instead."""
+"""The words behind a verb: `~` in them, and overrides of a recipe's keys where it takes none."""
 
 from __future__ import annotations
 
 import re
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ OVERRIDE = re.compile(rf"(?:{'|'.join(Recipe.model_fields)})\.([\w.]+)=")
 class Verb(TyperCommand):
     """A verb. Raises UserError for an override where it takes none: beyond its arguments, or as one."""
 
+    HOME = re.compile(r"(--[\w-]+=)(~.*)", re.DOTALL)  # shells read `~` at the beginning of a word
+
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override, unused-ignore]
-        """Read the words behind the verb."""
+        """Read the words behind the verb, `--out=~/run` too."""
+        args = [self.HOME.sub(lambda word: word[1] + expanduser(word[2]), word) for word in args]
         if not any(param.name == "overrides" for param in self.params):
             values, beyond, _ = self.make_parser(ctx).parse_args(args=list(args))
             own = [values.get(str(param.name)) for param in self.params if param.param_type_name == "argument"]

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from qmixlora.cli import main
+from qmixlora.cli.overrides import Verb
+from typer.testing import CliRunner
 
 from tests.conftest import CommandLine
 from tests.disks import mounted
@@ -58,6 +61,19 @@ def test_an_override_where_a_verb_takes_none_names_what_to_use(
     done = qmixlora(*(str(tmp_path) if word == "RUN" else word for word in verb), override)
     assert done.code == 2 and "takes no overrides" in done.stderr, done.stderr
     assert f"where: {override}\n" in done.stderr and words in done.stderr
+
+
+@pytest.mark.parametrize(("word", "out"), [("--out=~/a", "/home/me/a"), ("--out=a/~", "a/~")])
+def test_the_home_folder_is_read_behind_an_options_name(monkeypatch: pytest.MonkeyPatch, word: str, out: str) -> None:
+    """A shell reads `~` at the beginning of a word alone."""
+    monkeypatch.setenv("HOME", "/home/me")
+    app = typer.Typer()
+
+    @app.command(cls=Verb)
+    def verb(out: str = "") -> None:
+        print(out)
+
+    assert CliRunner().invoke(app, [word]).stdout == f"{out}\n"
 
 
 @pytest.mark.parametrize("verb", ["train", "plan", "inspect"])
