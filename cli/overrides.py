@@ -23,7 +23,7 @@ class Verb(TyperCommand):
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override, unused-ignore]
         """Read the words behind the verb, `--out=~/run` too."""
-        args = [self.HOME.sub(lambda word: word[1] + expanduser(word[2]), word) for word in args]
+        args = [self.HOME.sub(lambda word: word[1] + expanduser(word[2]), word) for word in args]  # noqa: PTH111
         if not any(param.name == "overrides" for param in self.params):
             values, beyond, _ = self.make_parser(ctx).parse_args(args=list(args))
             own = [values.get(str(param.name)) for param in self.params if param.param_type_name == "argument"]
