@@ -9,7 +9,7 @@ from qmixlora.errors import UserError, path_meant
 from qmixlora.files import check_can_be_written
 
 RUN = ("recipe.yaml",)
-EXPORT = "fidelity.json"  # in every export
+FIDELITY = "fidelity.json"  # in every export
 MODEL = ("adapter_config.json", "config.json")  # beside a run: an export, or any model
 
 
@@ -23,7 +23,7 @@ def folder(path: Path, what: str = "a run or an export") -> Path:
 
 def folder_of_run(path: Path) -> Path:
     """The folder of a run. Raises UserError if it is none, such as an export's, which has the recipe of its run."""
-    if (path / EXPORT).is_file():
+    if (path / FIDELITY).is_file():
         run = path.resolve().parent.parent
         fix = f"Did you mean {run}?" if (run / RUN[0]).is_file() else "Name the folder of the run that it was made of."
         raise UserError("This is the folder of an export, not of a run.", where=str(path), fix=fix)

@@ -73,9 +73,9 @@ def _recipe(recipe: str | None, overrides: list[str], model: str | None) -> Reci
         return load_recipe(recipe, overrides)
     if recipe is not None or model is None:
         raise UserError("Name a recipe, or a model with --model.", where="command line")
-    from qmixlora.memory.simulation.batch import NO_DATA
+    from qmixlora.memory.simulation.batch import MODEL_ALONE
 
-    return edited(validate({"model": {"id": model}, "data": {"train": NO_DATA}}, f"--model {model}"), overrides)
+    return edited(validate({"model": {"id": model}, "data": {"train": MODEL_ALONE}}, f"--model {model}"), overrides)
 
 
 def _planned(

@@ -13,7 +13,7 @@ from qmixlora.files import clear_read_errors
 
 from . import here
 
-EXPORT = Path("exports") / "live"
+LIVE = Path("exports") / "live"
 ROUTER = "router.safetensors"
 
 
@@ -24,7 +24,7 @@ def route(
 ) -> None:
     """Print the scales with which to ask llama-server for an instruction: the "lora" of the request, as JSON."""
     here.folder(run)
-    folder = run if (run / ROUTER).is_file() else run / EXPORT
+    folder = run if (run / ROUTER).is_file() else run / LIVE
     if not (folder / ROUTER).is_file():
         raise UserError(
             "There is no router to ask.",

@@ -31,7 +31,7 @@ from .backbone import Anatomy, load_backbone, open_processor
 from .backbone.full_precision import train_in_fp32
 from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import shard_layers, without_levers
-from .data import BatchCollator, Collator, Conversation, image_tokens_of
+from .data import Collator, Conversation, image_tokens_of
 from .device import default_device
 from .errors import UserError
 from .manifest import check_unchanged, first_change
@@ -51,7 +51,7 @@ class Session:
     recipe: Recipe
     model: PreTrainedModel | PeftModel
     anatomy: Anatomy
-    collator: BatchCollator
+    collator: Collator
 
     @property
     def backbone(self) -> PreTrainedModel:

@@ -35,7 +35,7 @@ class Dialogue:
         tasks = [*self.tasks, self.task]
         row: Conversation = {"turns": [*self.turns, *asked], "images": self.images, "task": self.task, "tasks": tasks}
         with session.evaluating():
-            [answer] = generate_answers(session, [row], streamer=on_text and _streamer(session, on_text))
+            [answer] = generate_answers(session, [row], streamer=on_text and Streamer(session.collator, on_text))
         self.turns, self.tasks = [*row["turns"][:-1], {"role": "assistant", "text": answer}], tasks
         return answer.strip()
 
@@ -54,12 +54,6 @@ def _check(file: ImageFile, max_pixels: int) -> None:
     except UserError as error:  # whose fix is for rows of data
         fix = error.fix.replace("remove the sample", "take another image")
         raise UserError(error.what, where=error.where, fix=fix) from None
-
-
-def _streamer(session: Session, on_text: Callable[[str], None]) -> Streamer:
-    collator = session.collator
-    assert isinstance(collator, Collator), "a run has a processor"
-    return Streamer(collator, on_text)
 
 
 class Streamer(TextStreamer):

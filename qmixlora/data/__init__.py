@@ -13,7 +13,7 @@ from .images.opening import check_body, check_header, image_size, open_images
 from .reading.loading import load_conversations
 from .reading.usual import usual_columns
 from .rendering.answers import one_answer_each
-from .rendering.collate import BatchCollator, Collator, PromptRouting
+from .rendering.collate import Collator, PromptRouting
 from .rendering.image_marks import image_tokens_of
 from .rendering.lengths import Lengths, lengths_of, sizes_of
 from .rendering.rendering import Rendering, rendering_of, rendering_problem
@@ -27,7 +27,6 @@ __all__ = [
     "IGNORED",
     "IMAGE",
     "SCORED",
-    "BatchCollator",
     "Checked",
     "Collator",
     "Conversation",

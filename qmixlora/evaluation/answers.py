@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from qmixlora.data import Collator, Conversation, answers_by_task, too_long_to_generate
+from qmixlora.data import Conversation, answers_by_task, too_long_to_generate
 from qmixlora.mixlora import routed_as
 from qmixlora.session import Session
 
@@ -90,7 +90,6 @@ def stop_ids(session: Session) -> list[int]:
 
 def too_long_to_answer(session: Session, rows: Dataset) -> str | None:
     """What to say, before rows are answered, of references that are longer than `train.max_new_tokens`, if some are."""
-    assert isinstance(session.collator, Collator), "a run has a processor"
     answers = answers_by_task(rows).values()
     return too_long_to_generate(answers, session.collator, session.recipe.train.max_new_tokens)
 

@@ -24,7 +24,7 @@ from qmixlora.progress import progress
 from qmixlora.session import TunedSession
 
 from .static import Learned
-from .targets import RECORD
+from .targets import WHOLE_COPY
 
 SAMPLES = 512  # per task in a calibration pass
 
@@ -114,7 +114,7 @@ def _recorded(folder: Path, learned: Learned, tasks: Sequence[str]) -> dict[str,
     """The matrices of those tasks of which the run's record has samples."""
     if not (folder / FILE).is_file():
         return {}
-    with clear_read_errors(folder / FILE, RECORD), safe_open(folder / FILE, "pt") as file:
+    with clear_read_errors(folder / FILE, WHOLE_COPY), safe_open(folder / FILE, "pt") as file:
         known = json.loads(file.metadata()["tasks"])
         if not json.loads(file.metadata()["layers"]):  # it has no snapshot
             return {}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qmixlora.data import Collator
 from qmixlora.errors import UserError
 from qmixlora.files import check_can_be_written, clear_disk_errors, scratch_folder
 from qmixlora.recipe import load_run_recipe
@@ -43,7 +42,6 @@ def export(folder: Path, request: Request, console: Console) -> list[Fidelity]:
         maker.check(recipe, request)
     check_can_be_written(folder / FOLDER)
     session = open_tuned_run(folder)
-    assert isinstance(session.collator, Collator), "a run has a processor"
     job = Job(folder, session.recipe, request, console, session.collator)
     learned = learned_by(session.model, session.anatomy.projector_targets)
     live = measure_live(job, session, learned) if are_of_tasks(request.forms) else []

@@ -44,7 +44,7 @@ def write_router(session: TunedSession, folder: Path) -> None:
     The embeddings have the bits of the model's own dtype; bfloat16 is stored as 16-bit integers, for numpy's sake.
     """
     tuner, config = _tuner(session)
-    name, collator = str(session.model.active_adapter), cast(Collator, session.collator)
+    name, collator = str(session.model.active_adapter), session.collator
     first = next(layer for layer in tuner.mixlora_layers if name in layer.mixlora_route_A)
     tensors = {"route_A": first.mixlora_route_A[name].detach()}
     if name in (route_B := cast(Any, first).mixlora_route_B):
@@ -73,7 +73,7 @@ def largest_difference(session: TunedSession, folder: Path, rows: Sequence[Conve
     that were compared): of the first questions that are a conversation of their own.
     """
     tuner, _ = _tuner(session)
-    questions, worst = list(_questions(rows, cast(Collator, session.collator))), 0.0
+    questions, worst = list(_questions(rows, session.collator)), 0.0
     for batch in session.batches(questions):
         inputs, routing = session.collator.routed_prompts(batch)
         with torch.no_grad(), session.evaluating(), routed_as(session.model, **routing):
@@ -94,7 +94,7 @@ def _tuner(session: TunedSession) -> tuple[MixLoraModel, MixLoraConfig]:
 
 def _embeddings(session: TunedSession) -> Tensor:
     """The input embeddings in the model's own bits (V x D)."""
-    tokenizer = cast(Collator, session.collator).processor.tokenizer
+    tokenizer = session.collator.processor.tokenizer
     whole_VD = torch.cat(list(all_embedded(session, tokenizer)))
     return whole_VD.view(torch.uint16) if whole_VD.dtype == torch.bfloat16 else whole_VD
 

@@ -23,7 +23,7 @@ from .fidelity import FIDELITY
 from .merge import Base
 from .names import folder_names, mixture_name
 
-RECORD = "Take a whole copy of the run's folder; or move the record away, and export with --calibration FILE."
+WHOLE_COPY = "Take a whole copy of the run's folder; or move the record away, and export with --calibration FILE."
 Form = Literal["lora", "merged", "gguf", "live-gguf"]
 Projector = Literal["base", "adapter", "low-rank"]
 
@@ -84,7 +84,7 @@ def tasks_of(folder: Path, training_rows: Callable[[], Dataset]) -> list[str]:
     """The tasks of a run: those in its routing record, else those in its training data."""
     if (folder / FILE).is_file():
         check_unchanged(folder, [FILE], "The record of the routing")
-        with clear_read_errors(folder / FILE, RECORD), safe_open(folder / FILE, "pt") as file:
+        with clear_read_errors(folder / FILE, WHOLE_COPY), safe_open(folder / FILE, "pt") as file:
             tasks: list[str] = json.loads(file.metadata()["tasks"])
             return tasks
     return list(indices_by_task(training_rows()))

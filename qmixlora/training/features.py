@@ -110,7 +110,6 @@ def with_cached_features(
         UserError: the model gives no features of images, or others than can be kept; or the disk is too small.
     """
     backbone, collator = session.backbone, session.collator
-    assert isinstance(collator, Collator), "a run has a processor"
     store = FeatureStore(folder / FOLDER, _decided_by(session, collator))
     images = {store.path(image): image for rows in splits for own in rows["images"] for image in own}
     missing = [image for path, image in images.items() if not path.is_file()]

@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from qmixlora import processes
-from qmixlora.data import BatchCollator, Conversation, sample_name
+from qmixlora.data import Conversation, sample_name
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log
 from qmixlora.recipe import Recipe
@@ -57,7 +57,7 @@ class NumberedRows:
 class NamingCollator:
     """A collator whose batches have the names of their samples."""
 
-    collator: BatchCollator
+    collator: Callable[[Sequence[Conversation]], dict[str, Any]]
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         if not rows:

@@ -35,7 +35,7 @@ def _check_answers(session: TunedSession, row: Conversation) -> None:
     Such a model reads answers in both directions (by what its processor adds to the inputs, such as `token_type_ids`),
     and would learn to copy what it cannot see in generation.
     """
-    collator = _collator(session)
+    collator = session.collator
     batch = session.on_device(collator([row]))
     last = int((batch["labels"][0] != IGNORED).nonzero().max())
     changed = batch["input_ids"].clone()
@@ -53,7 +53,7 @@ def _check_pictures(session: TunedSession, row: Conversation) -> None:
     """Raise UserError where the first picture of a later question changes what stands before it: the tokens of earlier
     pictures (LLaVA-OneVision), or states (Molmo2, whose images are one block of attention).
     """
-    collator, end = _collator(session), _later_picture(row)
+    collator, end = session.collator, _later_picture(row)
     assert end is not None, "a row with such a picture"
     before, whole = _up_to(row, end - 2), _up_to(row, end)
     other: Conversation = {**whole, "images": [*whole["images"][:-1], _inverted(whole["images"][-1])]}
@@ -72,11 +72,6 @@ def _check_pictures(session: TunedSession, row: Conversation) -> None:
             where=f"model.id: {session.recipe.model.id}",
             fix="Make one sample of each answer, or show all pictures in the first question.",
         )
-
-
-def _collator(session: TunedSession) -> Collator:
-    assert isinstance(session.collator, Collator), "a run has a processor"
-    return session.collator
 
 
 def _later_picture(row: Mapping[str, Any]) -> int | None:

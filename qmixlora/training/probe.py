@@ -24,7 +24,7 @@ from qmixlora.backbone.frozen import freeze
 from qmixlora.backbone.levers import apply_levers, in_place_of_images, take_out_vision
 from qmixlora.backbone.levers.tables import tables_of
 from qmixlora.backbone.nf4 import with_bytes
-from qmixlora.data import Conversation, PromptRouting
+from qmixlora.data import Collator, Conversation
 from qmixlora.device import GIB, default_device
 from qmixlora.errors import UserError
 from qmixlora.memory.architectures import config_of
@@ -85,26 +85,17 @@ class Probe:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """A collator that gives the planned batch for any rows; there is no processor, and nothing to generate."""
+    """In place of a collator, for training alone: the planned batch, whatever the rows. There is no processor."""
 
     inputs: Mapping[str, Any]
-    pad_token_id: int | None = None
-    stop_ids: Sequence[int] = ()
+
+    @classmethod
+    def collator(cls, inputs: Mapping[str, Any]) -> Collator:
+        """The planned batch as sessions take it."""
+        return cast(Collator, cls(inputs))
 
     def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]:
         return dict(self.inputs)
-
-    def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]:
-        raise NotImplementedError("a planned batch is for training")
-
-    def routed_prompts(self, rows: Sequence[Conversation]) -> tuple[dict[str, Any], PromptRouting]:
-        raise NotImplementedError("a planned batch is for training")
-
-    def decode(self, tokens_BS: Tensor) -> list[str]:
-        raise NotImplementedError("a planned batch is for training")
-
-    def of_one_kind(self, rows: Sequence[Conversation]) -> list[list[int]]:
-        raise NotImplementedError("a planned batch is for training")
 
 
 def probe(recipe: Recipe, plan: Plan) -> Probe:
@@ -136,11 +127,11 @@ def _probe(recipe: Recipe, config: PretrainedConfig, plan: Plan) -> Probe:
     backbone, anatomy = random_backbone(config, recipe.model, device)
     built = int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else None
     model = with_fresh_adapter(recipe, backbone, adapter_config(recipe.adapter, anatomy, TASKS))
-    session = TunedSession(recipe, model, anatomy, PlannedBatch(inputs))
+    session = TunedSession(recipe, model, anatomy, PlannedBatch.collator(inputs))
     if recipe.train.cache_features:
         features = take_out_vision(backbone, anatomy, session.on_device(inputs))
         on_host = tree_map_only(Tensor, Tensor.cpu, features)  # as feature files give them
-        session = replace(session, collator=PlannedBatch(in_place_of_images(inputs, on_host)))
+        session = replace(session, collator=PlannedBatch.collator(in_place_of_images(inputs, on_host)))
     measured = peak_of(lambda: _train(session), model, device)
     if device.type == "cuda":
         name, planned, card = torch.cuda.get_device_name(device), reserved(plan), card_use(device)

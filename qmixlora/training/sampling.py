@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from qmixlora.data import Collator, lengths_of, longest_first, token_batches
+from qmixlora.data import lengths_of, longest_first, token_batches
 from qmixlora.errors import UserError
 from qmixlora.session import TunedSession
 
@@ -100,4 +100,4 @@ def lengths_for(session: TunedSession, rows: Dataset) -> list[int] | None:
     """The lengths of a run's samples, where its batches depend on them."""
     if not session.recipe.data.group_by_length and session.recipe.train.batch_tokens is None:
         return None
-    return lengths_of(rows, cast(Collator, session.collator))  # a run has a processor
+    return lengths_of(rows, session.collator)

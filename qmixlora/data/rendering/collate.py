@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,26 +25,6 @@ from .template import ChatTemplate
 from .tokenizing import Encoded, PieceTokenizer, reading_with
 
 MIXED = "Samples with images are in one batch with samples without, which this model computes otherwise than alone."
-
-
-class BatchCollator(Protocol):
-    """Makes model inputs of rows, for training and for generation, and text of generated tokens."""
-
-    @property
-    def pad_token_id(self) -> int | None: ...
-
-    @property
-    def stop_ids(self) -> Sequence[int]: ...
-
-    def __call__(self, rows: Sequence[Conversation]) -> dict[str, Any]: ...
-
-    def prompts(self, rows: Sequence[Conversation]) -> dict[str, Any]: ...
-
-    def routed_prompts(self, rows: Sequence[Conversation]) -> tuple[dict[str, Any], PromptRouting]: ...
-
-    def decode(self, tokens_BS: Tensor) -> list[str]: ...
-
-    def of_one_kind(self, rows: Sequence[Conversation]) -> list[list[int]]: ...
 
 
 class PromptRouting(TypedDict):

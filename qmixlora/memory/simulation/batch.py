@@ -27,7 +27,7 @@ from qmixlora.session import make_collator
 
 from ..architectures import config_of
 
-NO_DATA = "-"  # data.train where a model is planned by its name alone
+MODEL_ALONE = "-"  # data.train where a model is planned by its name alone
 MADE_UP = "made up: one image per sample, half of the text supervised"
 
 
@@ -72,7 +72,7 @@ def batches_of(recipe: Recipe, config: PretrainedConfig, tokens: int | None) -> 
     if tokens is not None:
         return [synthetic_batch(config, recipe, tokens)]
     unmeasured = None
-    if missing := [source for source in _missing(recipe) if source != NO_DATA]:
+    if missing := [source for source in _missing(recipe) if source != MODEL_ALONE]:
         unmeasured = f"there is no {missing[0]} here. {path_meant(Path(missing[0]))}".rstrip()
     if is_at_hand(recipe):
         try:

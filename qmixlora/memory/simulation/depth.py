@@ -48,7 +48,7 @@ class Shallow:
         return (self.full - self.depth) // len(self.window)
 
 
-class Made(NamedTuple):
+class Parts(NamedTuple):
     """What a model is made of: the kind of each decoder layer (its parameters by name and shape, those that are adapted
     and those that stay in 16 bits), and the numbers in its other parameters.
     """
@@ -80,11 +80,11 @@ def shallow_model(recipe: Recipe, config: PretrainedConfig, period: int, streame
 
 
 def _found(recipe: Recipe, config: PretrainedConfig, period: int, streamed: int) -> Shallow | None:
-    made, listed = _made(recipe, config), _listed(config.get_text_config())
-    full, alike = len(made.layers), len(set(made.layers)) == 1
+    parts, listed = _parts(recipe, config), _listed(config.get_text_config())
+    full, alike = len(parts.layers), len(set(parts.layers)) == 1
     if full != len(listed) or (streamed and not alike):
         return None
-    kinds = list(zip(made.layers, listed, strict=True))
+    kinds = list(zip(parts.layers, listed, strict=True))
     models = []
     for leading, distance in {(0, period), _pattern(kinds, period)} if alike else {_pattern(kinds, period)}:
         before = max(first_layers(config, distance), leading, len(set(listed)) - 1, streamed + 1 if streamed else 0)
@@ -94,12 +94,12 @@ def _found(recipe: Recipe, config: PretrainedConfig, period: int, streamed: int)
             models.append(Shallow(depth, full, leading, range(before, before + distance)))
     for model in sorted(models, key=lambda model: model.depth):
         with suppress(UserError):  # such as a layer by its number, which is not there
-            if _made(recipe, at_depth(config, model.depth)) == Made(made.layers[: model.depth], made.others):
+            if _parts(recipe, at_depth(config, model.depth)) == Parts(parts.layers[: model.depth], parts.others):
                 return model
     return None
 
 
-def _made(recipe: Recipe, config: PretrainedConfig) -> Made:
+def _parts(recipe: Recipe, config: PretrainedConfig) -> Parts:
     spec = recipe.model.model_copy(update={"quantization": "none", "attention": "eager"})
     model, anatomy = make_skeleton(copy.deepcopy(config), spec)
     targets = set(adapter_config(recipe.adapter, anatomy, TASKS).target_modules or ())
@@ -109,7 +109,7 @@ def _made(recipe: Recipe, config: PretrainedConfig) -> Made:
         marked = ([name[len(path) :] for name in linears if name in names] for names in (targets, anatomy.kept))
         layers.append((*((name, p.shape) for name, p in parameters.items()), *map(tuple, marked)))
         outside -= sum(parameter.numel() for parameter in parameters.values())
-    return Made(tuple(layers), outside)
+    return Parts(tuple(layers), outside)
 
 
 def first_layers(config: PretrainedConfig, period: int) -> int:

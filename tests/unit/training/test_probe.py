@@ -216,14 +216,6 @@ def test_a_planned_batch_is_what_it_was_made_of_whatever_the_rows() -> None:
     assert batch([{}, {}, {}])["input_ids"] is ids_BS  # type: ignore[list-item]
 
 
-def test_a_planned_batch_is_for_training_alone() -> None:
-    batch = PlannedBatch({})
-    with pytest.raises(NotImplementedError, match="for training"):
-        batch.prompts([])
-    with pytest.raises(NotImplementedError, match="for training"):
-        batch.decode(torch.ones(1, 1))
-
-
 class OnACard(Tensor):
     """A tensor that does not lie on the host: the loader cannot pin it."""
 

@@ -14,7 +14,7 @@ from qmixlora.data import IGNORED
 from qmixlora.errors import UserError
 from qmixlora.memory import plan, plan_with_advice
 from qmixlora.memory.architectures import config_of
-from qmixlora.memory.simulation.batch import MADE_UP, NO_DATA, batches_of, synthetic_batch
+from qmixlora.memory.simulation.batch import MADE_UP, MODEL_ALONE, batches_of, synthetic_batch
 from qmixlora.recipe import Recipe, edited
 
 from ..helpers import recipe_of
@@ -55,7 +55,8 @@ def test_a_plan_without_its_data_says_so(recipe: Recipe) -> None:
     [batch] = batches_of(mistyped, config_of(recipe.model), None)
     assert f"there is no {mistyped.data.train} here. Did you mean {recipe.data.train}?" == batch.unmeasured
     assert batch.source == MADE_UP
-    for planned, tokens in ((mistyped, 64), (edited(recipe, [f"data.train='{NO_DATA}'"]), None)):  # none was to measure
+    alone = edited(recipe, [f"data.train='{MODEL_ALONE}'"])
+    for planned, tokens in ((mistyped, 64), (alone, None)):  # none was to measure
         assert batches_of(planned, config_of(recipe.model), tokens)[0].unmeasured is None
 
 
