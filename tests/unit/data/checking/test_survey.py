@@ -59,7 +59,7 @@ def test_a_sample_that_the_template_refuses_for_its_words_is_named(rows: Any, pr
     choosy.chat_template += (
         "{% if 'circle circle circle circle' in messages | string %}{{ raise_exception('no') }}{% endif %}"
     )
-    with pytest.raises(UserError, match=r"(?s)cannot render this conversation: no.*row 1 \(from 0\), task"):
+    with pytest.raises(UserError, match=r"(?s)cannot render this conversation: no.*row 1 \(from 0\) \(task"):
         survey(rows, Collator(choosy, 1000))
 
 
