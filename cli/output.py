@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,11 @@ class Output:
                 self.error = error
                 send_nowhere(self.stream)
                 self.on_lost(error)
+
+
+def print_json(content: object) -> None:
+    """Print what a command has made, for other programs."""
+    print(json.dumps(content, indent=2))
 
 
 class _Standard:
