@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +12,7 @@ from qmixlora.errors import UserError
 
 from . import here
 from .ending import say_next
+from .output import print_json
 
 if TYPE_CHECKING:
     from qmixlora.serving.check import Asked, Report
@@ -70,7 +70,7 @@ def check(
         )
     report = run_check(fingerprint, _asked(export, fingerprint, url, llama_server, name, base), tolerance)
     if as_json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
         _show(report, console)
         if report.verdict == "applied" and not is_served:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ from qmixlora.errors import UserError
 
 from . import here
 from .ending import say_next, say_next_of
+from .output import print_json
 
 if TYPE_CHECKING:
     from qmixlora.evaluation.comparison import Comparison, Difference
@@ -59,7 +59,7 @@ def compare(
         scores["blind guess"] = blind_guess(runs[0], split)
     comparison = compared(scores)
     if as_json:
-        print(json.dumps(comparison.to_dict(), indent=2))
+        print_json(comparison.to_dict())
         return
     _show(comparison, split, runs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from rich.table import Column, Table
 
 from . import here
 from .ending import say_next
+from .output import print_json
 
 LONGEST = 80  # characters of an answer that are shown
 
@@ -47,7 +47,7 @@ def data(
     if html is not None:
         write_page(html, described, samples)
     if as_json:
-        print(json.dumps({**described.to_dict(), "shown": shown}, indent=2))
+        print_json({**described.to_dict(), "shown": shown})
     else:
         console = Console(highlight=False)
         _show(described.to_dict(), console)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from .output import print_json
 
 
 def demo(
@@ -26,4 +27,4 @@ def demo(
 
     summary = run_demo(out, overrides or [], Console(stderr=as_json), ON_REAL if real else ON_EMBEDDED)
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print_json(summary)

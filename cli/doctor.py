@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from qmixlora.recipe import Recipe, validate
 
 from . import here
 from .ending import say_next
+from .output import print_json
 
 SAMPLES, OVER = 4, 0.15  # where none are given
 
@@ -49,7 +49,7 @@ def doctor(
 
     findings = examine()
     if as_json:
-        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+        print_json([finding._asdict() for finding in findings])
     else:
         for finding in findings:
             print(f"{'ok  ' if finding.ok else 'lack'}  {finding.what}: {finding.found}")
@@ -85,7 +85,7 @@ def _look_at(model: str, as_json: bool) -> None:
 
     parts = parts_of(_recipe_of(model).model)
     if as_json:
-        print(json.dumps({**asdict(parts), "neither": parts.shares.of_neither}, indent=2))
+        print_json({**asdict(parts), "neither": parts.shares.of_neither})
         return
     for what, found in parts.lines():
         print(f"{what}: {found}")
@@ -110,7 +110,7 @@ def _measure(model: str, data: str | None, samples: int, over: float, as_json: b
     recipe = _recipe_of(model, data)
     kinds = measure_nf4(recipe.model, None if data is None else str(recipe.data.train), samples)
     if as_json:
-        print(json.dumps([asdict(kind) for kind in kinds], indent=2))
+        print_json([asdict(kind) for kind in kinds])
         return
     for line in damage_lines(kinds, over):
         print(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from qmixlora.errors import UserError
 
 from . import here
 from .ending import say_next, say_next_of
+from .output import print_json
 
 if TYPE_CHECKING:
     from qmixlora.evaluation import Scores
@@ -63,7 +63,7 @@ def evaluate(
     if not failed:
         _say_next(console, runs, task, data, backbone)
     if as_json:
-        print(json.dumps(results if len(runs) > 1 else results[str(runs[0])], indent=2))
+        print_json(results if len(runs) > 1 else results[str(runs[0])])
     if failed:
         raise failed[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +16,7 @@ from qmixlora.errors import UserError
 
 from . import here
 from .ending import say_next
+from .output import print_json
 
 if TYPE_CHECKING:
     from qmixlora.export import Fidelity
@@ -106,7 +106,7 @@ def export(
     )
     exports = run_export(run, request, console)
     if as_json:
-        print(json.dumps([fidelity.to_dict() for fidelity in exports], indent=2))
+        print_json([fidelity.to_dict() for fidelity in exports])
     console.print(refresh_report(run), markup=False, highlight=False, soft_wrap=True)
     if exports and not as_json:
         _show(exports, run, console)

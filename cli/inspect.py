@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from qmixlora.errors import UserError
 
 from . import here
 from .ending import say_next, say_next_of
+from .output import print_json
 
 FIGURES = "figures"  # in the run's folder
 SAMPLES, BATCHES = 3, 4
@@ -88,7 +88,7 @@ def _samples(subject: str, overrides: list[str], split: str, count: int, console
     resolved = resolve(recipe, None, console)
     shown = list(decode_samples(resolved, split, count))
     if as_json:
-        print(json.dumps([sample._asdict() for sample in shown], indent=2))
+        print_json([sample._asdict() for sample in shown])
     for note in shown[0].notes if shown else []:
         console.print(note, markup=False, highlight=False)
     plain = console.color_system is None
@@ -117,7 +117,7 @@ def _routing(run: Path, console: Console, as_json: bool) -> None:
     summary = read_routing(run)
     shown = summary.to_dict()
     if as_json:
-        print(json.dumps(shown, indent=2))
+        print_json(shown)
     figures = draw_routing(summary, run / FIGURES)
     console.print(
         f"Routing of {run}: {shown['layers']} layers, {shown['factors']} factors in a pool",
@@ -163,7 +163,7 @@ def _interference(run: Path, split: str | None, batches: int, console: Console, 
     means = {pool: measured.mean(pool) for pool in POOLS}
     titled = {f"Factors {pool}": mean_TT for pool, mean_TT in means.items()}
     if as_json:
-        print(json.dumps(measured.to_dict(), indent=2))
+        print_json(measured.to_dict())
     figure = draw_interference(measured.tasks, titled, run / FIGURES / f"{name}.png")
     if len(measured.tasks) <= SHOWN:
         for pool, mean_TT in means.items():

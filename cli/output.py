@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
+import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TextIO, cast
+
+from qmixlora.interrupts import send_nowhere
 
 NOT_WRITTEN = 74  # EX_IOERR of sysexits.h: all is done, but for what should have been printed
 NOT_READ = 141  # 128 and SIGPIPE: as programs end whose reader has left
@@ -47,15 +49,13 @@ class Output:
         except OSError as error:
             if self.error is None:
                 self.error = error
-                self._send_nowhere()
+                send_nowhere(self.stream)
                 self.on_lost(error)
 
-    def _send_nowhere(self) -> None:
-        """The file itself, for the sake of what is in the buffer, and of what else writes to it."""
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+
+def print_json(content: object) -> None:
+    """Print what a command has made, for other programs."""
+    print(json.dumps(content, indent=2))
 
 
 class _Standard:

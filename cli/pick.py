@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from qmixlora.files import clear_read_errors
 
 from . import here
 from .ending import say_next
+from .output import print_json
 
 UNSURE = 0.1  # below it most picks are wrong, in other words than those of training (docs/export.md)
 FORMS = ("lora", "merged", "gguf")
@@ -42,7 +42,7 @@ def pick(
     picked = picker.pick(instruction)
     there = [str(folder / f"{picked.name}-{form}") for form in FORMS if (folder / f"{picked.name}-{form}").is_dir()]
     if as_json:
-        print(json.dumps({**asdict(picked), "exports": there}, indent=2))
+        print_json({**asdict(picked), "exports": there})
         return
     console = Console()
     console.print(f"{picked.name}, sure {picked.sure:.2f}", markup=False, highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from qmixlora.recipe import Recipe, edited, load_recipe, validate
 
 from . import here
 from .ending import say_next
+from .output import print_json
 
 
 def plan(
@@ -56,7 +56,7 @@ def plan(
     size = card_size(named, vram) or at_hand
     shown = _planned(parsed, size, tokens, None if size == at_hand else at_hand, probing)
     if as_json:
-        print(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     console = Console(highlight=False)
     console.width = min(console.width, 80)  # lines of a size that is read at a glance

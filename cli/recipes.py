@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from qmixlora.recipe import json_schema, load_recipe, read_recipe, shipped_recip
 
 from . import here
 from .ending import say_next
+from .output import print_json
 from .overrides import Verb
 
 app = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
@@ -33,7 +33,7 @@ def list_recipes(
     rows = [row for row in rows if family is None or family.lower() in row["name"]]
     rows = [row for row in rows if vram is None or (row["card_gb"] or row["peak_gib"] or 0) <= vram]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     if not rows:
         raise UserError("No shipped recipe is like that.", where="recipes list", fix="Leave --family or --vram out.")
@@ -98,7 +98,7 @@ def check(
 @app.command(cls=Verb)
 def schema() -> None:
     """JSON schema of a recipe, for editors."""
-    print(json.dumps(json_schema(), indent=2))
+    print_json(json_schema())
 
 
 def _row(name: str, text: str) -> dict[str, Any]:
