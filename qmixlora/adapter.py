@@ -65,7 +65,7 @@ def check_same_settings(config: PeftConfig, adapter: Adapter, where: str) -> Non
 def model_below(folder: Path, spec: Model) -> Model:
     """The model that the adapter in a folder lies on: a base of its own, else the recipe's. Raises as `own_base`."""
     base = own_base(folder)
-    return spec if base is None else spec.model_copy(update={"id": str(base), "revision": None})
+    return spec if base is None else spec.model_copy(update={"id": str(base), "revision": None, "learned_on": {}})
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

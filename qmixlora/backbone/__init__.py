@@ -6,13 +6,16 @@ from .kinds import read_config
 from .loading import load_backbone, load_processor, open_processor, source_of
 from .nf4 import nf4_linear, quant_state_of
 from .skeleton import Parts, Shares, make_skeleton, parts_of, shares_of
+from .weights import are_others, how_to_bring_back, recorded, weight_files
 
 __all__ = [
     "Anatomy",
     "Parts",
     "Shares",
+    "are_others",
     "check_quantized",
     "find_anatomy",
+    "how_to_bring_back",
     "keep_cpu_weights_unpacked",
     "load_backbone",
     "load_processor",
@@ -22,6 +25,8 @@ __all__ = [
     "parts_of",
     "quant_state_of",
     "read_config",
+    "recorded",
     "shares_of",
     "source_of",
+    "weight_files",
 ]

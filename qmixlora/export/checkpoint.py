@@ -22,11 +22,11 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 
+from qmixlora.backbone import weight_files
 from qmixlora.errors import UserError
 from qmixlora.files import replacing
 from qmixlora.recipe import Model
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*")
 IMAGE_ENCODER = "vision_model"  # of CLIP and its kin, in the hub's checkpoints
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -143,12 +143,7 @@ def read_checkpoint(folder: Path, skeleton: PreTrainedModel) -> Checkpoint:
 
     Raises UserError if they are no safetensors, or are not there.
     """
-    named = getattr(skeleton.config, "transformers_weights", None)
-    # transformers' order
-    first = named or next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), SINGLE)
-    index = folder / first if first.endswith(".index.json") and (folder / first).is_file() else None
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
-    files = sorted(set(weight_map.values())) or [first]
+    index, files = weight_files(folder, skeleton.config)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise UserError(

@@ -54,6 +54,7 @@ class Model(Section):
         default={}, description="arguments of the model's chat template, such as {enable_thinking: false}"
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+    learned_on: dict[str, str] = Field(default={}, description="what tells a run's base from another; it writes it")
 
 
 class Adapter(Section):
@@ -167,6 +168,7 @@ class Data(Section):
     )
     split_seed: int = Field(default=0, description="of rows that are cut from the training data")
     held_out: dict[str, str] | None = Field(default={}, description="digests of what a run has cut; it writes them")
+    learned: str | None = Field(default=None, description="a digest of the rows that a run learned; it writes it")
     group_by_length: bool | Literal["step"] = Field(
         default=False,
         description="make batches of samples of about one length: less padding; an epoch holds the same. `step`: only"

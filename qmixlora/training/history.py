@@ -10,10 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from qmixlora.backbone import are_others, how_to_bring_back
 from qmixlora.backbone.levers.table import LEVERS
 from qmixlora.errors import UserError
 from qmixlora.files import append_to_log, read_log, replacing
-from qmixlora.recipe import Recipe, leaves, load_run_recipe
+from qmixlora.recipe import Model, Recipe, leaves, load_run_recipe
 
 RECIPE, HISTORY = "recipe.yaml", "history.jsonl"  # in a run's folder
 LIBRARIES = ("qmixlora", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -51,7 +52,7 @@ def own_recipe(folder: Path) -> Recipe | None:
 
 def changes_of(own: Recipe, new: Recipe) -> list[Change]:
     """The values of a recipe that are not those of a run's own."""
-    written = {"data": {"held_out"}}  # by the run itself
+    written = {"data": {"held_out", "learned"}, "model": {"learned_on"}}  # by the run itself
     before, after = (dict(leaves(one.with_absolute_paths().model_dump(exclude=written))) for one in (own, new))
     paths = sorted({*before, *after}, key=[*after, *before].index)
     return [Change(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
@@ -67,6 +68,7 @@ def refused(changes: list[Change], new: Recipe, own: Recipe) -> list[Change]:
     )
     may = (*MAY_CHANGE, *(lever.key for lever in LEVERS if lever.learns_the_same and lever.key not in BATCH))
     may += BATCH if same_batch else ()
+    may += ("model.id", "model.revision") if own.model.learned_on else ()  # whose weights are compared
     return [
         change
         for change in changes
@@ -117,6 +119,18 @@ def check_same_adapter(recipe: Recipe, tasks: Sequence[str], run: Path) -> None:
             "The adapter to begin with is of another kind:\n" + "\n".join(f"    {change}" for change in wrong),
             where=f"--init-from {run}",
             fix="Give the new recipe the values of that run, or begin with a fresh adapter.",
+        )
+
+
+def check_same_base(model: Model, run: Path) -> None:
+    """Raise UserError if a model that was loaded has other weights than those that a run learned on."""
+    own = own_recipe(run)
+    if own is not None and are_others(own.model.learned_on, model.learned_on):
+        again = how_to_bring_back(own.model.learned_on, model.learned_on)
+        raise UserError(
+            f"The weights of the model are not those that the run in {run} learned on.",
+            where=f"model.id: {model.id}",
+            fix=f"To go on from what it learned, {again}; or begin a new run on these weights with a fresh adapter.",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
@@ -29,7 +30,7 @@ from .earlier import set_aside
 from .features import with_cached_features
 from .finite import NotFiniteError
 from .guard import check_has_images, check_kinds
-from .history import History, check_same_adapter
+from .history import History, check_same_adapter, check_same_base
 from .look_ahead import check_look_ahead
 from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step
 from .schedule import check_more_steps, schedule_problems
@@ -68,8 +69,8 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     """`train` from a checkpoint of the run's folder, or from the start. Raises as `train`."""
     folder = Path(recipe.train.output)
     check_installed(recipe.train.report_to)
-    learned, facts, held_out = processes.main_first(lambda: _looked_at(recipe))
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": held_out})})
+    learned, facts, digests = processes.main_first(lambda: _looked_at(recipe))
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=digests)})
     rows, validation = learned["train"], learned.get("validation")
     tasks = list(indices_by_answer(rows))
     _check_tasks(recipe, tasks)
@@ -80,6 +81,8 @@ def train_from(start: Start, recipe: Recipe, console: Console) -> Path:
     session = unless_out_of_memory(lambda: opened(recipe, tasks, start.init_from))
     if session is None:
         raise OutOfMemoryError(Moment("loading", start.checkpoint), folder)
+    recipe = session.recipe
+    check_same_base(recipe.model, folder)
     of_adapter = adapter_problems(recipe.adapter, session.anatomy)
     for problem in [*facts.warnings, *of_adapter, *schedule_problems(recipe, len(rows), batch)]:
         console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -134,20 +137,23 @@ def opened(recipe: Recipe, tasks: list[str], init_from: Path | None) -> TunedSes
         return open_session(recipe, tasks)
     check_same_adapter(recipe, tasks, init_from)
     session = open_session(recipe, tasks)
+    check_same_base(session.recipe.model, init_from)
     load_adapter(session.model, read_weights(init_from / "adapter"), where=str(init_from / "adapter"))
     return session
 
 
-def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts, dict[str, str]]:
-    """The rows of the splits that a run uses, every one looked at, what there is to tell of them, and digests of what
-    is cut from them.
+def _looked_at(recipe: Recipe) -> tuple[dict[str, Dataset], DataFacts, dict[str, Any]]:
+    """The rows of the splits that a run uses, every one looked at, what there is to tell of them, and the digests that
+    the recipe's `data` keeps of them.
 
     That is done before the model is loaded, which may take minutes.
     """
     splits = [split for split in splits_of(recipe.data) if split != "test"]
-    found = taught(recipe.data, open_collator(recipe), splits)
+    data = recipe.data.model_copy(update={"learned": None})  # of the run that it may be the recipe of
+    found = taught(data, open_collator(recipe), splits)
     check_kinds(recipe, found.collator, found.rows)
-    return found.rows, found.facts(recipe.train), found.read_in.held_out
+    digests = {"held_out": found.read_in.held_out, "learned": found.read_in.learned}
+    return found.rows, found.facts(recipe.train), digests
 
 
 def _without_vision(

@@ -18,6 +18,7 @@ from tests.conftest import CommandLine
 from .conftest import Runs
 from .damages import DAMAGES, Damage, doubled, emptied, flipped, missing, truncated, zeroed
 
+OTHER_WEIGHTS = "are not those that the adapter was trained on"
 WEIGHTS, CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
 
 
@@ -49,6 +50,33 @@ def test_files_of_another_run_are_noticed(qmixlora: CommandLine, two_runs: Runs,
         (finished / name).write_text(json.dumps({**config, "dropout": 0.5}))
     done = qmixlora("eval", finished)
     assert done.code == 2 and f"not as it was written: {name}" in done.stderr
+
+
+def test_other_weights_below_a_run_are_told_and_moved_ones_are_not(
+    qmixlora: CommandLine, backbone: Path, finished: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(backbone, tmp_path / "moved"))
+    recipe = (finished / "recipe.yaml").read_text()
+    (finished / "recipe.yaml").write_text(recipe.replace(str(backbone), str(moved)))
+    done = qmixlora("eval", finished, "--task", "digit")
+    assert done.code == 0 and OTHER_WEIGHTS not in done.stderr
+    nudge(moved / "model.safetensors")
+    for command in (
+        ["eval", finished, "--task", "digit"],
+        ["export", finished, "--task", "digit", "--polish", 0, "--samples", 1, "--projector", "adapter"],
+        ["eval", finished / "exports" / "digit-lora"],
+        ["inspect", finished, "--interference", "--batches", 1],
+    ):
+        done = qmixlora(*command)
+        assert done.code == 0 and done.stderr.count(OTHER_WEIGHTS) == 1, (command, done.stderr)
+    assert f"the weights of {moved}" in done.stderr and "bring those back" in done.stderr
+
+
+def nudge(file: Path) -> None:
+    """Change one tensor of a checkpoint a little, as training it would."""
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    save_file({**tensors, name: tensors[name] + 1e-3}, file, {"format": "pt"})
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.8, 0.99])

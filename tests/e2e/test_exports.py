@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from qmixlora.export import merge
+from qmixlora.recipe import Recipe
 from qmixlora.report import page
+from qmixlora.training import train
 from tests.conftest import CommandLine
 
 FORMS = ("lora", "merged")
@@ -46,6 +50,32 @@ def test_eval_of_an_export_gives_the_score_that_its_fidelity_has(
     result = json.loads(done.stdout)
     assert list(result["tasks"]) == ["digit"]
     assert result["mean"] == pytest.approx(reports[form]["exact_match"][form])
+
+
+def test_rows_that_the_run_did_not_learn_are_told_by_all_that_read_them(
+    qmixlora: CommandLine, make_recipe: Callable[..., Recipe], data: Path, tmp_path: Path
+) -> None:
+    file = Path(shutil.copytree(data, tmp_path / "data")) / "train.json"
+    run = train(make_recipe(data={"train": str(file)}), console=Console(quiet=True))
+    export = ["export", run, "--task", "digit", "--polish", 1, "--samples", 1]
+    done = qmixlora(*export)
+    assert done.code == 0 and "has changed since" not in done.stderr
+    rows = json.loads(file.read_text())
+    for row in rows:
+        row["conversations"][-1]["value"] = "other"
+    commands = [
+        export,
+        ["eval", run, "--split", "train", "--task", "digit"],
+        ["eval", run / "exports" / "digit-lora", "--split", "train"],
+        ["inspect", run, "--split", "train", "--interference", "--batches", 1],
+    ]
+    for number, command in enumerate(commands):
+        changed = Path(shutil.copytree(data, tmp_path / f"data-{number}")) / "train.json"
+        changed.write_text(json.dumps(rows))
+        for recipe in (run / "recipe.yaml", run / "exports" / "digit-lora" / "recipe.yaml"):
+            recipe.write_text(re.sub(r"train: .*train\.json", f"train: {changed}", recipe.read_text()))
+        done = qmixlora(*command)
+        assert done.code == 0 and done.stderr.count(f"{changed} has changed since") == 1, (command, done.stderr)
 
 
 def test_what_is_printed_of_exports_does_not_wait_for_the_report(

@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 from datasets import Dataset, concatenate_datasets
@@ -67,6 +67,11 @@ class Splits:
     cut: Mapping[str, Dataset]
 
     @cached_property
+    def learned(self) -> str:
+        """A digest of the split `train`, which tells whether it is the same another time."""
+        return fingerprint(self.loaded["train"].rows)
+
+    @cached_property
     def held_out(self) -> dict[str, str]:
         """A digest of each split that is cut, which tells whether it is the same another time."""
         return {split: fingerprint(rows) for split, rows in self.cut.items()}
@@ -75,7 +80,8 @@ class Splits:
 def read_splits(data: Data, splits: Sequence[str]) -> Splits:
     """Some splits of a recipe, each source read once.
 
-    What is refused in the training data is told of the split `train`, and where that is not asked for, of the first
+    Training rows that are not those that the recipe's run learned are told on stderr, once. What is refused in the
+    training data is told of the split `train`, and where that is not asked for, of the first
     that is cut from it.
 
     Raises:
@@ -98,7 +104,18 @@ def read_splits(data: Data, splits: Sequence[str]) -> Splits:
             own[split] = Loaded(part, refused, sources.read if refused.count else len(part))
     found = Splits({split: own[split] for split in splits}, {split: parts[split] for split in amounts if parts})
     _check_held_out(data, found)
+    if data.learned and "train" in found.loaded and found.learned != data.learned:
+        _tell_other_rows(source_of(data, "train"))
     return found
+
+
+@lru_cache
+def _tell_other_rows(source: str) -> None:
+    print(
+        f"data.train: {source} has changed since the run learned it: what is made of these rows, or measured on them, "
+        "is of others than it learned. If that is not meant, bring the data back, and do it again.",
+        file=sys.stderr,
+    )
 
 
 def _check_held_out(data: Data, found: Splits) -> None:

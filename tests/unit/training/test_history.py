@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qmixlora.data import load_split
 from qmixlora.errors import UserError
@@ -125,6 +126,36 @@ def test_other_data_is_refused_and_moved_data_is_not(run: Recipe, data: Path, tm
     assert content(Path(run.train.output)) == before
     moved.write_text(json.dumps(rows))
     train(edited(run, at_moved), resume=True, console=QUIET)
+
+
+def test_other_weights_are_refused_and_moved_weights_are_not(run: Recipe, backbone: Path, tmp_path: Path) -> None:
+    folder, moved = Path(run.train.output), Path(shutil.copytree(backbone, tmp_path / "moved"))
+    assert load_run_recipe(folder).model.learned_on["weights"]
+    go_on = edited(run, [f"model.id={moved}", "train.max_steps=5"])
+    begin = edited(run, [f"model.id={moved}", "train.max_steps=1", f"train.output={tmp_path / 'new'}"])
+    tensors = load_file(moved / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    save_file({**tensors, name: tensors[name] + 1e-3}, moved / "model.safetensors", {"format": "pt"})
+    before = content(folder)
+    for recipe, how in ((go_on, {"resume": True}), (begin, {"init_from": folder})):
+        with pytest.raises(UserError, match=r"weights of the model are not those that the run in .* learned on"):
+            train(recipe, console=QUIET, **how)
+    assert content(folder) == before
+    train(begin, console=QUIET)  # with an adapter of its own
+    shutil.copyfile(backbone / "model.safetensors", moved / "model.safetensors")
+    train(go_on, resume=True, console=QUIET)
+    assert load_run_recipe(folder).model.id == str(moved)
+
+
+def test_a_run_of_before_bases_were_recorded_goes_on_and_records_its_own(run: Recipe) -> None:
+    file = Path(run.train.output) / "recipe.yaml"
+    values = load_run_recipe(file.parent).model_dump()
+    own = values["model"].pop("learned_on")
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"model\.id: "):  # what cannot be compared is not taken for the same
+        train(edited(run, ["model.id=elsewhere", "train.max_steps=5"]), resume=True, console=QUIET)
+    train(edited(run, ["train.max_steps=5"]), resume=True, console=QUIET)
+    assert load_run_recipe(file.parent).model.learned_on == own
 
 
 def test_a_finished_run_says_that_nothing_is_left(run: Recipe) -> None:

@@ -65,6 +65,19 @@ def test_what_a_run_held_out_is_read_again(recipe: Recipe) -> None:
     assert read_splits(recipe.data, ["train"]).held_out == {}
 
 
+def test_other_rows_than_a_run_learned_are_told_once(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(recipe.data.sources[0])
+    run = edited(recipe, [f"data.learned={read_splits(recipe.data, ['train']).learned}"])
+    load_split(run.data, "train")
+    assert not capsys.readouterr().err
+    rows = json.loads(file.read_text())
+    rows[3]["conversations"][1]["value"] = "blue"
+    file.write_text(json.dumps(rows))
+    for data in (run.data, run.data, recipe.data):
+        load_split(data, "train")
+    assert capsys.readouterr().err.count(f"data.train: {file} has changed since the run learned it") == 1
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize(
     "change",
