@@ -23,6 +23,9 @@ REPORT = "report.html"
 Contents = TypeVar("Contents", bound=BaseModel)
 
 
+STARTS = ("resumed", "adapted")  # events of a history; of the first start nothing comes before
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """The files of a run, by what they hold; None or empty where there is none; `damaged`: what is left out."""
@@ -79,10 +82,15 @@ class RunRecord:
         return [one for one in self.metrics if all(isinstance(one.get(key), int | float) for key in ("step", *keys))]
 
     def speeds(self) -> Iterator[tuple[int, float]]:
-        """(step, samples per second) since the record before, evaluation left out."""
+        """(step, samples per second) since the record before, or since its start; evaluation is left out."""
         spec = self.recipe.train
+        starts = [
+            one["step"] for one in self.history if one.get("event") in STARTS and isinstance(one.get("step"), int)
+        ]
         step, seconds = 0, 0.0
         for record in self.logged("seconds"):
+            if begun := [start for start in starts if step <= start < record["step"]]:
+                step, seconds = max(begun), 0.0
             steps, passed = record["step"] - step, record["seconds"] - seconds
             if steps > 0 and passed > 0 and "loss" in record:
                 # earlier releases logged no samples

@@ -10,7 +10,14 @@ from qmixlora.adapter import ADAPTER_WEIGHTS
 from .history import History
 
 EARLIER = "earlier"  # in a run's folder
-MADE_OF_AN_ADAPTER = ("evaluation*.json", "predictions*.jsonl", "interference.json", "exports")
+MADE_OF_AN_ADAPTER = (
+    "evaluation*.json",
+    "predictions*.jsonl",
+    "unscored*.jsonl",
+    "interference.json",
+    "figures",
+    "exports",
+)
 OF_THE_BACKBONE = ("-backbone.json", "-backbone.jsonl")  # endings of names: no adapter has a part in these
 
 

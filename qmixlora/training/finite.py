@@ -32,11 +32,14 @@ class NotFiniteError(UserError):
     def __init__(self, what: str, samples: Sequence[str], recipe: Recipe, *, recoverable: bool) -> None:
         self.recoverable = recoverable
         more = [f"and {len(samples) - LISTED} more"] if len(samples) > LISTED else []
+        look = "Look at these samples, lower" if samples else "Lower"
+        skip = ", with train.on_nan=skip past single steps of this kind" if recoverable else ""
         super().__init__(
-            f"{what} (model.dtype: {recipe.model.dtype}). The run stops; no checkpoint is lost.",
+            f"{what} (model.dtype: {recipe.model.dtype}). The run stops; "
+            + ("no checkpoint is lost." if recoverable else "of a step that is taken nothing can be skipped."),
             where="\n         ".join([recipe.train.output, *samples[:LISTED], *more]),
-            fix="Look at these samples, lower train.learning_rate, or take bfloat16 for float16, in a new run. "
-            "--resume goes on from the last checkpoint, with train.on_nan=skip past single steps of this kind.",
+            fix=f"{look} train.learning_rate, or take bfloat16 for float16, in a new run. "
+            f"--resume goes on from the last checkpoint, if there is one{skip}.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Stop(Requests, TrainerCallback):
 
     def ended(self, folder: Path, step: int, steps: int, kept: bool) -> Interrupted | UserError:
         """The end of a run after so many of its steps, as it is raised; `kept`: there is a checkpoint to go on from."""
-        again = f"Go on with: qmixlora train {folder} --resume"
+        again = f"Go on with: {shlex.join(['qmixlora', 'train', str(folder), '--resume'])}"
         if not kept:
             again = "No step was completed: remove the folder and train again."
         if self.number is not None:

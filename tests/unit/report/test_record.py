@@ -24,6 +24,17 @@ def test_the_speed_is_by_the_samples_that_were_logged(tmp_path: Path) -> None:
     assert list(RunRecord.read(tmp_path).speeds()) == [(1, 12.0), (2, 2.0)]  # the second as earlier releases logged it
 
 
+def test_each_start_of_a_run_counts_its_own_seconds(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.to_yaml(), encoding="utf-8")
+    times = [(1, 10.0), (2, 20.0), (3, 10.1), (4, 20.1), (5, 1.0)]  # resumed from step 2, and from step 4
+    logs = [{"step": step, "loss": 1.0, "seconds": seconds, "samples": 20} for step, seconds in times]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in logs), encoding="utf-8")
+    events = [{"event": "started", "step": 0}, {"event": "resumed", "step": 2}, {"event": "resumed", "step": 4}]
+    (tmp_path / "history.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in events), encoding="utf-8")
+    speeds = [(step, round(speed, 2)) for step, speed in RunRecord.read(tmp_path).speeds()]
+    assert speeds == [(1, 2.0), (2, 2.0), (3, 1.98), (4, 2.0), (5, 20.0)]
+
+
 @pytest.mark.parametrize("name", ["run", "run \udcff"])
 def test_an_export_is_read_whatever_its_runs_name_and_its_numbers_are(tmp_path: Path, name: str) -> None:
     """A name may be no text, a number none, and the keys more than are shown."""
