@@ -91,8 +91,8 @@ def check_changes(folder: Path, new: Recipe, processes: int = 1) -> list[Change]
             "A run goes on with what its checkpoints were trained with, and these differ:\n"
             + "\n".join(f"    {change}" for change in wrong),
             where=str(folder / RECIPE),
-            fix=f"Leave them as they were (`qmixlora train {shlex.quote(str(folder))} --resume` takes the run's own recipe), "
-            f"or start a new run from what this one learned: --init-from {folder}, with another train.output.",
+            fix=f"Leave them as they were (`qmixlora train {shlex.quote(str(folder))} --resume` takes the run's own "
+            f"recipe), or start a new run from what this one learned: --init-from {folder}, with another train.output.",
         )
     return changes
 
