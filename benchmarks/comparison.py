@@ -168,7 +168,7 @@ def trained(comparison: Comparison, run: Run, deadline: float = float("inf")) ->
         if method.is_plain:
             with replacing(folder) as temporary:
                 session.model.save_pretrained(str(temporary / "adapter"))
-                (temporary / "recipe.yaml").write_text(session.recipe.to_yaml(), encoding="utf-8")
+                (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
                 if (record := Path(scratch) / ROUTING).is_file():
                     shutil.copy(record, temporary)
                 write_json(temporary / facts.name, own)
