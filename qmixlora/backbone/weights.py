@@ -86,8 +86,8 @@ def _stored(path: Path) -> Iterator[_Stored]:
 
 
 def are_others(own: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether weights are others than those of a record, which may be empty."""
-    return WEIGHTS in own and own[WEIGHTS] != now.get(WEIGHTS)
+    """Whether weights are others than those of a record, as far as both are known."""
+    return own.get(WEIGHTS, now.get(WEIGHTS)) != now.get(WEIGHTS, own.get(WEIGHTS))
 
 
 def how_to_bring_back(own: Mapping[str, str], now: Mapping[str, str]) -> str:

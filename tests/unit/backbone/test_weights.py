@@ -73,7 +73,7 @@ def test_a_model_whose_files_are_not_found_has_no_record(tmp_path: Path) -> None
 
 
 def test_a_record_is_compared_by_weights_and_brought_back_by_commit() -> None:
-    assert are_others(BEFORE, NOW) and are_others(BEFORE, {})
+    assert are_others(BEFORE, NOW)
     assert not are_others(BEFORE, {**NOW, "weights": "a"}) and not are_others({}, NOW)
     assert how_to_bring_back(BEFORE, NOW) == "set model.revision: 1, of which they are"
     assert how_to_bring_back({"weights": "a"}, NOW) == how_to_bring_back(BEFORE, {**NOW, "commit": "1"})
@@ -108,3 +108,17 @@ def test_a_model_on_the_hub_is_known_by_its_commit_and_its_weights(backbone: Pat
     assert [record["commit"] for record in records] == ["a" * 40, "b" * 40, "c" * 40]
     assert [are_others(records[0], record) for record in records] == [False, False, True]
     assert records[0]["weights"] == of_folder(backbone)["weights"]
+
+
+@pytest.mark.parametrize(
+    ("own", "now", "others"),
+    [
+        ({"weights": "a"}, {"weights": "a", "commit": "c"}, False),
+        ({"weights": "a"}, {"weights": "b"}, True),
+        ({}, {"weights": "b"}, False),
+        ({"weights": "a"}, {}, False),
+        ({}, {}, False),
+    ],
+)
+def test_weights_are_others_where_both_are_known(own: dict[str, str], now: dict[str, str], others: bool) -> None:
+    assert are_others(own, now) is others
