@@ -29,13 +29,8 @@ def say_next_of(console: Console, folder: Path) -> None:
     elif not any(folder.glob("evaluation*.json")):
         say_next(console, "eval", folder, to="scores by task")
     elif not any(folder.glob(f"exports/*/{here.FIDELITY}")):
-        say_next(
-            console,
-            "export",
-            folder,
-            "--all",
-            to=f"the first wrong answers: {shlex.join(['eval', str(folder), '--wrong', '5'])}",
-        )
+        wrong = shlex.join(["eval", str(folder), "--wrong", "5"])
+        say_next(console, "export", folder, "--all", to=f"the first wrong answers: {wrong}")
     elif exports:
         say_next(console, "chat", exports[0], "--image", "FILE", to="ask an export about an image")
     else:

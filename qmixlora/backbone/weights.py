@@ -87,7 +87,7 @@ def _stored(path: Path) -> Iterator[_Stored]:
 
 def are_others(own: Mapping[str, str], now: Mapping[str, str]) -> bool:
     """Whether weights are others than those of a record, as far as both are known."""
-    return own.get(WEIGHTS, now.get(WEIGHTS)) != now.get(WEIGHTS, own.get(WEIGHTS))
+    return WEIGHTS in own and WEIGHTS in now and own[WEIGHTS] != now[WEIGHTS]
 
 
 def how_to_bring_back(own: Mapping[str, str], now: Mapping[str, str]) -> str:
