@@ -82,21 +82,31 @@ class RunRecord:
         return [one for one in self.metrics if all(isinstance(one.get(key), int | float) for key in ("step", *keys))]
 
     def speeds(self) -> Iterator[tuple[int, float]]:
-        """(step, samples per second) since the record before, or since its start; evaluation is left out."""
+        """(step, samples per second) since the log of a loss before, or since the start of its own; evaluation left
+        out.
+        """
         spec = self.recipe.train
-        starts = [
-            one["step"] for one in self.history if one.get("event") in STARTS and isinstance(one.get("step"), int)
-        ]
-        step, seconds = 0, 0.0
+        start, step, seconds, evaluated = 0, 0, 0.0, 0.0
         for record in self.logged("seconds"):
-            if begun := [start for start in starts if step <= start < record["step"]]:
-                step, seconds = max(begun), 0.0
-            steps, passed = record["step"] - step, record["seconds"] - seconds
-            if steps > 0 and passed > 0 and "loss" in record:
+            if (own := self._start_of(record)) != start:  # seconds count from 0 at every start
+                start, step, seconds, evaluated = own, max(own, step), 0.0, 0.0
+            evaluated += record.get("eval_runtime", 0.0)
+            if "loss" not in record:
+                continue
+            steps, passed = record["step"] - step, record["seconds"] - seconds - evaluated
+            if steps > 0 and passed > 0:
                 # earlier releases logged no samples
                 of_recipe = steps * spec.micro_batch_size * spec.gradient_accumulation
                 yield record["step"], record.get("samples", of_recipe) / passed
-            step, seconds = record["step"], record["seconds"]
+            step, seconds, evaluated = record["step"], record["seconds"], 0.0
+
+    def _start_of(self, record: dict[str, Any]) -> int:
+        """The step that the run had gone on from which logged a record. Earlier releases say it in the history alone:
+        the last start before a step has logged it, as each removes what others had logged after its own.
+        """
+        begun = [one.get("step") for one in self.history if one.get("event") in STARTS]
+        before = (step for step in reversed(begun) if isinstance(step, int) and step < record["step"])
+        return int(record["start"]) if isinstance(record.get("start"), int) else next(before, 0)
 
     @property
     def versions(self) -> dict[str, str]:

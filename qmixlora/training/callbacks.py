@@ -21,15 +21,16 @@ from .checkpoints import checkpoint_at
 
 class MetricsLog(TrainerCallback):
     """Writes `metrics.jsonl`: one object per log, with `step`, Trainer's own numbers, `samples` and `padding`
-    (a share of all tokens) since the log before, `seconds` and `memory_gib`.
+    (a share of all tokens) since the log before, `start` (the step that the run went on from), `seconds` since then,
+    and `memory_gib`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
-        self.start = 0.0
+        self.start, self.first_step = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = time.monotonic()
+        self.start, self.first_step = time.monotonic(), state.global_step
         reset_peak_memory()
         if state.is_world_process_zero and self.path.exists():  # a resumed run repeats the steps after its checkpoint
             records = read_log(self.path)
@@ -42,8 +43,9 @@ class MetricsLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        record = {"step": state.global_step, **(logs or {}), "seconds": time.monotonic() - self.start}
-        append_to_log(self.path, {**record, "memory_gib": peak_memory_gib()})
+        record = {"step": state.global_step, **(logs or {}), "start": self.first_step}
+        seconds = time.monotonic() - self.start
+        append_to_log(self.path, {**record, "seconds": seconds, "memory_gib": peak_memory_gib()})
 
 
 class RoutingLog(TrainerCallback):
@@ -96,11 +98,14 @@ class RoutingLog(TrainerCallback):
 
 
 class ProgressDisplay(TrainerCallback):
-    """Shows step, loss, learning rate, samples/s, memory and time left: a live bar, or plain lines off a terminal."""
+    """Shows step, loss, learning rate, samples/s, memory and time left: a live bar, or plain lines off a terminal.
+
+    Samples per second leave evaluation out, as in a run's report; the time left does not.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.start, self.first_step, self.samples = 0.0, 0, 0
+        self.start, self.first_step, self.samples, self.evaluated = 0.0, 0, 0, 0.0
         columns = ["{task.description}", "loss {task.fields[loss]}", "lr {task.fields[lr]}", "{task.fields[speed]}"]
         self.bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), *(TextColumn(text) for text in columns),
@@ -109,7 +114,7 @@ class ProgressDisplay(TrainerCallback):
         self.task = self.bar.add_task("", total=None, loss="-", lr="-", speed="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start, self.first_step, self.samples = time.monotonic(), state.global_step, 0
+        self.start, self.first_step, self.samples, self.evaluated = time.monotonic(), state.global_step, 0, 0.0
         self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
         if self.console.is_terminal:
             self.bar.start()
@@ -119,6 +124,7 @@ class ProgressDisplay(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logs = logs or {}
+        self.evaluated += logs.get("eval_runtime", 0.0)
         if "eval_loss" in logs:
             score = f"  score {logs['eval_score']:.3f}" if "eval_score" in logs else ""
             score += f" ({cut:g} answers cut)" if (cut := logs.get("eval_cut")) else ""
@@ -127,7 +133,7 @@ class ProgressDisplay(TrainerCallback):
             return
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.start
         self.samples += logs.get("samples", 0)
-        speed = f"{self.samples / max(seconds, 1e-9):.0f} samples/s  {peak_memory_gib():.1f} GiB"
+        speed = f"{self.samples / max(seconds - self.evaluated, 1e-9):.0f} samples/s  {peak_memory_gib():.1f} GiB"
         loss, lr = _in_words(logs["loss"]), f"{logs['learning_rate']:.1e}"
         self.bar.update(self.task, loss=loss, lr=lr, speed=speed)
         if not self.console.is_terminal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from qmixlora.errors import UserError
 from qmixlora.files import read_log
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession, open_session
-from qmixlora.training import make_trainer, train
+from qmixlora.training import callbacks, make_trainer, train
 from qmixlora.training.callbacks import ProgressDisplay
 
 from .helpers import QUIET, rows_of
@@ -39,6 +40,26 @@ def test_progress_shows_what_a_user_waits_for(evaluated: Recipe) -> None:
     train(evaluated, console=Console(file=screen, width=120))
     for word in ("step", "loss", "lr", "samples/s", "GiB", "left", "validation loss"):
         assert word in screen.getvalue()
+
+
+def test_every_record_says_from_which_step_its_start_went_on(make_recipe: Callable[..., Recipe]) -> None:
+    """Its seconds count from there."""
+    folder = train(make_recipe(train={"max_steps": 2}), console=QUIET)
+    train(make_recipe(train={"max_steps": 4}), resume=True, console=QUIET)
+    records = read_log(folder / "metrics.jsonl")
+    assert [(one["step"], one["start"]) for one in records if "loss" in one] == [(1, 0), (2, 0), (3, 2), (4, 2)]
+
+
+def test_the_speed_that_is_shown_leaves_evaluation_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the report's does; the time that is left has it."""
+    screen, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    display, state = ProgressDisplay(Console(file=screen, width=200)), SimpleNamespace(global_step=0, max_steps=20)
+    display.on_train_begin(None, state, None)
+    now[0], state.global_step = 30.0, 10
+    display.on_log(None, state, None, {"eval_loss": 1.0, "eval_runtime": 20.0})
+    display.on_log(None, state, None, {"loss": 1.0, "learning_rate": 1e-3, "samples": 40})
+    assert "4 samples/s" in screen.getvalue() and "30 s left" in screen.getvalue()
 
 
 def test_the_guard_stops_a_tensor_without_gradient(
