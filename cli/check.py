@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 
 from . import here
 from .ending import say_next
@@ -111,7 +111,7 @@ def _make(adapter: Path, base: str | None, dtype: str, console: Console) -> None
         raise UserError(
             "The adapter has a fingerprint.",
             where=str(adapter / FINGERPRINT),
-            fix=f"Check by it: qmixlora check {adapter}; or take it away to have another one made.",
+            fix=f"Check by it: {typed('check', adapter)}; or take it away to have another one made.",
         )
     fingerprint_adapter(adapter, base, dtype).write(adapter)
     console.print(f"Written: {adapter / FINGERPRINT}", markup=False, highlight=False, soft_wrap=True)

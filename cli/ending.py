@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+
+from qmixlora.errors import typed
 
 from . import here
 
 
 def say_next(console: Console, *words: str | Path | int, to: str = "", program: str = "qmixlora") -> None:
     """Print the words of a command as one would type them, and what it is good for."""
-    command = escape(shlex.join([program, *map(str, words)]))
+    command = escape(typed(*words, program=program))
     console.print(f"Next: [bold]{command}[/bold]{to and f' ({escape(to)})'}", highlight=False, soft_wrap=True)
 
 
@@ -29,7 +30,7 @@ def say_next_of(console: Console, folder: Path) -> None:
     elif not any(folder.glob("evaluation*.json")):
         say_next(console, "eval", folder, to="scores by task")
     elif not any(folder.glob(f"exports/*/{here.FIDELITY}")):
-        wrong = shlex.join(["eval", str(folder), "--wrong", "5"])
+        wrong = typed("eval", folder, "--wrong", 5)
         say_next(console, "export", folder, "--all", to=f"the first wrong answers: {wrong}")
     elif exports:
         say_next(console, "chat", exports[0], "--image", "FILE", to="ask an export about an image")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.files import clear_read_errors
 
 from . import here
@@ -29,7 +29,7 @@ def route(
         raise UserError(
             "There is no router to ask.",
             where=str(folder),
-            fix=f"Export it: qmixlora export {run} --as live-gguf (of a run with adapter.router=model).",
+            fix=f"Export it: {typed('export', run, '--as', 'live-gguf')} (of a run with adapter.router=model).",
         )
     from qmixlora.serving.route import scales
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def some(names: Sequence[str], most: int, between: str = ", ") -> str:
     """The first of many names, in a row, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return between.join(names[:most]) + more
+
+
+def typed(*words: str | Path | int, program: str = "qmixlora") -> str:
+    """A command as one types it in a shell: a folder may have spaces in its name."""
+    return shlex.join([program, *map(str, words)])
 
 
 class UserError(Exception):

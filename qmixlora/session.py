@@ -33,7 +33,7 @@ from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import shard_layers, without_levers
 from .data import Collator, Conversation, image_tokens_of
 from .device import default_device
-from .errors import UserError
+from .errors import UserError, typed
 from .manifest import check_unchanged, first_change
 from .mixlora import PEFT_PREFIX, MixLoraConfig, device_of
 from .mixlora.config import ends_in
@@ -164,10 +164,10 @@ def open_run(folder: Path) -> Session:
 def _cannot_be_opened(folder: Path, lacking: Sequence[str]) -> UserError:
     """What a folder is that is not a finished run's, an export's or a model's, and what can be done with it."""
     if any(folder.glob("*.gguf")):
-        ask = f"Ask llama-server, which loads it: `qmixlora serve-files {folder.parent} --for llama-server`."
+        ask = f"Ask llama-server, which loads it: `{typed('serve-files', folder.parent, '--for', 'llama-server')}`."
         return UserError("This export is a file for llama.cpp.", where=str(folder), fix=ask)
     if (folder / "history.jsonl").is_file() and not (folder / "adapter").is_dir():  # a damaged one has it
-        go_on = f"Go on with it: `qmixlora train {folder} --resume`."
+        go_on = f"Go on with it: `{typed('train', folder, '--resume')}`."
         return UserError("The run is not finished: it has no adapter yet.", where=str(folder), fix=go_on)
     return UserError(
         "This is not the folder of a finished run (recipe.yaml and adapter/), of an export, or of a model.",

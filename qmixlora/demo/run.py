@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qmixlora.data import load_conversations, load_split
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.evaluation import Scores, TaskScore, blind_baseline, evaluate, write_results
 from qmixlora.export import Request, export
 from qmixlora.export.targets import Form
@@ -86,7 +86,7 @@ def run_demo(
     image = load_split(recipe.data, "test")[0]["images"][0]["path"]
     console.print(
         f"Exact match on the test split, {summary['seconds']:.0f} s in all; data, run, exports and summary.json are in "
-        f"{escape(str(out))}.\nNext: [bold]{escape(f'qmixlora chat {folder} --image {image}')}[/bold] "
+        f"{escape(str(out))}.\nNext: [bold]{escape(typed('chat', folder, '--image', image))}[/bold] "
         "(ask it about an image)",
         highlight=False,
         soft_wrap=True,

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qmixlora.data import load_split, splits_of
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.files import clear_disk_errors, clear_read_errors, replacing, write_json
 from qmixlora.recipe import load_run_recipe
 
@@ -73,7 +73,7 @@ def read_results(folder: Path, split: str, *, backbone: bool = False) -> Scores:
     """
     file = folder / results_file(split, backbone=backbone)
     predictions = folder / predictions_file(split, backbone=backbone)
-    fix = f"`qmixlora eval {folder} --split {split}{' --backbone' if backbone else ''}` makes them."
+    fix = f"`{typed('eval', folder, '--split', split, *(['--backbone'] if backbone else []))}` makes them."
     for needed in (file, predictions):
         if not needed.is_file():
             raise UserError(f"There is no {needed.name}.", where=str(folder), fix=fix)

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from qmixlora.backbone import source_of
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.files import replacing, write_json
 from qmixlora.recipe import Recipe
 from qmixlora.serving.files.exports import image_limits
@@ -32,8 +32,8 @@ server:
 
 ```bash
 python convert_hf_to_gguf.py {checkpoint} --outfile base.gguf
-llama-server -m base.gguf --lora {file}
-qmixlora check {folder} --llama-server http://127.0.0.1:8080
+{serve}
+{check}
 ```
 
 {notes}
@@ -89,7 +89,9 @@ def write(job: Job, adapters: Sequence[Adapter]) -> list[Fidelity]:
             model.write_lora(temporary / file, read(adapter.folder).updates, task, f"LoRA for {target.name}")
             base, notes = job.carry_base(temporary), (images, *carry_stops_and_limits(job, temporary))
             of_base = {"base": base, "checkpoint": base.folder_in_shell(), "notes": "\n\n".join(notes)}
-            card = CARD.format(task=task, rank=lora.rank, file=final / file, folder=final, **of_base)
+            serve = typed("-m", "base.gguf", "--lora", final / file, program="llama-server")
+            check = typed("check", final, "--llama-server", "http://127.0.0.1:8080")
+            card = CARD.format(task=task, rank=lora.rank, serve=serve, check=check, **of_base)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             fidelity = replace(fidelity, notes=notes)
             job.finish(temporary, fidelity)

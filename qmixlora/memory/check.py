@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from qmixlora.device import GIB
-from qmixlora.errors import CheckError
+from qmixlora.errors import CheckError, typed
 from qmixlora.recipe import Recipe, recipe_name
 
 from .cards import CARDS, card_bytes
@@ -35,7 +35,7 @@ def check_fit(name: str, text: str, recipe: Recipe) -> Plan:
         raise CheckError(
             f"The planned peak, {peak:.1f} GiB, leaves less than {MARGIN:.0%} of the {CARDS[card]} GiB free.",
             where=name,
-            fix=f"`qmixlora plan {name} --card {card}` says what to change.",
+            fix=f"`{typed('plan', name, '--card', card)}` says what to change.",
         )
     stated = STATED.search(text)
     if stated is None or abs(float(stated[1]) - peak) > TOLERANCE * peak:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from qmixlora.errors import UserError, did_you_mean, path_meant
+from qmixlora.errors import UserError, did_you_mean, path_meant, some
 
 from .edit import Edit
 from .migration import migrate
@@ -88,11 +88,14 @@ def read_recipe(name_or_path: str) -> tuple[str, str]:
         inside = [file for form in forms for file in sorted(path.glob(form))]
         fix = f"Did you mean {inside[0]}?" if inside else "Name the path of a .yaml file, or a shipped recipe."
         raise UserError("This is a folder, not a recipe.", where=str(path), fix=fix)
+    if name_or_path not in shipped and len(path.parts) > 1:  # a path: no shipped recipe has such a name
+        fix = path_meant(path) or "Name a .yaml file or a shipped recipe, or with --resume the folder of a run."
+        raise UserError("There is no such file or folder.", where=name_or_path, fix=fix)
     if name_or_path not in shipped:
         raise UserError(
             f"There is no recipe {name_or_path!r}.{did_you_mean(name_or_path, shipped)}",
-            where="shipped recipes: " + ", ".join(shipped),
-            fix="Name one of them, or the path of a .yaml file.",
+            where="shipped recipes: " + some(list(shipped), 3),
+            fix="`qmixlora recipes list` names all of them. Name one, or the path of a .yaml file.",
         )
     return shipped[name_or_path], f"shipped recipe {name_or_path}"
 

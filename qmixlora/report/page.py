@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.webpage import write_html
 
 from .record import REPORT, RunRecord, read_records
@@ -48,7 +47,7 @@ def refresh_report(folder: Path) -> str:
     except Exception as error:
         return (
             f"The report was not written: {type(error).__name__}: {error} ({folder}). This is a mistake of qmixlora's; "
-            f"`qmixlora report {shlex.quote(str(folder))}` says where."
+            f"`{typed('report', folder)}` says where."
         )
 
 

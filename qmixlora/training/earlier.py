@@ -14,7 +14,7 @@ MADE_OF_AN_ADAPTER = (
     "evaluation*.json",
     "predictions*.jsonl",
     "unscored*.jsonl",
-    "interference.json",
+    "interference*.json",
     "figures",
     "exports",
 )

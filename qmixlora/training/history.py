@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from qmixlora.backbone import are_others, how_to_bring_back
 from qmixlora.backbone.levers.table import LEVERS
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.files import append_to_log, read_log, replacing
 from qmixlora.recipe import Model, Recipe, leaves, load_run_recipe
 
@@ -91,7 +90,7 @@ def check_changes(folder: Path, new: Recipe, processes: int = 1) -> list[Change]
             "A run goes on with what its checkpoints were trained with, and these differ:\n"
             + "\n".join(f"    {change}" for change in wrong),
             where=str(folder / RECIPE),
-            fix=f"Leave them as they were (`qmixlora train {shlex.quote(str(folder))} --resume` takes the run's own "
+            fix=f"Leave them as they were (`{typed('train', folder, '--resume')}` takes the run's own "
             f"recipe), or start a new run from what this one learned: --init-from {folder}, with another train.output.",
         )
     return changes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from qmixlora import processes
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.interrupts import Interrupted, Requests
 
 
@@ -49,7 +48,7 @@ class Stop(Requests, TrainerCallback):
 
     def ended(self, folder: Path, step: int, steps: int, kept: bool) -> Interrupted | UserError:
         """The end of a run after so many of its steps, as it is raised; `kept`: there is a checkpoint to go on from."""
-        again = f"Go on with: {shlex.join(['qmixlora', 'train', str(folder), '--resume'])}"
+        again = f"Go on with: {typed('train', folder, '--resume')}"
         if not kept:
             again = "No step was completed: remove the folder and train again."
         if self.number is not None:

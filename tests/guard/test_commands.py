@@ -94,5 +94,14 @@ def test_every_page_of_the_site_is_in_its_navigation() -> None:
     assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.parametrize("folder", ["qmixlora", "cli"])
+def test_what_is_filled_into_a_printed_command_is_quoted(folder: str) -> None:
+    """By `typed`, which knows shells: a folder may have spaces in its name."""
+    verbs = "|".join(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    bare = re.compile(rf"qmixlora (?:{verbs}) (?:--[\w-]+ )*\{{")
+    for module in sorted((ROOT / folder).rglob("*.py")):
+        assert not bare.search(module.read_text(encoding="utf-8")), module
+
+
 def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) > 50

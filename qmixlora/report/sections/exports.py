@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from qmixlora.bases import Source, source_below
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.serving.files.places import options_of_source, vllm_rank
 from qmixlora.webpage import table
 
@@ -18,8 +18,8 @@ from ..readings import Reading, lossy, read_export
 from ..record import RunRecord
 from .routing import told
 
-ASKED = """# qmixlora chat {typed} --image FILE
-# qmixlora check {typed} --url URL    (whether a server applies it)"""
+ASKED = """# {chat}
+# {check}    (whether a server applies it)"""
 USE = {
     "lora": """from peft import PeftModel
 from transformers import AutoModelForImageTextToText
@@ -34,7 +34,7 @@ model = PeftModel.from_pretrained(base, {folder!r})
 
 model = AutoModelForImageTextToText.from_pretrained({folder!r})
 
-# vllm serve {typed}
+# {vllm}
 """
     + ASKED,
     "gguf": "{folder}/README.md says how llama.cpp serves it.",
@@ -44,7 +44,7 @@ model = AutoModelForImageTextToText.from_pretrained({folder!r})
 def exports_section(record: RunRecord) -> str:
     """Every export with its fidelity; how to make some, where there is none."""
     if not record.exports:
-        hint = f"None yet: qmixlora export {shlex.quote(str(record.folder))} --all --as lora"
+        hint = f"None yet: {typed('export', record.folder, '--all', '--as', 'lora')}"
         return f'<h2>Exports</h2><p class="quiet">{escape(hint)}</p>'
     head = ["export", "rank", "polished", "split", "live", "export's", "same words", "update error", "verdict"]
     readings = [_reading(one) for one in record.exports]
@@ -82,7 +82,9 @@ def _use(record: RunRecord) -> str:
             folder=str(folder),
             base=base.model,
             arguments=base.typed(),
-            typed=shlex.quote(str(folder)),
+            chat=typed("chat", folder, "--image", "FILE"),
+            check=typed("check", folder, "--url", "URL"),
+            vllm=typed("serve", folder, program="vllm"),
             served=shlex.join([base.model, *options_of_source(base)]),
             rank=vllm_rank(first.rank),
             # in vLLM's NAME=PATH a name would end at the first `=`, which mixtures have

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.evaluation import Scores
 from qmixlora.evaluation.comparison import Difference, compare
 from qmixlora.evaluation.intervals import LEVEL
@@ -26,15 +25,15 @@ def scores_section(records: Sequence[RunRecord]) -> str:
     for record in records:
         found = record.scores
         if found is None:
-            hints.append(f"{record.name} was not evaluated: qmixlora eval {shlex.quote(str(record.folder))}")
+            hints.append(f"{record.name} was not evaluated: {typed('eval', record.folder)}")
             continue
         before = record.backbone_scores
         if before is not None:
             backbones["before" if len(records) == 1 else f"{record.name}, before"] = before
         elif len(records) == 1:
-            of = "" if found[0] == "test" else f" --split {found[0]}"
-            typed = f"qmixlora eval {shlex.quote(str(record.folder))}{of} --backbone"
-            hints.append(f"The backbone's own scores stand beside these after: {typed}")
+            of = [] if found[0] == "test" else ["--split", found[0]]
+            asked = typed("eval", record.folder, *of, "--backbone")
+            hints.append(f"The backbone's own scores stand beside these after: {asked}")
         runs["after" if len(records) == 1 else record.name] = found[1]
     series = backbones | runs if len(records) == 1 else runs | backbones  # the first is what others differ from
     splits = dict.fromkeys(scores.split for scores in series.values())

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 from qmixlora.files import link_or_copy, replacing, write_json
 from qmixlora.serving.fingerprint import Prompt
 
@@ -176,7 +176,7 @@ def _readme(exports: Exports, served: Served, place: Place) -> str:
         notes[f"Not served here, as each is a model of its own: {', '.join(merged)}."] = None
     asked = [f"python ask.py {shlex.quote(one.name)} {shlex.quote(_question(one))}" for one in served.adapters]
     checks = [
-        f"qmixlora check ../{one.folder.name} {place.check} http://127.0.0.1:{place.port}{_called(place, one)}"
+        typed("check", f"../{one.folder.name}", place.check, f"http://127.0.0.1:{place.port}") + _called(place, one)
         for one in served.adapters
     ]
     parts = [

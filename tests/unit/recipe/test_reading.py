@@ -124,6 +124,13 @@ def test_a_folder_is_no_recipe_and_the_one_in_it_is_named(tmp_path: Path, name: 
     assert caught.value.fix == f"Did you mean {tmp_path / name}?"
 
 
+def test_a_path_is_no_name_of_a_shipped_recipe(tmp_path: Path) -> None:
+    (tmp_path / "tiny-cpu").mkdir()
+    with pytest.raises(UserError, match="There is no such file or folder") as caught:
+        load_recipe(str(tmp_path / "tini-cpu"))
+    assert f"Did you mean {tmp_path / 'tiny-cpu'}?" in str(caught.value)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").touch()
     with pytest.raises(UserError, match="There is no such recipe file") as caught:
