@@ -46,7 +46,7 @@ NAMES = (
     "mixlora", "task_mix=0.1", "task_mix=0.3", "task_mix=0.5", "route_on=task", "route_on=instruction", "gate=dense",
     "gate=straight_through", "lora-r16", "fresh",
 )  # fmt: skip
-NAMES_ON_REAL = ("mixlora", "router=model", "gate=dense", "lora-r16", "fresh")
+NAMES_ON_REAL = ("mixlora", "router=model", "gate=dense,E=16,R=16", "lora-r16", "fresh")
 
 
 def scores(session: Session, rows: Dataset) -> dict[str, float]:

@@ -82,7 +82,7 @@ def variants(names: Collection[str] | None = None) -> dict[str, Any]:
         f"{pairing}, {gate}": MixLoraConfig(num_factors=E, r=R, dropout=0.0, pairing=pairing, gate=gate)
         for pairing, gate in axes
     }
-    default = MixLoraConfig(num_factors=E, r=R, dropout=0.0)
+    default = MixLoraConfig(dropout=0.0)
     known = {
         "no adapter": None,
         **lora,

@@ -62,8 +62,8 @@ class Adapter(Section):
 
     method: Literal["mixlora", "lora"] = Field(default="mixlora", description="lora: plain PEFT LoRA, the baseline")
     num_factors: int = Field(default=16, ge=1, description="E, factors in each pool (mixlora)")
-    r: int = Field(default=4, ge=1, description="R, factors active for an instance; the rank (lora)")
-    alpha: float = Field(default=8.0, gt=0, description="the update is scaled by alpha / r")
+    r: int = Field(default=16, ge=1, description="R, factors active for an instance; the rank (lora)")
+    alpha: float = Field(default=32.0, gt=0, description="the update is scaled by alpha / r")
     dropout: float = Field(default=0.05, ge=0, lt=1)
     pairing: Literal["conditional", "released", "tied"] = "tied"
     gate: Literal["hard", "straight_through", "weighted", "dense"] = "weighted"

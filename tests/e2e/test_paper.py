@@ -33,7 +33,7 @@ def test_every_run_of_the_page_resolves_and_has_a_folder_of_its_own(qmixlora: Co
 
 WIDE = ("adapter.num_factors=64", "adapter.r=16", "adapter.alpha=32", "adapter.router=block")  # docs/method.md
 
-DENSE = ("adapter.gate=dense", "adapter.r=16", "adapter.alpha=32")
+SPARSE = ("adapter.r=4", "adapter.alpha=8")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,10 @@ DENSE = ("adapter.gate=dense", "adapter.r=16", "adapter.alpha=32")
     [
         (RECIPE, (), MixLoraConfig.paper()),
         (RECIPE, ("adapter.pairing=released", "adapter.alpha=32"), MixLoraConfig.released()),
+        ("real-cpu", (), MixLoraConfig()),
+        ("real-cpu", SPARSE, MixLoraConfig.sparse()),
+        ("tiny-cpu", (), MixLoraConfig.sparse()),
         ("tiny-cpu", WIDE, MixLoraConfig.wide()),
-        ("tiny-cpu", DENSE, MixLoraConfig.dense()),
     ],
 )
 def test_a_recipe_has_what_a_preset_has(recipe: str, overrides: tuple[str, ...], preset: MixLoraConfig) -> None:

@@ -16,13 +16,12 @@ TASKS = 40  # of a split that are listed, the largest
 def origin_section(record: RunRecord) -> str:
     """What was trained on what: recipe, data survey, versions and the data's fingerprint."""
     model, adapter, spec = record.recipe.model, record.recipe.adapter, record.recipe.train
-    kind = (
-        f"{adapter.num_factors} factors, {adapter.r} active, " if adapter.method == "mixlora" else f"rank {adapter.r}, "
-    )
+    active = "all" if adapter.gate == "dense" or adapter.r == adapter.num_factors else adapter.r
+    kind = f"{adapter.num_factors} factors, {active} active" if adapter.method == "mixlora" else f"rank {adapter.r}"
     routed = f", routed on {adapter.route_on}, {adapter.pairing}, {adapter.gate}" if adapter.method == "mixlora" else ""
     facts = [
         ["model", f"{model.id}{f' ({model.revision})' if model.revision else ''}, {model.quantization}, {model.dtype}"],
-        ["adapter", f"{adapter.method}: {kind}alpha {adapter.alpha:g}{routed}"],
+        ["adapter", f"{adapter.method}: {kind}, alpha {adapter.alpha:g}{routed}"],
         ["data", ", ".join(record.recipe.data.sources)],
         [
             "batch",

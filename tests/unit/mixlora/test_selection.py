@@ -90,3 +90,10 @@ def test_no_matrix_of_the_layers_size_is_made(pairing: str, gate: str) -> None:
     with Sizes(model.base_model.model.linear.base_layer.weight) as sizes:
         model(x_BSI).square().sum().backward()
     assert len(sizes.made) > 10 and max(sizes.made) < width * out
+
+
+def test_to_choose_all_factors_is_to_weigh_them() -> None:
+    """The default, which earlier releases called a dense gate."""
+    logits_BE = torch.randn(3, 6)
+    chosen, weighed = (MixLoraConfig(num_factors=6, r=6, gate=gate) for gate in ("weighted", "dense"))
+    torch.testing.assert_close(select(chosen, logits_BE), select(weighed, logits_BE))

@@ -59,7 +59,7 @@ def test_a_key_that_is_gone_is_left_out_where_nothing_changes_and_refused_elsewh
 ) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(f"{MODEL}adapter: {{temperature: 1.0}}\n")
-    assert load_recipe(str(file)).adapter.r == 4
+    assert load_recipe(str(file)).adapter.r == 16
     assert "adapter.temperature: 1.0 is left out" in capsys.readouterr().err
     file.write_text(f"{MODEL}adapter: {{temperature: 0.5}}\n")
     with pytest.raises(UserError, match=r"adapter.temperature: 0.5, a key of earlier releases, is gone"):
