@@ -182,6 +182,11 @@ class MixLoraConfig(PeftConfig):
         return self.alpha / self.r
 
     @property
+    def takes_all(self) -> bool:
+        """Whether no factor is left out: nothing is chosen, all are weighed and paired by index."""
+        return self.gate == "dense" or (self.pairing == "tied" and self.r == self.num_factors)
+
+    @property
     def pairs_by_index(self) -> bool:
         """Whether the i-th factor of one pool works with the i-th of the other alone: mixing matrices are diagonal."""
         return self.pairing == "tied" or self.gate == "dense"

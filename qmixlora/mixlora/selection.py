@@ -93,12 +93,12 @@ def select(
             the pairing is tied.
     """
     score_A_BE, score_B_BE = independent_scores(logits_A_BE), None
-    chosen_A_BR = score_A_BE.topk(config.r, dim=1).indices if conditional or config.gate != "dense" else None
+    chosen_A_BR = score_A_BE.topk(config.r, dim=1).indices if conditional or not config.takes_all else None
     if conditional is not None:
         assert chosen_A_BR is not None and logits_B_BE is not None
         score_B_BE = independent_scores(logits_B_BE) + conditional(chosen_A_BR)
 
-    if chosen_A_BR is None or config.gate == "dense":
+    if chosen_A_BR is None or config.takes_all:
         gate_BE = _weights(score_A_BE, config)
         if score_B_BE is not None:
             gate_BE = gate_BE * _weights(score_B_BE, config)

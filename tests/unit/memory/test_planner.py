@@ -19,7 +19,7 @@ from qmixlora.session import open_session
 
 from .helpers import LLAVA_7B, LLAVA_13B, QWEN_7B, in_fp32, recipe_of, small_qwen
 
-PAPER = {"pairing": "conditional", "gate": "straight_through", "route_on": "all"}
+PAPER = {"r": 4, "alpha": 8, "pairing": "conditional", "gate": "straight_through", "route_on": "all"}
 
 
 @pytest.mark.parametrize(
