@@ -49,6 +49,11 @@ def optional(columns: Columns) -> set[str]:
     return {*listed, *columns.texts().values()} - {columns.question}
 
 
+def named(columns: Columns) -> set[str | None]:
+    """All columns that a recipe names."""
+    return {columns.question, columns.answer, columns.task, *optional(columns)}
+
+
 def _question(
     row: Mapping[str, Any], columns: Columns, template: str, options: Sequence[str], pictures: int
 ) -> list[str | Picture]:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from qmixlora.data.formats import IMAGE, FormatError, Turn
 from qmixlora.recipe import Columns
 
-from .columns import spoken_in_columns
-from .dialogues import own_images, refuse_other_media, refuse_unread_images, spoken_in
+from .columns import named, spoken_in_columns
+from .dialogues import LEARNED, UNLEARNED, own_images, refuse_other_media, refuse_unread_images, spoken_in
 from .spoken import Picture, Spoken, check_order, pictures_in, with_pictures
 from .texts import as_text, is_blank, kind, written
 
@@ -22,7 +22,8 @@ TASK_FIELDS = ("task", "task_name")
 SYSTEM_FIELDS = ("system", "system_prompt")
 TOOL_FIELDS = ("tools", "functions")
 EARLIER = "history"  # a list of turns
-VERDICTS = ("label", "kto_tag")  # on a dialogue: false for one that shows what not to answer
+VERDICTS = ("label", "kto_tag")  # on a row: false for one that shows what not to answer
+NOT_LEARNED = ("0", "0.0", "false")  # in small letters: tables of text hold them so
 NO_TASK = "all"  # the task of data that names none
 
 
@@ -57,6 +58,8 @@ class Sample(NamedTuple):
 def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
     """Bring one row into the one form. Raises FormatError for one that has not one meaning."""
     refuse_other_media(row)
+    named_in_recipe = _named(reading)
+    _refuse_other_lessons({key: value for key, value in row.items() if key not in named_in_recipe})
     if reading.columns is not None:
         names = [reading.columns.image] if isinstance(reading.columns.image, str) else reading.columns.image or []
         own = pictures_in(row.get(name) for name in names)
@@ -88,7 +91,6 @@ def _dialogue(row: Mapping[str, Any], own: Sequence[Any]) -> list[Spoken]:
     if len(names) > 1:
         raise FormatError("has both 'conversations' and 'messages'")
     if names:
-        _refuse_other_lessons(row)
         spoken = spoken_in(row[names[0]], names[0])
         parts = [part for turn in spoken for part in turn.parts if isinstance(part, Picture)]
         has_pictures = bool(own) or any(part.source is not None for part in parts)
@@ -111,16 +113,26 @@ def _instructed(spoken: list[Spoken], row: Mapping[str, Any]) -> list[Spoken]:
     return spoken if spoken[0].role == "system" else [Spoken("system", [words]), *spoken]
 
 
-def _refuse_other_lessons(row: Mapping[str, Any]) -> None:
-    """Refuse (FormatError) a dialogue that teaches something else than its answers, or has turns elsewhere."""
+def _named(reading: Reading) -> set[str | None]:
+    """The columns that a recipe names, and so says what is in them."""
+    return {reading.task_field, *(() if reading.columns is None else named(reading.columns))}
+
+
+def _refuse_other_lessons(beside: Mapping[str, Any]) -> None:
+    """Refuse (FormatError) a row that teaches something else than its answers, or has turns elsewhere, by what it has
+    beside what is read.
+    """
     for key in TOOL_FIELDS:
-        if not is_blank(row.get(key)) and row[key] != "[]":
+        if not is_blank(beside.get(key)) and beside[key] != "[]":
             raise FormatError(f"has {key!r}; calls of tools are not learned")
-    for key in VERDICTS:
-        if row.get(key) is False:
-            raise FormatError(f"has {key!r}: false, so that its answers are not to be learned; leave the row out")
-    if isinstance(row.get(EARLIER), list) and row[EARLIER]:
-        raise FormatError(f"has {EARLIER!r}, which is not read; put its turns before the dialogue's, or remove it")
+    for key in (*VERDICTS, *LEARNED, *UNLEARNED):
+        told = str(beside[key]).lower() if key in beside else ""
+        if beside.get(key) is False or (key not in VERDICTS and told in NOT_LEARNED):
+            raise FormatError(f"has {key!r}: {told}, so that its answers are not to be learned; leave the row out")
+    if isinstance(beside.get(EARLIER), list) and beside[EARLIER]:
+        raise FormatError(
+            f"has {EARLIER!r}, which is not read; put its turns before the others in 'messages', or remove it"
+        )
 
 
 def _image(image: Any) -> Any:

@@ -24,7 +24,7 @@ from qmixlora.errors import UserError
 from qmixlora.files import cache_folder, clear_disk_errors, replacing, write_json
 
 T = TypeVar("T")
-VERSION = 5  # of what is kept; raised whenever the same source would be read differently
+VERSION = 6  # of what is kept; raised whenever the same source would be read differently
 SMALL = 8 << 20  # bytes of a file that is read anew at every start, and held in memory
 ROWS = 1000  # that are written at a time
 BYTES = 16 << 20  # of images, that are held at a time

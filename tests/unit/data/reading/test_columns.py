@@ -139,6 +139,39 @@ def test_a_bad_cell_is_named(row: dict[str, Any], message: str) -> None:
         read(row)
 
 
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ({"history": [["hi", "ho"]]}, "has 'history', which is not read"),
+        ({"tools": [{"name": "look"}]}, "has 'tools'; calls of tools are not learned"),
+        ({"label": False}, "has 'label': false, so that its answers are not to be learned; leave the row out"),
+        ({"weight": 0}, "has 'weight': 0, so that its answers are not to be learned; leave the row out"),
+        ({"weight": "0"}, "has 'weight': 0, so that"),
+        ({"train": "False"}, "has 'train': false, so that"),
+        ({"loss_mask": 0.0}, "has 'loss_mask': 0.0, so that"),
+    ],
+    ids=str,
+)
+def test_a_row_that_teaches_something_else_than_its_answer_is_refused(beside: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        read(beside)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"history": "of Rome"}, {"label": 0}, {"label": "False"}, {"weight": 70.5, "loss": "heavy", "train": "ICE 1"}],
+    ids=str,
+)
+def test_columns_that_have_such_names_by_chance_are_ignored(beside: dict[str, Any]) -> None:
+    assert read(beside) == read({})
+
+
+def test_a_column_that_is_named_says_what_it_is_named_for() -> None:
+    assert read({"weight": "0"}, answer="weight").turns[1]["text"] == "0"
+    assert read({"tools": "saw"}, "{tools} {question}", tools="tools").turns[0]["text"] == "saw which colour ?"
+    assert read({"weight": 0}, task="weight").task == "0"
+
+
 def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(FormatError, match=r"no column 'b', which data.columns names; its columns are \['a', 'choices'"):
         read({}, answer="b")

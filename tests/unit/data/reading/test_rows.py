@@ -199,7 +199,7 @@ def test_a_number_in_an_answer_is_its_text() -> None:
 
 
 def test_keys_that_are_not_known_are_ignored() -> None:
-    row = {**SPOKEN, "label": True, "rejected": "x", "system": " ", "functions": "[]", "history": []}
+    row = {**SPOKEN, "label": True, "rejected": "x", "system": " ", "functions": "[]", "history": [], "weight": 70}
     assert to_sample(row, Reading()) == to_sample(SPOKEN, Reading())
     row = {**SPOKEN, "id": None, "label": 0, "score": float("nan"), "tools": [], "video": None, "audios": []}
     assert to_sample(row, Reading()) == to_sample(SPOKEN, Reading())
@@ -216,6 +216,9 @@ def test_keys_that_are_not_known_are_ignored() -> None:
         ({**SPOKEN, "label": False}, "has 'label': false, so that its answers are not to be learned"),
         ({**SPOKEN, "kto_tag": False}, "has 'kto_tag': false"),
         ({**SPOKEN, "history": [["hi", "seven"]]}, "has 'history', which is not read; put its turns before"),
+        ({**SPOKEN, "weight": 0}, "has 'weight': 0, so that its answers are not to be learned; leave the row out"),
+        ({**SPOKEN, "loss": False}, "has 'loss': false, so that"),
+        ({**SPOKEN, "train_on_turn": 0.0}, "has 'train_on_turn': 0.0, so that"),
         ({"text": "x"}, "neither 'conversations' nor 'messages'"),
         ({"question": "x", "answer": "y"}, "data.columns is not set"),
         ({"conversations": [HI], "messages": [HI]}, "both 'conversations' and 'messages'"),
