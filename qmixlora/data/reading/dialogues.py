@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
-from mimetypes import guess_type
+from collections.abc import Mapping
 from typing import Any
 
 from qmixlora.data.formats import FormatError
 
 from .spoken import Picture, Spoken, pictures_in, placed
-from .texts import as_text, is_blank, kind, plain, written
+from .texts import as_text, is_blank, kind, written
+from .unread import IMAGE_FIELDS
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -21,11 +20,6 @@ ROLES = {
 TOOLS = {"tool", "function", "function_call", "tool_call", "tool_calls", "observation", "ipython"}
 KEYS = ("from", "value"), ("role", "content")
 SOURCES = ("image", "path", "url", "image_url")
-IMAGE_FIELDS = ("image", "images")
-UNREAD_IMAGES = re.compile(
-    r"(image|img|picture|photo)s?(_?(path|file|name|file_?name|url|uri|bytes|base64))?s?(?P<number>_?\d+)?"
-)
-FILE_NAME = re.compile(r"file_?name")  # of a picture, or of where the words are from
 MEDIA = ("video", "audio")
 LEARNED = ("weight", "loss", "loss_scale", "train", "train_detail")  # of an answer: how much of it peers learn
 UNLEARNED = ("loss_mask", "loss_weight", "trainable", "training", "train_on_turn")  # the same, by names not read
@@ -59,30 +53,6 @@ def own_images(holder: Mapping[str, Any]) -> list[Any]:
     if all(pictures_in([value]) for value in fields):
         raise FormatError("has both 'image' and 'images'")
     return pictures_in(fields)
-
-
-def refuse_unread_images(holders: Iterable[Mapping[str, Any]], has_pictures: bool) -> None:
-    """Refuse (FormatError) rows and turns that hold a picture under another key than those that are read.
-
-    Where the row `has_pictures` such keys are about these, but for numbered ones (`image_2`).
-    """
-    for holder in holders:
-        for key, value in holder.items():
-            if key not in IMAGE_FIELDS and _may_be_picture(str(key), value, has_pictures):
-                raise FormatError(
-                    f"has a picture in {key!r}, which is not read; name it in 'image' (several: a list in 'images'), "
-                    "or remove that key"
-                )
-
-
-def _may_be_picture(key: str, value: Any, is_one_more: bool) -> bool:
-    if is_blank(value) or not isinstance(value, str | bytes | list | Mapping):  # a number of them, or whether there are
-        return False
-    name = plain(key)
-    if FILE_NAME.fullmatch(name):
-        return not is_one_more and isinstance(value, str) and (guess_type(value)[0] or "").startswith("image/")
-    match = UNREAD_IMAGES.fullmatch(name)
-    return match is not None and (match["number"] is not None or not is_one_more)
 
 
 def _spoken(turn: Any, name: str) -> Spoken:

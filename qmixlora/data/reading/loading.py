@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from .json_files import Row
 from .looks import ImageLooks, lead_there, size_of
 from .rows import NoDialogueError, Reading, Sample, to_sample
 from .sources import Source
+from .unread import told_of
 from .usual import columns_to_set
 from .whole_columns import WholeColumns
 
@@ -90,7 +92,13 @@ def load(
     columns = None if reading.columns is None else WholeColumns(reading.columns, source)
     images = ImageLooks(root, max_pixels, inside)
     let_through = opened.rows() if columns is None else columns.let_through(opened.rows())
-    accepted = _accepted(read_conversations(let_through, reading, images), refusals, columns)
+    unread = Counter[str]()
+    read = read_conversations(let_through, reading, images, unread)
+
+    def doubts() -> list[str]:
+        return [*told_of(unread, reading.form), *([] if columns is None else columns.doubts())]
+
+    accepted = _accepted(read, refusals, doubts)
     with without_garbage_collection():
         if opened.size < store.SMALL:
             rows = store.in_memory(accepted)
@@ -106,12 +114,14 @@ def load(
 
 
 def read_conversations(
-    rows: Iterable[Row | UserError], reading: Reading, images: ImageLooks
+    rows: Iterable[Row | UserError], reading: Reading, images: ImageLooks, unread: Counter[str] | None = None
 ) -> Iterator[Conversation | UserError]:
-    """Each row as a conversation, or why it is refused, with its place."""
+    """Each row as a conversation, or why it is refused, with its place; keys with `unread` pictures are counted."""
     for batch in store.in_batches((_sample(row, reading) for row in rows), _image_bytes, ROWS):
         images.look_ahead(image for _, sample in batch if isinstance(sample, Sample) for image in sample.images)
         for where, sample in batch:
+            if unread is not None and isinstance(sample, Sample):
+                unread.update(sample.unread)
             yield sample if isinstance(sample, UserError) else _conversation(sample, where, images)
 
 
@@ -150,7 +160,7 @@ def _image_bytes(read: tuple[str, Sample | UserError]) -> int:
 
 
 def _accepted(
-    results: Iterable[Conversation | UserError], refusals: Refusals, columns: WholeColumns | None
+    results: Iterable[Conversation | UserError], refusals: Refusals, doubts: Callable[[], list[str]]
 ) -> Iterator[Conversation]:
     """The conversations; refused samples are counted, and doubts about all of them are told at the end."""
     for result in results:
@@ -158,5 +168,4 @@ def _accepted(
             refusals.add(result)
         else:
             yield result
-    if columns is not None:
-        refusals.doubts += columns.doubts()
+    refusals.doubts += doubts()

@@ -5,7 +5,7 @@ Understood: `conversations` and `messages` (dialogues.py), and plain columns tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ from qmixlora.data.formats import IMAGE, FormatError, Turn
 from qmixlora.recipe import Columns
 
 from .columns import named, spoken_in_columns
-from .dialogues import LEARNED, UNLEARNED, own_images, refuse_other_media, refuse_unread_images, spoken_in
-from .spoken import Picture, Spoken, check_order, pictures_in, with_pictures
+from .dialogues import LEARNED, UNLEARNED, own_images, refuse_other_media, spoken_in
+from .spoken import Spoken, check_order, pictures_in, pictures_of, with_pictures
 from .texts import as_text, is_blank, kind, written
+from .unread import unread_pictures
 
 DIALOGUES = ("conversations", "messages")
 TASK_FIELDS = ("task", "task_name")
@@ -40,11 +41,16 @@ class Reading:
     template: str = ""
     subset: str | None = None
 
+    @property
+    def form(self) -> str:
+        """What rows are read as: dialogue or table."""
+        return "dialogue" if self.columns is None else "table"
+
 
 class Sample(NamedTuple):
     """A row in the one form, its images as the data names or holds them (a text, or a mapping). `task` is that of the
     last answer; `tasks` are those of all answers, where they differ, and `learned` whether each is to be learned, where
-    not all are.
+    not all are. `unread` are keys with pictures that are not among the images.
     """
 
     turns: list[Turn]
@@ -53,20 +59,24 @@ class Sample(NamedTuple):
     references: list[str]
     tasks: list[str]
     learned: list[bool]
+    unread: list[str]
 
 
 def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
     """Bring one row into the one form. Raises FormatError for one that has not one meaning."""
     refuse_other_media(row)
-    named_in_recipe = _named(reading)
-    _refuse_other_lessons({key: value for key, value in row.items() if key not in named_in_recipe})
+    dialogue, named_in_recipe = _dialogue_of(row) if reading.columns is None else "", _named(reading)
+    beside = {key: value for key, value in row.items() if key not in named_in_recipe}
+    _refuse_other_lessons(beside)
     if reading.columns is not None:
         names = [reading.columns.image] if isinstance(reading.columns.image, str) else reading.columns.image or []
-        own = pictures_in(row.get(name) for name in names)
+        own, holders = pictures_in(row.get(name) for name in names), [beside]
         spoken, references = spoken_in_columns(row, reading.columns, reading.template, len(own))
     else:
-        own = own_images(row)
-        spoken, references = _dialogue(row, own), []
+        own, spoken, references = own_images(row), spoken_in(row[dialogue], dialogue), []
+        holders = [beside, *row[dialogue]]
+        spoken = _instructed(spoken, row)
+    unread = unread_pictures(holders, [*own, *pictures_of(spoken)], reading.form)
     check_order(spoken)
     turns, images = with_pictures(spoken, own)
     tasks = _tasks(row, reading, [turn.task for turn in spoken if turn.role == "assistant"])
@@ -83,19 +93,17 @@ def to_sample(row: Mapping[str, Any], reading: Reading) -> Sample:
         references,
         tasks if len(set(tasks)) > 1 else [],
         [] if all(learned) else [*learned, True],
+        unread,
     )
 
 
-def _dialogue(row: Mapping[str, Any], own: Sequence[Any]) -> list[Spoken]:
+def _dialogue_of(row: Mapping[str, Any]) -> str:
+    """The key of a row's dialogue."""
     names = [name for name in DIALOGUES if row.get(name) is not None]
     if len(names) > 1:
         raise FormatError("has both 'conversations' and 'messages'")
     if names:
-        spoken = spoken_in(row[names[0]], names[0])
-        parts = [part for turn in spoken for part in turn.parts if isinstance(part, Picture)]
-        has_pictures = bool(own) or any(part.source is not None for part in parts)
-        refuse_unread_images([row, *row[names[0]]], has_pictures)
-        return _instructed(spoken, row)
+        return names[0]
     keys = sorted(map(str, row))
     raise NoDialogueError(
         f"has neither 'conversations' nor 'messages', and data.columns is not set; its keys are {keys}"

@@ -54,6 +54,13 @@ def _is_picture(value: Any) -> bool:
     return value is not None and value != "" and value != []
 
 
+def pictures_of(spoken: Sequence[Spoken]) -> list[Any]:
+    """The pictures that turns hold themselves, in parts or by their names in the user's words."""
+    parts = [part.source for turn in spoken for part in turn.parts if isinstance(part, Picture)]
+    marks = [mark for turn in spoken if turn.role == "user" for mark in NAMING.findall(turn.text)]
+    return [*(source for source in parts if source is not None), *map(named, marks)]
+
+
 def check_order(turns: Sequence[Spoken]) -> None:
     """Refuse (FormatError) all but: system or not, then user and assistant in turns, the assistant last."""
     roles = [turn.role for turn in turns]

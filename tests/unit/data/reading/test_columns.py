@@ -15,7 +15,8 @@ ROW = {"q": "which colour ?", "a": "red", "choices": ["red", "blue"], "picture":
 
 def read(row: dict[str, Any], template: str | None = None, **columns: Any) -> Sample:
     data = Data(train="x", columns=Columns(**{"question": "q", "answer": "a", **columns}), template=template)
-    return to_sample({**ROW, **row}, Reading(columns=data.columns, template=data.question_template()))
+    row = {**ROW, "picture": ROW["picture"] if "image" in columns else None, **row}
+    return to_sample(row, Reading(columns=data.columns, template=data.question_template()))
 
 
 def answer_of(answer: Any, options: Any = None) -> str:
