@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
+import tokenize
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -96,6 +98,18 @@ def answers_of(row: Mapping[str, Any], columns: Columns) -> list[Any]:
     return [one["answer"] if isinstance(one, Mapping) and "answer" in one else one for one in value]
 
 
+def listed_answers(value: Any) -> list[Any] | None:
+    """The answers that a text lists, each a text or an object with one (`answer`); None for what is no such text."""
+    if not isinstance(value, str) or not (value.lstrip().startswith("[") and value.rstrip().endswith("]")):
+        return None
+    try:
+        answers = _parsed(value)
+    except ValueError:
+        return None
+    texts = [one.get("answer") if isinstance(one, Mapping) else one for one in answers]
+    return answers if texts and all(isinstance(text, str) for text in texts) else None
+
+
 def named_by(text: str, options: Sequence[str]) -> Literal["text", "letter", "number"] | None:
     """How an answer names an option, be there such a one or not; None where it does not."""
     number = number_in(text)
@@ -169,10 +183,29 @@ def _in_one_cell(values: Any, column: str) -> list[Any]:
 
 
 def _listed(text: str, column: str) -> Any:
-    for read in (json.loads, ast.literal_eval):  # Python's own form is what pandas writes, and MMMU holds
+    try:
+        return _parsed(text)
+    except ValueError:
+        raise FormatError(
+            f"has a text as {column!r} that is no list of options, in JSON or as Python writes it"
+        ) from None
+
+
+def _parsed(text: str) -> Any:
+    """What is written in a text. Raises ValueError."""
+    for read in (json.loads, _of_python):  # Python's own form is what pandas writes, and MMMU holds
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             return read(text)
-    raise FormatError(f"has a text as {column!r} that is no list of options, in JSON or as Python writes it")
+    raise ValueError("no value of JSON or Python")
+
+
+def _of_python(text: str) -> Any:
+    """A value as Python writes it, or texts as NumPy does: without commas, so that Python would join them."""
+    value = ast.literal_eval(text.strip())
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        return value
+    tokens = tokenize.generate_tokens(io.StringIO(text.strip()).readline)
+    return [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
 
 
 def _of_mapping(values: Mapping[str, Any], column: str) -> list[Any]:

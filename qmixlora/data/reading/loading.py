@@ -23,7 +23,7 @@ from .rows import NoDialogueError, Reading, Sample, to_sample
 from .sources import Source
 from .unread import told_of
 from .usual import columns_to_set
-from .whole_columns import WholeColumns
+from .whole_columns import WholeColumns, list_answers
 
 ROWS = 10_000  # whose images are looked at together
 
@@ -89,7 +89,9 @@ def load(
     root = Path(image_root) if image_root else opened.folder
     refusals = Refusals()
     inside = None if allow_outside else [folder.resolve() for folder in (root, *opened.image_folders)]
-    columns = None if reading.columns is None else WholeColumns(reading.columns, source)
+    columns = None
+    if reading.columns is not None:
+        columns = WholeColumns(reading.columns, source, list_answers(opened.rows(), reading.columns.answer))
     images = ImageLooks(root, max_pixels, inside)
     let_through = opened.rows() if columns is None else columns.let_through(opened.rows())
     unread = Counter[str]()

@@ -15,9 +15,9 @@ from qmixlora.data.formats import FormatError
 from qmixlora.errors import UserError
 from qmixlora.recipe import Columns
 
-from .columns import answers_of, named_by, number_in, optional, options_of
+from .columns import answers_of, listed_answers, named_by, number_in, optional, options_of
 from .json_files import Row, Rows
-from .texts import written
+from .texts import is_blank, written
 
 FEW = 20  # answers that may lack a number, or a form, by chance
 EXAMPLES, LONGEST = 3, 40  # that are named, and characters of one
@@ -41,20 +41,30 @@ class Some:
         return ", ".join(named[:EXAMPLES]) + (", ..." if len(named) > EXAMPLES else "")
 
 
+def list_answers(rows: Rows, column: str) -> bool:
+    """Whether all answers of a table that are not blank are texts that list answers, as a table of texts holds them."""
+    answers = (row.value.get(column) for row in rows if isinstance(row, Row) and isinstance(row.value, Mapping))
+    lists = (listed_answers(one) for one in answers if not is_blank(one))
+    return next(lists, None) is not None and all(one is not None for one in lists)
+
+
 class WholeColumns:
     """What has been seen of the columns that a recipe names, in the rows that were let through."""
 
-    def __init__(self, columns: Columns, source: str) -> None:
-        self.columns, self.source = columns, source
+    def __init__(self, columns: Columns, source: str, are_lists: bool = False) -> None:
+        """`are_lists` says that answers are texts that list answers (`list_answers`), and are to be read so."""
+        self.columns, self.source, self._are_lists = columns, source, are_lists
         self._missing, self._have = optional(columns), dict[str, None]()
         self._named_by, self._others = Counter[str](), Some()  # how answers name options; those that do not
         self._numbers, self._is_beyond, self._fewest = Counter[int](), False, len(ascii_uppercase)
+        self._answers, self._listed = 0, Some()  # of all answers, those that are texts which list answers
         self._whole, self._is_whole = Some(), True  # numbers such as 2.0, and whether there are no others
 
     def let_through(self, rows: Rows) -> Rows:
         """The rows. Raises UserError after them for a column that none has, and for options that are counted from 1."""
         for row in rows:
             if isinstance(row, Row) and isinstance(row.value, Mapping):
+                row = Row(row.where, self._with_answers(row.value))
                 if self._missing:
                     self._missing -= row.value.keys()
                     self._have |= dict.fromkeys(map(str, row.value))
@@ -68,6 +78,15 @@ class WholeColumns:
     def doubts(self) -> list[str]:
         """What is likely a mistake in the answers that were let through, each with what to do."""
         told, inside = [], self._named_by.total()
+        if self._listed.count:
+            of = f"{self._listed.count} of {self._answers}"
+            what = f"{of} answers are lists of texts, written as a text ({self._listed})"
+            told.append(
+                f"{what}, and are read as several right answers, one of which is learned: if the list is the answer, "
+                "write the rows as dialogues."
+                if self._are_lists
+                else f"{what}, and are learned as they stand: if several answers are right, write all rows so."
+            )
         if inside and self._others.count:
             told.append(
                 f"{self._others.count} of {inside + self._others.count} answers are none of their options, by letter, "
@@ -85,6 +104,18 @@ class WholeColumns:
                 '(`astype("Int64")`).'
             )
         return told
+
+    def _with_answers(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row, its answers as a list where the table has them as texts."""
+        value = row.get(self.columns.answer)
+        if is_blank(value):
+            return row
+        self._answers += 1
+        listed = listed_answers(value)
+        if listed is None:
+            return row
+        self._listed.add(str(value))
+        return {**row, self.columns.answer: listed} if self._are_lists else row
 
     def _see(self, row: Mapping[str, Any]) -> None:
         try:

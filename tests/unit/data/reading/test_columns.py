@@ -54,6 +54,7 @@ def test_marks_in_a_question_place_its_pictures() -> None:
         '["red", 7]',
         "['red', 7]",
         "('red', 7)",
+        "['red' '7']",
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from qmixlora.data.reading import store
@@ -77,6 +78,44 @@ def test_integers_that_were_written_as_decimals_are_told(answers: list[Any], is_
     assert [doubt.startswith(f"{len(answers) - (answers[-1] == 'many')} answers are whole") for doubt in doubts] == (
         [True] if is_told else []
     )
+
+
+def learned_of(loaded: Loaded) -> list[tuple[str, list[str]]]:
+    """The answer of each row, and all right ones."""
+    return [(row["turns"][-1]["text"], row["references"]) for row in loaded.rows]
+
+
+@pytest.mark.parametrize("form", ["json", "pandas", "numpy", "objects"])
+def test_lists_of_answers_that_were_written_as_texts_are_lists(form: str, tmp_path: Path) -> None:
+    """A cell of a table of texts holds them so, and pandas writes them."""
+    lists = [["red", "pink", "pink"], ["blue"], ["it's", "it's", "its"]]
+    write = {
+        "json": json.dumps,
+        "pandas": str,
+        "numpy": lambda own: str(numpy.array(own)),
+        "objects": lambda own: json.dumps([{"answer": one, "answer_id": at} for at, one in enumerate(own)]),
+    }[form]
+    loaded = read(tmp_path, [write(own) for own in lists])
+    assert learned_of(loaded) == [("pink", lists[0]), ("blue", []), ("it's", lists[2])]
+    [doubt] = loaded.refused.doubts
+    assert doubt.startswith("3 of 3 answers are lists of texts") and "are read as several right answers" in doubt
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [["[12, 30, 44, 50]"] * 2, ['["a", 3]'], ["[]", "()"], ["[red] or [blue]"], ["['a'"], ['"red"', "'a', 'b'"]],
+    ids=str,
+)
+def test_answers_that_are_no_lists_of_texts_stay_as_they_stand(answers: list[str], tmp_path: Path) -> None:
+    loaded = read(tmp_path, answers)
+    assert learned_of(loaded) == [(answer, []) for answer in answers] and not loaded.refused.doubts
+
+
+def test_a_list_beside_answers_that_are_none_is_told(tmp_path: Path) -> None:
+    loaded = read(tmp_path, ["red", "['red', 'pink']", '["blue"]'])
+    assert learned_of(loaded)[1] == ("['red', 'pink']", [])
+    [doubt] = loaded.refused.doubts
+    assert doubt.startswith("2 of 3 answers are lists of texts, written as a text") and "['red', 'pink']" in doubt
 
 
 def test_doubts_are_kept_with_the_rows_of_a_large_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
