@@ -236,32 +236,6 @@ def test_a_file_that_is_not_zipped_is_named(tmp_path: Path) -> None:
         rows_of(tmp_path / "a.json.gz")
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a,a\n1,2\n", ["Two columns have the name 'a'", "line 1"]),
-        ('a,b\n1,2\n1,"2\n', ["cut short", "after", "line 2"]),
-        ("a,b\n1,\udce9\n", ["not UTF-8", "line 2"]),
-        ("a;b\n1;2\n", ["separated by semicolons", "'a;b'", "line 1"]),
-        ("a\tb\n1\t2\n", ["separated by tabs", "line 1"]),
-        ('a, b\n1, "2"\n', ["' b'", "white space", "line 1"]),
-        ("a,b\r1,2\r", ["carriage returns alone", "line 1"]),
-    ],
-)
-def test_a_broken_table_is_named_with_its_line(text: str, words: list[str], tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError) as caught:
-        rows_of(tmp_path / "a.csv")
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_a_row_with_other_cells_than_the_table_is_refused_and_the_others_are_read(tmp_path: Path) -> None:
-    found = rows_of(saved(tmp_path / "a.csv", 'a,b\n"1\n",2\n1\n3,4\n'))
-    assert found[0] == {"a": "1\n", "b": "2"} and found[2] == {"a": "3", "b": "4"}
-    assert "1 cells, and the table 2 columns" in str(found[1]) and "line 4" in str(found[1])
-
-
 @pytest.mark.parametrize("name", ["a.txt", "a.zip", "a.gz", "a"])
 def test_a_file_of_an_unknown_kind_is_named_with_those_that_are_known(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\.json, \.jsonl") as caught:
