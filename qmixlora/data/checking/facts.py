@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+from unicodedata import category, normalize
 
 import pyarrow
 import pyarrow.compute
@@ -135,14 +136,20 @@ def warnings_of(
 
 
 def _tasks_alike(tasks: Iterable[str]) -> Iterator[str]:
-    """What to say of tasks whose names differ in capitals or white space alone."""
+    """What to say of tasks whose names differ in capitals, white space or what is not seen alone."""
     alike: dict[str, list[str]] = {}
     for task in tasks:
-        alike.setdefault("".join(task.split()).casefold(), []).append(task)
+        alike.setdefault("".join(_as_seen(task).split()).casefold(), []).append(task)
     for names in alike.values():
         if len(names) > 1:
-            written = " and ".join(map(repr, sorted(names)))
+            tells_apart = repr if len({*map(_as_seen, names)}) == len(names) else ascii
+            written = " and ".join(map(tells_apart, sorted(names)))
             yield f"data.train: {written} are tasks of their own: if one is meant, write it in one way."
+
+
+def _as_seen(name: str) -> str:
+    """A name, the same for all ways to write what looks the same (an accent as a character of its own, U+200B)."""
+    return "".join(one for one in normalize("NFKC", name) if category(one) != "Cf")
 
 
 def _metrics_of_no_task(data: Data, answers: Mapping[str, Mapping[str, Counter[str]]]) -> list[str]:

@@ -15,7 +15,7 @@ from qmixlora.recipe import Columns
 from .columns import named, spoken_in_columns
 from .dialogues import LEARNED, UNLEARNED, own_images, refuse_other_media, spoken_in
 from .spoken import Spoken, check_order, pictures_in, pictures_of, with_pictures
-from .texts import as_text, is_blank, kind, written
+from .texts import as_text, is_blank, is_unseen, kind, written
 from .unread import unread_pictures
 
 DIALOGUES = ("conversations", "messages")
@@ -185,6 +185,6 @@ def _task_of_row(row: Mapping[str, Any], reading: Reading) -> tuple[Any, str]:
         return row[field] if isinstance(row[field], list) else written(row[field], what), what
     for name in TASK_FIELDS:
         what, value = f"the task in {name!r}", row.get(name)
-        if isinstance(value, list) or (value is not None and as_text(value, what).strip()):
+        if isinstance(value, list) or (value is not None and not is_unseen(as_text(value, what))):
             return value, what
     return None, ""

@@ -11,6 +11,7 @@ from typing import Any
 from qmixlora.data.formats import IMAGE, FormatError, Turn
 
 from .marks import NAMING, NUMBERED, alone_in, mark_in, named, number
+from .texts import is_unseen
 
 OTHER_MEDIA = re.compile("<(video|audio)>")
 
@@ -179,6 +180,6 @@ def _in_order(places: Sequence[Picture], own: Sequence[Any]) -> list[Any]:
 
 def _turn(turn: Spoken) -> Turn:
     text = "".join(part if isinstance(part, str) else IMAGE for part in turn.parts)
-    if not text.strip():
+    if is_unseen(text):
         raise FormatError(f"has a blank {'answer' if turn.role == 'assistant' else 'question'}")
     return {"role": turn.role, "text": text}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
+from unicodedata import category
 
 from qmixlora.data.formats import RESERVED, FormatError
 
@@ -28,7 +29,7 @@ def as_text(value: Any, what: str) -> str:
 def written(value: Any, what: str) -> str:
     """The same, and not blank."""
     text = as_text(value, what)
-    if not text.strip():
+    if is_unseen(text):
         raise FormatError(f"has nothing but white space as {what}" if text else f"has nothing as {what}")
     return text
 
@@ -37,7 +38,12 @@ def is_blank(value: Any) -> bool:
     """Whether a value is none: null, white space, an empty list, or an object of such (a picture without content)."""
     if isinstance(value, Mapping):
         return all(is_blank(one) for one in value.values())
-    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], b"")
+    return value is None or (isinstance(value, str) and is_unseen(value)) or value in ([], b"")
+
+
+def is_unseen(text: str) -> bool:
+    """Whether a text has nothing but white space and characters that are not seen (U+200B and others that format)."""
+    return not text.strip() or (not text.isascii() and all(one.isspace() or category(one) == "Cf" for one in text))
 
 
 def kind(value: Any) -> str:

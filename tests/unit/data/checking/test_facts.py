@@ -55,6 +55,17 @@ def test_tasks_that_differ_in_capitals_alone_are_told(facts: Facts) -> None:
     assert warning.startswith("data.train: 'T' and 't' are tasks of their own")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("caf\u00e9", "cafe\u0301"), ("t", "t\u200b"), ("\ufb01ne", "fine"), ("x\u00ady", "x y")],
+    ids=ascii,
+)
+def test_tasks_that_look_the_same_are_told_by_what_tells_them_apart(facts: Facts, one: str, other: str) -> None:
+    rows = [asked("yes", index, task=(one, other)[index % 2]) for index in range(20)]
+    [warning] = facts(rows, 0.2).warnings
+    assert ascii(one) in warning and ascii(other) in warning and "are tasks of their own" in warning
+
+
 def test_doubts_about_a_column_are_told_of_its_split(facts: Facts) -> None:
     rows = [{"q": f"? {index}", "a": answer, "o": ["red", "blue"]} for index, answer in enumerate(["A", "red"])]
     columns = {"question": "q", "answer": "a", "options": "o"}

@@ -131,6 +131,7 @@ def test_a_number_as_an_answer_is_its_text() -> None:
         ({"a": [{"answer": None}]}, "null as an answer"),
         ({"a": " "}, "nothing but white space as an answer"),
         ({"a": ""}, "nothing as an answer"),
+        ({"a": "\u200b"}, "nothing but white space as an answer"),
         ({"q": None}, "null as 'q'"),
         ({"q": "<video> what ?"}, "video is not read"),
     ],

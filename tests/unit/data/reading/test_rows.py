@@ -37,6 +37,7 @@ def answered(value: Any) -> dict[str, Any]:
         ({"set": 0}, "set", "0"),
         ({"task": None}, None, "all"),
         ({"task": ""}, None, "all"),
+        ({"task": "\u200b", "task_name": "b"}, None, "b"),
         ({}, None, "all"),
     ],
 )
@@ -241,6 +242,9 @@ def test_keys_that_are_not_known_are_ignored() -> None:
         (answered([["a"]]), "a list as a part of an answer"),
         (answered([]), "a blank answer"),
         (answered(" \n"), "a blank answer"),
+        (answered("\u200b"), "a blank answer"),
+        (answered("\ufeff \u00ad"), "a blank answer"),
+        ({"conversations": [says("\u200b"), GPT]}, "a blank question"),
         (answered("\ud800"), "half a character"),
         (answered(f"a{IMAGE}"), "U\\+FDD0"),
         ({**SPOKEN, "video": "x.mp4"}, "has 'video'; video is not read"),
