@@ -18,8 +18,10 @@ IGNORED = -100  # the label of every token that is not supervised
 
 
 def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Numbers as a tensor on a device. (`torch.tensor(numbers, device=...)` waits for all that a card has to do.)"""
-    return torch.tensor(numbers).to(device, non_blocking=True)
+    """Whole numbers as a tensor on a device. (`torch.tensor(numbers, device=...)` waits for all that a card has to
+    do.)
+    """
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
 
 def image_token_ids(config: Any) -> list[int]:

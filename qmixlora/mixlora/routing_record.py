@@ -36,7 +36,7 @@ def mixture_layers(model: PeftModel) -> list[str]:
 
 
 class RoutingStatistics:
-    """Sums the mixing matrices that instances (each segment of a sample) were given, by task: exact, in fp64, two
+    """Sums the mixing matrices that instances (each segment of a sample) were given, by task: exact, in fp64, a few
     operations per batch.
 
     An instance counts once, however its batch is cut for accumulation and whatever checkpointing computes again, since
@@ -55,11 +55,14 @@ class RoutingStatistics:
 
     def add(self, tasks: Tasks) -> None:
         """Count the batch that was last in the model; `tasks` are the labels of its B samples (of a sample with several
-        tasks: a list of one for each of its segments).
+        tasks: a list of one for each of its segments). Instances of other tasks do not count: in a conversation, those
+        of answers that are shown and not learned.
         """
-        ids = [self.ids[task] for task in self.tuner.last_labels(tasks)]
-        ids_N = to_device(ids, self.count_T.device)
-        self.sum_LTEF.index_add_(1, ids_N, self.tuner.last_selection().to(self.sum_LTEF.dtype))
+        labels, device = self.tuner.last_labels(tasks), self.count_T.device
+        places_N = to_device([place for place, task in enumerate(labels) if task in self.ids], device)
+        ids_N = to_device([self.ids[task] for task in labels if task in self.ids], device)
+        own_LNEF = self.tuner.last_selection().index_select(1, places_N)
+        self.sum_LTEF.index_add_(1, ids_N, own_LNEF.to(self.sum_LTEF.dtype))
         self.count_T.index_add_(0, ids_N, torch.ones_like(ids_N, dtype=self.count_T.dtype))
 
     def watch(self) -> RemovableHandle:

@@ -98,8 +98,10 @@ class StepStart(TrainerCallback):
         self.kept = None
 
     def announce(self, tasks: Iterable[str]) -> None:
-        """Say which tasks the next step has samples of."""
-        self.step_tasks = sorted({self.ids[task] for task in tasks}) if self.by_task else []
+        """Say which tasks the next step has samples of. Those that nothing is kept of are passed over: a conversation
+        may show an answer of a task that the run does not learn.
+        """
+        self.step_tasks = sorted({self.ids[task] for task in tasks if task in self.ids}) if self.by_task else []
 
     def rewind(self) -> bool:
         """Undo the changes of a step that was begun; return false if it was too late for that."""

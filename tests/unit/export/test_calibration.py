@@ -64,6 +64,16 @@ def test_a_pass_counts_every_answer_for_its_own_task(make_recipe: Callable[..., 
     torch.testing.assert_close(mean_LTEF[:, 1], own_LNEF[:, [1, 3, 4, 5]].mean(dim=1))
 
 
+def test_a_pass_leaves_out_answers_of_tasks_that_it_is_not_for(make_recipe: Callable[..., Recipe]) -> None:
+    """Those of a task that is learned nowhere are in the history of others."""
+    session = open_session(make_recipe(), [])
+    rows = mixed_rows(session.recipe)[:1]  # color, digit, color
+    mean_LTEF = calibrate(session, rows, ["color"])
+    session.model.eval()(**session.collator(rows))
+    torch.testing.assert_close(mean_LTEF[:, 0], session.model.base_model.last_selection()[:, [0, 2]].mean(dim=1))
+    assert not calibrate(session, rows, ["shape"]).any()
+
+
 def test_a_pass_leaves_the_model_in_its_mode_and_tells_how_far_it_is(make_recipe: Callable[..., Recipe]) -> None:
     session = open_session(make_recipe(train={"eval_batch_size": 7}), [])
     rows = only_tasks(load_split(session.recipe.data, "train"), ["color", "count"], "train")

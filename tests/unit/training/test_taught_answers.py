@@ -56,3 +56,22 @@ def test_a_run_records_every_answer_for_its_own_task(make_recipe: Callable[..., 
     with safe_open(run / "routing.safetensors", "pt") as file:
         assert json.loads(file.metadata()["tasks"]) == ["color", "digit"]
         assert file.get_tensor("count").tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("adapter", [{}, {"task_mix": 0.5}, {"route_on": "task"}])
+def test_a_task_of_answers_that_are_not_learned_is_none_of_the_runs(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, adapter: dict[str, object]
+) -> None:
+    """The answer stands in the conversation all the same: routed on the task, by the mean over those that are."""
+    shown = [{**turn, "weight": 0, "task": "place"} if turn["value"] == "red" else turn for turn in TURNS]
+    rows = [{"conversations": turns, "task": task} for turns, task in ((shown, "color"), (shown, "digit"))]
+    (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    recipe = make_recipe(
+        adapter={"projector": "frozen", **adapter},
+        data={"train": str(tmp_path / "d.json"), "test": None},
+        train={"max_steps": 2, "micro_batch_size": 2},
+    )
+    run = train(recipe, console=Console(quiet=True))
+    with safe_open(run / "routing.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["tasks"]) == ["color", "digit"]
+        assert file.get_tensor("count").tolist() == [1, 1]
