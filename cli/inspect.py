@@ -98,7 +98,8 @@ def _samples(subject: str, overrides: list[str], split: str, count: int, console
 
     console.print(Text(", ").join(marked(kind, name) for kind, name in KINDS.items()))
     for sample in shown:
-        told = f"[bold]{escape(sample.task)}[/bold]  {sample.length} tokens, {sample.supervised} supervised"
+        task = sample.task if isinstance(sample.task, str) else ", ".join(sample.task)
+        told = f"[bold]{escape(task)}[/bold]  {sample.length} tokens, {sample.supervised} supervised"
         console.print(told, highlight=False)
         console.print(Text(" ").join(marked(kind, piece.strip()) for kind, piece in sample.pieces))
     if is_run and not (Path(subject) / "routing.safetensors").is_file():

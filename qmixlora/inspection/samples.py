@@ -13,10 +13,11 @@ from qmixlora.session import open_collator
 
 class DecodedSample(NamedTuple):
     """`pieces` are (kind, text) with kind `routing` (prompt), `supervised` or `other`; lengths are in tokens. Every
-    answer ends in `end_token`; `notes` are what there is to know of the chat template (`Rendering.notes`).
+    answer ends in `end_token`; `notes` are what there is to know of the chat template (`Rendering.notes`). The task is
+    written as data writes it: where answers are of several, a list of one for each.
     """
 
-    task: str
+    task: str | list[str]
     length: int
     supervised: int
     pieces: list[tuple[str, str]]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from qmixlora.cli.inspect import inspect
 
 from qmixlora.data import IMAGE, load_split
 from qmixlora.errors import UserError
+from qmixlora.files import write_json
 from qmixlora.inspection.samples import DecodedSample, decode_samples
 from qmixlora.recipe import Recipe
 
@@ -49,3 +53,16 @@ def test_the_token_that_ends_an_answer_is_shown(recipe: Recipe) -> None:
     (sample,) = decode_samples(recipe, "train", 1)
     assert sample.end_token == "<eos>" and text_of(sample, "supervised").strip().endswith("<eos>")
     assert sample.notes == ["Every answer ends in '<eos>', which generation stops at."]
+
+
+def test_a_conversation_is_shown_with_the_task_of_every_answer(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"from": "human", "value": "what is it ?"}, {"from": "gpt", "value": "red"}] * 2
+    (tmp_path / "talk.json").write_text(json.dumps([{"task": ["color", "digit"], "conversations": turns}]))
+    recipe = make_recipe(data={"train": str(tmp_path / "talk.json"), "test": None})
+    (sample,) = decode_samples(recipe, "train", 1)
+    assert sample.task == ["color", "digit"]
+    write_json(tmp_path / "recipe.json", recipe.model_dump(mode="json", exclude_defaults=True))
+    inspect(str(tmp_path / "recipe.json"), samples=1)
+    assert "color, digit  " in capsys.readouterr().out
