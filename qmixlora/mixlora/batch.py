@@ -74,8 +74,8 @@ class BatchRouter:
         begins_B = before.begins_in(given, number_BS, start, len(tokens)) if before else None
         carried, selected = before.at_the_end() if before else (None, {})
         segments, reached_B = Segments.of_pass(number_BS, begins_B, tokens.device)
-        width = width_of(tokens)
-        layout: dict[str, Any] = {"carried": carried, "length": start + width, "width": width}
+        rows, width = len(tokens), width_of(tokens)
+        layout: dict[str, Any] = {"carried": carried, "length": start + width, "rows": rows, "width": width}
         if before and carried is not None and segments is None:
             cache = RoutingCache(mixing_matrices=dict(carried), selected=selected)
             context.current = replace(before, segments=None, cache=cache, **layout)

@@ -215,10 +215,9 @@ class MixLoraLayer(BaseTunerLayer):
     def _by_sample(self, x: Tensor) -> Tensor:
         """The input as B x S x I."""
         if x.dim() == 2:
-            prompt_BS = self.mixlora_context.current.prompt_BS
-            is_flat = not self.mixlora_reads_images and prompt_BS is not None and prompt_BS.numel() == len(x)
-            rows = len(prompt_BS) if prompt_BS is not None and is_flat else len(x)
-            x = x.view(rows, -1, x.shape[-1])
+            routing = self.mixlora_context.current
+            is_flat = not self.mixlora_reads_images and len(x) == routing.rows * routing.width
+            x = x.view(routing.rows if is_flat else len(x), -1, x.shape[-1])
         return x.flatten(1, -2)
 
     def _weight(self, x_BSI: Tensor, adapter_name: str) -> Tensor:

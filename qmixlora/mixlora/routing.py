@@ -60,8 +60,8 @@ class Routing:
 
     `carried`: the batch goes on from a key-value cache, and each sample begins in a segment whose mixing matrices
     (B x E x F) it has already. `reached_B`: the numbers of the samples' last segments (on the host), None where nobody
-    told of segments. `length`: the columns of the sequence up to the end of this pass, what is cached included; `width`
-    those of the pass.
+    told of segments. `length`: the columns of the sequence up to the end of this pass, what is cached included; `rows`
+    and `width` those of the pass.
     """
 
     prompt_BS: Tensor | None = None
@@ -75,6 +75,7 @@ class Routing:
     carried: Mapping[Key, Tensor] | None = None
     reached_B: Tensor | None = None
     length: int = 0
+    rows: int = 0
     width: int = 0
     cache: RoutingCache = field(default_factory=RoutingCache)
 
@@ -228,8 +229,8 @@ class RoutingContext:
         the batch's, so that it must be known what they are made from: not the layers' own input.)
         """
         whole = self.current
-        segments = whole.segments and whole.segments.at_columns(columns)
-        self.current = replace(whole, prompt_BS=None, instruction_BS=None, segments=segments)
+        segments, width = whole.segments and whole.segments.at_columns(columns), len(range(whole.width)[columns])
+        self.current = replace(whole, prompt_BS=None, instruction_BS=None, segments=segments, width=width)
         try:
             yield
         finally:

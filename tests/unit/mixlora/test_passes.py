@@ -252,3 +252,20 @@ def test_a_model_whose_adapters_were_cast_works(axes: dict[str, Any], dtype: tor
         cast = model.to(dtype)(input_ids=input_ids).logits
     assert cast.dtype == dtype
     torch.testing.assert_close(cast.float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_layers_of_tokens_in_one_row_go_on_from_a_cache(model: Any, rows: int) -> None:
+    """As shared experts do, which get B x S tokens flattened."""
+    input_ids = ids(rows, 9)
+
+    def passed() -> Tensor:
+        with torch.no_grad():
+            first = model(input_ids=input_ids[:, :4], use_cache=True)
+            rest = model(input_ids=input_ids[:, 4:], past_key_values=first.past_key_values)
+        return torch.cat([first.logits, rest.logits], dim=1)
+
+    expected = passed()
+    for block in model.get_decoder().layers:
+        block.mlp.forward = lambda x, whole=block.mlp.forward: whole(x.flatten(0, 1)).view_as(x)
+    torch.testing.assert_close(passed(), expected, **EXACT)

@@ -15,6 +15,7 @@ from qmixlora.backbone.levers.chunked_mlp import mlp_paths
 from qmixlora.data import load_conversations
 from qmixlora.errors import UserError
 from qmixlora.loss import supervised_logits, supervised_loss
+from qmixlora.mixlora import routed_as
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession, open_session
 from tests.families.case import Case
@@ -70,6 +71,27 @@ def test_a_step_in_chunks_is_the_step_of_the_whole(make_recipe: Callable[..., Re
         torch.testing.assert_close(chunked[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
     with torch.no_grad():
         torch.testing.assert_close(supervised_logits(session.model.eval(), batch), logits)
+
+
+def test_chunks_go_on_from_a_cache_within_an_answer(make_recipe: Callable[..., Recipe], rows: Any) -> None:
+    session = open_session(make_recipe(), [])
+    batch = session.collator(rows[:1])
+    told = {name: batch[name] for name in ("segments", "routing_mask")}
+    end = batch["input_ids"].shape[1]
+    cut = end - 2  # the last answer and the token that ends it
+    assert not batch["routing_mask"][0, cut:].any()
+
+    def rest() -> Tensor:
+        with torch.no_grad(), routed_as(session.model.eval(), **told):
+            first = session.model(input_ids=batch["input_ids"][:, :cut], pixel_values=batch["pixel_values"])
+            logits: Tensor = session.model(
+                input_ids=batch["input_ids"][:, cut:end], past_key_values=first.past_key_values
+            ).logits
+        return logits
+
+    whole = rest()
+    chunk_mlps(session.backbone, session.anatomy, 1)
+    torch.testing.assert_close(rest(), whole)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen3_vl", "qwen3_5", "idefics3"])
