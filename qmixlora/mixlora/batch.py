@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .config import MixLoraConfig
+from .given import Given
 from .inputs import (
     cached_length,
     check_prompts,
@@ -30,7 +31,7 @@ from .inputs import (
 )
 from .layer import Linear
 from .passes import Arguments, keep_with, kept_with
-from .routing import Given, OptimizerSteps, Routing, RoutingCache, RoutingContext, device_of
+from .routing import OptimizerSteps, Routing, RoutingCache, RoutingContext, device_of
 from .segments import Segments, Tasks, instance_labels
 from .selection import no_autocast, select, weights_of
 
@@ -66,12 +67,18 @@ class BatchRouter:
     def _is_disabled(self) -> bool:
         return any(layer.disable_adapters for layer in self.mixlora_layers)
 
+    @property
+    def _read_questions(self) -> bool:
+        return any(self._config(name).reads_questions for name in self.active_adapters)
+
     def _route(self, inputs: dict[str, Any], given: Given, learns: bool) -> None:
         context = self.mixlora_routing
         tokens, start = tokens_of(inputs), cached_length(inputs)
         number_BS, routing_mask_BS = given.of_pass(tokens, start)
         before = kept_with(inputs["past_key_values"]) if start else None
         begins_B = before.begins_in(given, number_BS, start, len(tokens)) if before else None
+        if before and self._read_questions:
+            given.check_questions(start, number_BS, routing_mask_BS, begins_B)
         carried, selected = before.at_the_end() if before else (None, {})
         segments, reached_B = Segments.of_pass(number_BS, begins_B, tokens.device)
         rows, width = len(tokens), width_of(tokens)
@@ -110,7 +117,7 @@ class BatchRouter:
         prompt_BS, instruction_BS = routing_masks(
             inputs, image_ids, routing_mask_BS, number_BS, segments, breaks, prompt_width
         )
-        if routing_mask_BS is None and any(self._config(name).reads_questions for name in self.active_adapters):
+        if routing_mask_BS is None and self._read_questions:
             check_prompts(prompt_BS, labels, segments)
         pictured_B = None
         if "input_ids" in inputs and any(layer.mixlora_reads_images for layer in self.mixlora_layers):

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from qmixlora.data import IGNORED, IMAGE, Conversation, load_conversations
+from qmixlora.mixlora import routed_as
 from qmixlora.mixlora.layer import Linear
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession, open_session
@@ -74,6 +75,20 @@ def logits_of(model: PeftModel, batch: dict[str, Any]) -> Tensor:
     with torch.no_grad():
         result: Tensor = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
     return result
+
+
+def passed(session: TunedSession, batch: dict[str, Any], start: int, end: int, cache: Any = None) -> Any:
+    """A pass over these columns of a batch, behind what is in the cache."""
+    told = {name: batch[name] for name in ("segments", "routing_mask")}
+    pixels = {} if start else {"pixel_values": batch["pixel_values"]}
+    with torch.no_grad(), routed_as(session.model, batch["tasks"], **told):
+        return session.model(
+            input_ids=batch["input_ids"][:, start:end],
+            attention_mask=batch["attention_mask"][:, :end],
+            past_key_values=cache,
+            use_cache=True,
+            **pixels,
+        )
 
 
 class Cut(NamedTuple):

@@ -167,59 +167,6 @@ def test_a_question_alone_is_of_its_own_task_not_of_the_conversations_last(make_
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], dim=1), taught, **CLOSE)
 
 
-def passed(session: TunedSession, batch: dict[str, Any], start: int, end: int, cache: Any = None) -> Any:
-    """A pass over these columns of a batch of one, behind what is in the cache."""
-    told = {name: batch[name] for name in ("segments", "routing_mask")}
-    pixels = {} if start else {"pixel_values": batch["pixel_values"]}
-    with torch.no_grad(), routed_as(session.model, batch["tasks"], **told):
-        return session.model(
-            input_ids=batch["input_ids"][:, start:end],
-            attention_mask=batch["attention_mask"][:, :end],
-            past_key_values=cache,
-            use_cache=True,
-            **pixels,
-        )
-
-
-@every_route
-def test_another_question_can_be_asked_behind_a_cache_that_is_cut_back_to_an_answer(
-    make_recipe: Make, route_on: str
-) -> None:
-    session = opened(make_recipe, route_on=route_on)
-    batch, other = (session.collator([conversation(session.recipe, 0, *turns)]) for turns in ((1, 2), (3,)))
-    kept = int((batch["segments"][0] == 0).sum())
-    cache = passed(session, batch, 0, batch["input_ids"].shape[1]).past_key_values
-    cache.crop(kept - cache.get_seq_length())
-    made = passed(session, other, kept, other["input_ids"].shape[1], cache).logits
-    torch.testing.assert_close(made, logits_of(session.model, other)[:, kept:], **CLOSE)
-
-
-def test_a_cache_that_is_cut_back_into_an_earlier_answer_is_refused(session: TunedSession) -> None:
-    batch = session.collator([conversation(session.recipe, 0, 1, 2)])
-    kept = int((batch["segments"][0] == 0).sum()) - 2
-    cache = passed(session, batch, 0, batch["input_ids"].shape[1]).past_key_values
-    cache.crop(kept - cache.get_seq_length())
-    with pytest.raises(ValueError, match="cut back into an earlier question or answer"):
-        passed(session, batch, kept, kept + 4, cache)
-
-
-def test_a_cache_goes_on_with_its_own_factors_after_another_batch(session: TunedSession) -> None:
-    long, short = (session.collator([conversation(session.recipe, *turns)]) for turns in ((0, 1, 2), (3,)))
-    width = long["input_ids"].shape[1]
-    cache = passed(session, long, 0, width - 1).past_key_values
-    passed(session, short, 0, short["input_ids"].shape[1])
-    made = passed(session, long, width - 1, width, cache).logits
-    torch.testing.assert_close(made, logits_of(session.model, long)[:, -1:], **CLOSE)
-
-
-def test_a_cache_repeated_for_several_answers_is_refused(session: TunedSession) -> None:
-    batch = session.collator([conversation(session.recipe, 0, 1)])
-    cache = passed(session, batch, 0, batch["input_ids"].shape[1]).past_key_values
-    cache.batch_repeat_interleave(2)
-    with torch.no_grad(), pytest.raises(ValueError, match="for 2 sequences is not as the last pass of the mixture"):
-        session.model(input_ids=batch["input_ids"][:, -1:].repeat(2, 1), past_key_values=cache)
-
-
 @pytest.mark.parametrize("turns", [(3,), (0, 1)])
 def test_padding_is_told_by_the_masks_of_a_static_cache(session: TunedSession, turns: tuple[int, ...]) -> None:
     """Stock generate, without `routed_as`: masks of queries and keys are what the model gets."""
