@@ -50,12 +50,12 @@ class Given:
         return number_BS, mask_BS
 
     def number_before(self, start: int, rows: int) -> Tensor | None:
-        """The number of the segment that the column before `start` belongs to (B, on the host); None where `segments`
-        do not tell of it.
+        """The number of the segment that the last token before column `start` belongs to (B, on the host), -1 where
+        there is padding alone; None where `segments` do not tell of it.
         """
         if self.segments is None or start > self.segments.shape[1]:
             return None
-        return self.segments[:, start - 1].cpu().repeat_interleave(rows // len(self.segments))
+        return self.segments[:, :start].cpu().amax(dim=1).repeat_interleave(rows // len(self.segments))
 
     def check_questions(
         self, start: int, number_BS: Tensor | None, mask_BS: Tensor | None, begins_B: Tensor | None

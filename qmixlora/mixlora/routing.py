@@ -139,7 +139,8 @@ class Routing:
         behind_B = given.number_before(start, rows)
         if start == self.length or self.reached_B is None or behind_B is None or number_BS is None:
             return self.reached_B
-        if ((behind_B < self.reached_B) & (number_BS == behind_B[:, None]).any(dim=1)).any():
+        is_earlier_B = (behind_B >= 0) & (behind_B < self.reached_B)  # -1: there is nothing but padding before the cut
+        if (is_earlier_B & (number_BS == behind_B[:, None]).any(dim=1)).any():
             raise ValueError(
                 "The cache was cut back into an earlier question or answer, whose factors are not kept. Cut it back to"
                 " the end of an answer, or run the whole prompt without past_key_values."

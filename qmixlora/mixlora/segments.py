@@ -47,8 +47,9 @@ class Segments:
     ) -> tuple[Segments | None, Tensor | None]:
         """(the segments of a forward pass, the number of each sample's last one), from the number of every token's.
 
-        `reached_B` are the numbers that samples go on from, whose segments a key-value cache holds. All numbers are on
-        the host. No segments where every sample stays in one, which needs nothing of all this.
+        `reached_B` are the numbers that samples go on from, whose segments a key-value cache holds (-1: padding alone,
+        as a segment of its own). All numbers are on the host. No segments where every sample stays in one, which needs
+        nothing of all this.
 
         Raises ValueError as `of`.
         """
@@ -167,7 +168,7 @@ def instance_labels(tasks: Tasks, rows: int, numbers: Sequence[range] | None) ->
         elif numbers is None:
             labels.append(own[-1])
         elif len(own) > numbers[row][-1]:
-            labels += [own[number] for number in numbers[row]]
+            labels += [own[max(number, 0)] for number in numbers[row]]  # padding, behind which a sample begins, has any
         else:
             raise ValueError(f"{len(own)} task labels for a sample of {numbers[row][-1] + 1} segments: give one each.")
     return labels

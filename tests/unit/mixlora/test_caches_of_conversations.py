@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from qmixlora.data import IMAGE
 from qmixlora.mixlora import routed_as
 from qmixlora.recipe import Recipe
 from qmixlora.session import TunedSession
 
-from .conversations import CLOSE, ROUTES, conversation, logits_of, opened, passed, up_to
+from .conversations import CLOSE, ROUTES, conversation, logits_of, opened, padded_left, passed, up_to
 
 Make = Callable[..., Recipe]
 every_route = pytest.mark.parametrize("route_on", ROUTES)
@@ -127,3 +128,32 @@ def test_an_answer_of_as_many_tokens_as_its_prompt_is_no_question(session: Tuned
     with torch.no_grad(), routed_as(session.model, **routing):
         cache = session.model(**inputs, use_cache=True).past_key_values
         session.model(input_ids=inputs["input_ids"], past_key_values=cache)
+
+
+@pytest.mark.parametrize("turns", [(3,), (3, 1)])
+def test_a_batch_is_cut_back_to_where_a_sample_has_padding_alone(session: TunedSession, turns: tuple[int, ...]) -> None:
+    long, short = conversation(session.recipe, 0, 1, 2, 3), conversation(session.recipe, *turns)
+    spoken: Any = [{**turn, "text": turn["text"].removeprefix(f"{IMAGE}\n")} for turn in short["turns"]]
+    rows: list[Any] = [long, {**short, "turns": spoken, "images": []}]
+    batch = padded_left(session.collator(rows))
+    kept, end = end_of_segment(batch, 0), batch["input_ids"].shape[1]
+    assert (batch["segments"][1, :kept] == -1).all()
+    whole = passed(session, batch, 0, end)
+    whole.past_key_values.crop(kept - end)
+    rest = passed(session, batch, kept, end, whole.past_key_values).logits
+    real_BS = batch["attention_mask"][:, kept:].bool()
+    torch.testing.assert_close(rest[real_BS], whole.logits[:, kept:][real_BS], **CLOSE)
+
+
+def test_a_cache_is_cut_back_to_padding_behind_an_answer(session: TunedSession) -> None:
+    """As in a batch that has grown turn by turn, where another sample's answer was longer."""
+    batch = session.collator([conversation(session.recipe, 0, 1, 2)])
+    end = end_of_segment(batch, 0)
+    padding = {"input_ids": 0, "attention_mask": 0, "segments": -1, "routing_mask": False}
+    for name, value in padding.items():
+        own = batch[name]
+        batch[name] = torch.cat([own[:, :end], torch.full_like(own[:, :2], value), own[:, end:]], dim=1)
+    whole = passed(session, batch, 0, batch["input_ids"].shape[1])
+    whole.past_key_values.crop(end + 2 - batch["input_ids"].shape[1])
+    rest = passed(session, batch, end + 2, batch["input_ids"].shape[1], whole.past_key_values).logits
+    torch.testing.assert_close(rest, whole.logits[:, end + 2 :], **CLOSE)
