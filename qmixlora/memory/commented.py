@@ -9,7 +9,7 @@ import yaml
 from transformers import PretrainedConfig
 
 from qmixlora.device import in_words
-from qmixlora.recipe import Edit, Recipe, leaves
+from qmixlora.recipe import Dumper, Edit, Recipe, leaves
 
 from .planner import room_on
 from .proposal import Proposal
@@ -30,7 +30,7 @@ STRING = "tag:yaml.org,2002:str"
 USED = 0.3  # of that peak: assumed, for NF4 weights that are unpacked at every use
 
 
-class _Lines(yaml.SafeDumper):
+class _Lines(Dumper):
     """One line for each value, behind which there is room for a comment."""
 
 

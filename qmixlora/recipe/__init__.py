@@ -19,6 +19,7 @@ from .schema import (
     Train,
 )
 from .steps import steps_of
+from .strict_yaml import Dumper, dump_yaml
 from .validation import validate
 
 __all__ = [
@@ -31,12 +32,14 @@ __all__ = [
     "Checkpointing",
     "Columns",
     "Data",
+    "Dumper",
     "Edit",
     "Export",
     "Model",
     "Part",
     "Recipe",
     "Train",
+    "dump_yaml",
     "edited",
     "json_schema",
     "leaves",

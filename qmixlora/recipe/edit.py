@@ -14,7 +14,7 @@ from qmixlora.errors import UserError
 from .migration import migrated
 from .schema import Recipe
 from .section import Section, section_in
-from .strict_yaml import load_yaml
+from .strict_yaml import dump_yaml, load_yaml
 from .validation import validate
 
 
@@ -39,9 +39,9 @@ class Edit:
                 raise UserError(f"An override has the form section.key=value, not {override!r}.", where="command line")
             try:
                 values[path] = load_yaml(text) if text else None
-            except yaml.YAMLError:
-                where = f"override {override!r}"
-                raise UserError(f"{text!r} is not a YAML value.", where=where, fix="Quote it.") from None
+            except yaml.YAMLError as error:
+                what = f"{text!r} is not a YAML value: {getattr(error, 'problem', error)}."
+                raise UserError(what, where=f"override {override!r}", fix="Quote it, if it is text.") from None
         return cls(migrated(values)[0])
 
     def apply(self, recipe: Recipe) -> Recipe:
@@ -67,7 +67,7 @@ class Edit:
 
     def yaml(self) -> str:
         """The edit as sections of a recipe."""
-        return yaml.safe_dump(self.put_into({}), sort_keys=False)
+        return dump_yaml(self.put_into({}))
 
     def __str__(self) -> str:
         return " ".join(self.overrides())
@@ -93,7 +93,7 @@ def _as_typed(value: Any) -> str:
     if isinstance(value, str) and _reads_as_itself(value):
         return value
     quoted = '"' if isinstance(value, str) else None
-    text = yaml.safe_dump(value, default_style=quoted, default_flow_style=True, width=math.inf)
+    text = dump_yaml(value, default_style=quoted, default_flow_style=True, width=math.inf)
     return text.removesuffix("...\n").strip()  # the mark with which YAML ends a bare scalar
 
 

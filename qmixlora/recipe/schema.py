@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import AliasChoices, ConfigDict, Field
 
 from . import template
 from .section import Section
+from .strict_yaml import dump_yaml
 
 EMBEDDED, REAL = "embedded", "real"  # values of model.id and data.train for the demo's own backbones and data
 MADE_HERE = (EMBEDDED, REAL)
@@ -291,7 +291,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults written out."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+        return dump_yaml(self.model_dump())
 
 
 def _absolute(name: Any) -> Any:

@@ -1,18 +1,44 @@
 """YAML in which no key stands twice, as its standard says (PyYAML takes the last one and says nothing), and every alias
 is a value of its own, so that an edit of one changes no other.
+
+Numbers are those of YAML 1.2. PyYAML has those of 1.1, in which 010 is 8, 1:30 is 90, and 1e3 is text.
 """
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NUMBERS = {  # of the core schema of YAML 1.2, and the underscores of 1.1, which nobody misreads
+    _INT: re.compile(r"(?:[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+)\Z"),
+    _FLOAT: re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+    ),
+}
+_FIRST = list("-+.0123456789")  # characters of them
+
 
 class _Loader(yaml.SafeLoader):
     """The safe loader; it looks before `<<` is put in, whose keys may stand again."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - of the class, as PyYAML has it
+        first: [(tag, pattern) for tag, pattern in known if tag not in _NUMBERS]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        """Construct a whole number; one that is another to readers of YAML 1.1 is none."""
+        text = self.construct_scalar(node).replace("_", "")
+        if re.match("[-+]?0[0-9]", text):
+            problem = f"{node.value} begins with 0; write {int(text)} (numbers in base 8 begin with 0o)"
+            raise ConstructorError(None, None, problem, node.start_mark)
+        return int(text, 0)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -40,6 +66,21 @@ class _Loader(yaml.SafeLoader):
             raise ConstructorError(None, None, problem, node.start_mark) from None
         self.constructed_objects.pop(node, None)
         return value
+
+
+class Dumper(yaml.SafeDumper):
+    """The safe dumper, which quotes what is a number to readers of YAML 1.1 or 1.2 and was a text."""
+
+
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, _FIRST)
+    Dumper.add_implicit_resolver(_tag, _pattern, _FIRST)
+_Loader.add_constructor(_INT, _Loader.construct_int)
+
+
+def dump_yaml(values: Any, **options: Any) -> str:
+    """Values as YAML text, keys in their order; `options` as `yaml.dump` has them."""
+    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, **options))
 
 
 def load_yaml(text: str) -> Any:

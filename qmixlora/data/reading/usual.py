@@ -9,9 +9,8 @@ from itertools import takewhile
 from string import ascii_lowercase
 from typing import Any
 
-import yaml
-
 from qmixlora.errors import UserError
+from qmixlora.recipe import dump_yaml
 
 from .rows import DIALOGUES, SYSTEM_FIELDS, TASK_FIELDS
 from .sources import Source
@@ -63,7 +62,7 @@ def columns_to_set(row: Mapping[str, Any]) -> str:
     usual = _of_rows([row], {}, None)
     if usual is None:
         return ""
-    columns = yaml.safe_dump(usual.columns, default_flow_style=True, sort_keys=False, width=WIDE).strip()
+    columns = dump_yaml(usual.columns, default_flow_style=True, width=WIDE).strip()
     template = "" if usual.template is None else f" and data.template: {json.dumps(usual.template)}"
     return f"; set data.columns: {columns}{template}"
 

@@ -99,10 +99,10 @@ def test_words_that_yaml_reads_as_themselves_are_typed_bare() -> None:
     assert edit.overrides() == ["model.quantization=none", 'data.train="yes"', "model.revision=null"]
 
 
-@pytest.mark.parametrize("word", ["2024-02-30", "2024-02-28", "9" * 5000])
+@pytest.mark.parametrize("word", ["2024-02-30", "2024-02-28", "9" * 5000, "1e3", "010"])
 def test_words_that_yaml_would_read_as_a_date_or_number_are_quoted(word: str) -> None:
-    [typed] = Edit({"train.output": word}).overrides()
-    assert Edit.parse([typed]) == Edit({"train.output": word})
+    for edit in (Edit({"train.output": word}), Edit({"train.report_to": [word]})):
+        assert Edit.parse(edit.overrides()) == edit
 
 
 def test_as_yaml_it_is_sections_of_a_recipe() -> None:

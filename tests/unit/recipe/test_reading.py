@@ -32,6 +32,32 @@ def test_numbers_are_read_as_yaml_writes_them(write: Write) -> None:
     assert load_recipe(path).train.learning_rate == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e3", 1000), ("2E+1", 20), ("1_000", 1000), ("0o10", 8), ("0x10", 16), ("10.", 10), ("+7", 7)],
+)
+def test_numbers_of_yaml_1_2_are_numbers(write: Write, text: str, number: int) -> None:
+    path = write(f"model: {{id: m}}\ndata: {{train: d}}\ntrain: {{max_steps: {text}}}")
+    assert load_recipe(path).train.max_steps == number == load_recipe(path, [f"train.epochs={text}"]).train.epochs
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("010", "write 10 .*0o"), ("-016", "write -16 .*0o"), ("08", "write 8 .*0o"), ("1:30", "got '1:30'")],
+)
+def test_numbers_that_yaml_1_1_reads_in_bases_of_8_and_60_are_refused(write: Write, text: str, message: str) -> None:
+    start = "model: {id: m}\ndata: {train: d}\n"
+    for name, overrides in ((f"{start}train: {{max_minutes: {text}}}", []), (start, [f"train.max_minutes={text}"])):
+        with pytest.raises(UserError, match=message):
+            load_recipe(write(name), overrides)
+
+
+@pytest.mark.parametrize("text", ["1e3", "08", "010", "0o10", "1:30", "1_000", "12e4567"])
+def test_a_text_that_a_reader_of_yaml_takes_for_a_number_is_written_as_text(write: Write, text: str) -> None:
+    recipe = validate({"model": {"id": "m", "revision": text}, "data": {"train": [{"path": "d", "split": text}]}}, "x")
+    assert load_recipe(write(recipe.to_yaml())) == recipe and validate(yaml.safe_load(recipe.to_yaml()), "y") == recipe
+
+
 def test_overrides_stand_over_the_file(write: Write) -> None:
     path = write(yaml.safe_dump({**MINIMAL, "adapter": {"r": 3}}))
     recipe = load_recipe(path, ["adapter.r=2", "train.checkpointing.enabled=false", "data.validation=v.json"])
@@ -100,7 +126,7 @@ def test_what_is_nested_too_deeply_is_refused(write: Write) -> None:
 def test_an_override_that_cannot_be_is_refused(write: Write, text: str) -> None:
     with pytest.raises(UserError, match="not a YAML value") as refused:
         load_recipe(write(yaml.safe_dump(MINIMAL)), [f"train.output={text}"])
-    assert refused.value.fix == "Quote it."
+    assert refused.value.fix == "Quote it, if it is text."
 
 
 def test_an_override_of_a_section_that_others_repeat_changes_it_alone(write: Write) -> None:
