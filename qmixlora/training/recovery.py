@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from qmixlora import processes
-from qmixlora.errors import UserError
+from qmixlora.errors import UserError, typed
 
 from .checkpoints import checkpoint_at, damage, step_of
 
@@ -140,6 +140,16 @@ class StepStart(TrainerCallback):
         if torch.cuda.is_available():
             self.random["cuda"] = torch.cuda.random.get_rng_state()
         self.begun = True
+
+
+def how_to_go_on(folder: Path, step: int, steps: int) -> str:
+    """What is said of a run of so many steps that an error has ended, and whose last checkpoint is of a step."""
+    again = typed("train", folder, "--resume")
+    return (
+        f"Step {step} of {steps} is kept. Go on with: {again}\n"
+        "That takes the same training rows. To go on without one of them, end this run where it is "
+        f"({again} train.max_steps={step}), and begin another on the others with what it learned: --init-from {folder}"
+    )
 
 
 def keep_last_step(trainer: Trainer, start: StepStart, first_step: int, *, anew: bool = False) -> bool:

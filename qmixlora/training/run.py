@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ from qmixlora.session import TunedSession, open_collator, open_session
 
 from .best import take_best
 from .callbacks import ProgressDisplay, RoutingLog
-from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint
+from .checkpoints import STATE, SealedCheckpoints, keep_all, last_checkpoint, step_of
 from .earlier import set_aside
 from .features import with_cached_features
 from .finite import NotFiniteError
 from .guard import check_has_images, check_kinds
 from .history import History, check_same_adapter, check_same_base
 from .look_ahead import check_look_ahead
-from .recovery import During, Moment, OutOfMemoryError, StepStart, keep_last_step
+from .recovery import During, Moment, OutOfMemoryError, StepStart, how_to_go_on, keep_last_step
 from .schedule import check_more_steps, schedule_problems
 from .start import MORE_STEPS, Start, started
 from .stopping import Stop, StopAskedError
@@ -175,7 +176,7 @@ def _fit(
     start: Start,
     console: Console,
 ) -> TrainerState:
-    """Take all steps that are left; returns the state after the last.
+    """Take all steps that are left; returns the state after the last. Whatever ends it before, the last step is kept.
 
     Raises OutOfMemoryError, NotFiniteError, the end that was asked for, and errors of callbacks.
     """
@@ -201,6 +202,9 @@ def _fit(
                 keep_all(trainer.callback_handler.callbacks)  # who looks for the cause may want an older one
                 keep_last_step(trainer, begun, first)
             raise
+        except Exception:
+            _keep_and_tell(trainer, begun, first, folder)
+            raise
         if done is None:
             keep_last_step(trainer, begun, first, anew=True)
             during: During = "evaluation" if trainer.control.should_evaluate and not begun.torn else "training"
@@ -208,6 +212,18 @@ def _fit(
         return trainer.state
     finally:
         display.close()
+
+
+def _keep_and_tell(trainer: SupervisedTrainer, begun: StepStart, first: int, folder: Path) -> None:
+    """Keep the last step of a run that an error ends, whatever it is, and say how to go on; of an error of one of
+    several processes the others know nothing, and would not take part.
+    """
+    if processes.are_several():
+        return
+    with suppress(Exception):  # what keeps a step from being written is told less than what ended the run
+        keep_last_step(trainer, begun, first)
+        if (checkpoint := last_checkpoint(folder)) is not None:
+            trainer.say(how_to_go_on(folder, step_of(checkpoint), trainer.state.max_steps))
 
 
 def _watch(trainer: SupervisedTrainer, session: TunedSession, tasks: list[str], stop: Stop, folder: Path) -> StepStart:

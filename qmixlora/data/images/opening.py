@@ -30,6 +30,7 @@ BEGINNINGS = {  # of files that stand where an image should, and what helps
     b"%!PS": "It is PostScript; convert it to PNG.",
     b"%PDF": "It is a PDF; convert its pages to PNG.",
 }
+SOONER = "data.check_images: full looks at all images, whole, before the first step."
 HEIF = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")  # from the fifth byte on
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it writes of broken files where nothing else is set up
 
@@ -40,12 +41,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_ALONE.acquire, after_in_parent=_ALONE.release, after_in_child=_ALONE.release)
 
 
-def open_images(files: Sequence[ImageFile]) -> list[Image.Image]:
+def open_images(files: Sequence[ImageFile], *, named_by: str = "") -> list[Image.Image]:
     """Decode images to RGB, as a viewer shows them (see `as_seen`). Raises UserError as `check_body`.
 
     Their pixels are not counted here: `check_header` did, when the rows were read.
     """
-    return [_decoded(file) for file in files]
+    return [_decoded(file, named_by) for file in files]
 
 
 def image_size(file: ImageFile) -> tuple[int, int]:
@@ -109,9 +110,9 @@ def _opened(file: ImageFile, named_by: str = "") -> Iterator[Image.Image]:
     except UserError:
         raise
     except Exception as error:  # Pillow and its plugins raise nearly everything for a broken file
-        raise UserError(
-            f"An image cannot be read: {_reason(error)}.", where=place, fix="Replace the file, or remove the sample."
-        ) from None
+        sooner = f" {SOONER}" if named_by else ""
+        fix = f"Replace the file, or remove the sample.{sooner}"
+        raise UserError(f"An image cannot be read: {_reason(error)}.", where=place, fix=fix) from None
 
 
 def _content(file: ImageFile) -> BinaryIO:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from qmixlora.data.formats import Conversation, Turn, question_about
+from qmixlora.data.formats import Conversation, Turn, question_about, sample_name
 from qmixlora.data.images.opening import blank_image, open_images
 from qmixlora.data.images.shapes import naming_refused_images
 from qmixlora.errors import UserError
@@ -179,7 +179,7 @@ class Collator:
     def _encode(
         self, texts: list[str], rows: Sequence[Conversation], side: str
     ) -> tuple[dict[str, Any], list[Encoded]]:
-        images = [open_images(row["images"]) for row in rows]
+        images = [open_images(row["images"], named_by=sample_name(row)) for row in rows]
         if any(images) and not all(images) and not self.mixes:
             raise UserError(MIXED, where="", fix="Set the batch size to 1.")
         reader = PieceTokenizer(self.template.letters)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from transformers import TrainerCallback
 
+from qmixlora.errors import UserError
 from qmixlora.out_of_memory import is_out_of_memory
-from qmixlora.recipe import Recipe
-from qmixlora.training import train, train_within_memory
+from qmixlora.recipe import Recipe, edited
+from qmixlora.training import SupervisedTrainer, run, train, train_within_memory
 
 from .card import NOISY, Card, assert_equal, records, resumed_from, weights
 from .helpers import QUIET
@@ -44,6 +49,65 @@ def test_a_finished_run_is_not_trained_on(make_recipe: Callable[..., Recipe], ca
     recipe = make_recipe(train={"save_every": 4})
     before = weights(train(recipe, console=QUIET))
     assert_equal(weights(train(recipe, resume=True, console=QUIET)), before)
+
+
+def break_images(folder: Path) -> None:
+    for path in {*folder.iterdir()} - {folder / "train-00000.png"}:  # which every start looks at
+        path.write_bytes(path.read_bytes()[:-60])  # the header is whole
+
+
+def raise_error(folder: Path) -> None:
+    raise RuntimeError("a tracker's server is gone")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (break_images, r"cannot be read[\s\S]*\.png \(named by .*line \d+, row \d+[\s\S]*check_images: full"),
+        (raise_error, "a tracker's server is gone"),
+    ],
+)
+def test_whatever_goes_wrong_the_steps_before_are_kept_and_the_run_goes_on_when_it_is_mended(
+    make_recipe: Callable[..., Recipe],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[Path], None],
+    message: str,
+) -> None:
+    own = shutil.copytree(data, tmp_path / "own")
+    spec = {"max_steps": 6, "save_every": 4, "micro_batch_size": 2, "gradient_accumulation": 2}
+
+    def recipe_of(name: str) -> Recipe:
+        source, output = {"train": str(own / "train.json")}, {"output": str(tmp_path / name)}
+        return make_recipe(adapter=NOISY, data=source, train={**spec, **output})
+
+    straight, make_trainer = train(recipe_of("straight"), console=QUIET), run.make_trainer
+
+    class AtStep3(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                fault(own / "images")
+
+    def made(*arguments: Any) -> SupervisedTrainer:
+        trainer = make_trainer(*arguments)
+        trainer.add_callback(AtStep3())
+        return trainer
+
+    monkeypatch.setattr(run, "make_trainer", made)
+    told, folder = io.StringIO(), tmp_path / "broken"
+    with pytest.raises((UserError, RuntimeError), match=message):
+        train(recipe_of("broken"), console=Console(file=told))
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]
+    assert f"Step 3 of 6 is kept. Go on with: qmixlora train {folder} --resume\n" in told.getvalue()
+    monkeypatch.setattr(run, "make_trainer", make_trainer)
+    ended = shutil.copytree(folder, tmp_path / "ended")  # as is said of other rows: here, those that are whole
+    train(edited(recipe_of("ended"), ["train.max_steps=3"]), resume=True, console=QUIET)
+    others = make_recipe(adapter=NOISY, train={**spec, "output": str(tmp_path / "others")})
+    train(others, init_from=ended, console=QUIET)
+    shutil.rmtree(own)
+    shutil.copytree(data, own)
+    assert_equal(weights(train(recipe_of("broken"), resume=True, console=QUIET)), weights(straight))
 
 
 MESSAGES = [
