@@ -27,7 +27,7 @@ from .adapter import (
     read_config,
     read_weights,
 )
-from .backbone import Anatomy, are_others, how_to_bring_back, load_backbone, open_processor, recorded
+from .backbone import Anatomy, base_record, load_backbone, open_processor, tell_other_base
 from .backbone.full_precision import train_in_fp32
 from .backbone.image_tokens import limit_image_tokens
 from .backbone.levers import shard_layers, without_levers
@@ -111,15 +111,15 @@ def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
     """Load the backbone and put a fresh adapter on it; only the adapter (and projector) is trainable, in fp32.
 
-    `tasks` are the labels in the training data, for adapters that route on them. The session's recipe says on which
-    weights the adapter is (`model.learned_on`).
+    `tasks` are the labels in the training data, for adapters that route on them. The session's recipe says what the
+    adapter is on (`model.learned_on`).
 
     Raises UserError as `load_backbone`; if no layer of the model matches `adapter.target_modules`; or if images cannot
     keep to `data.max_image_tokens`.
     """
     backbone, anatomy, collator = _load(recipe, to_shard=processes.are_sharded())
     torch.manual_seed(recipe.train.seed)
-    learned_on = {"learned_on": recorded(recipe.model, backbone.config)}
+    learned_on = {"learned_on": base_record(recipe.model, backbone.config)}
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=learned_on)})
     config = adapter_config(recipe.adapter, anatomy, tasks)
     if isinstance(config, MixLoraConfig):
@@ -192,22 +192,13 @@ def _open_adapter(recipe: Recipe, folder: Path, adapter: Path) -> TunedSession:
     check_unchanged(folder, [_within(folder, config_file)], "The adapter")
     recipe = recipe.model_copy(update={"model": model_below(adapter, recipe.model)})
     backbone, anatomy, collator = _load(recipe)
-    _tell_other_weights(recipe.model, recorded(recipe.model, backbone.config), folder)
+    tell_other_base(recipe.model, base_record(recipe.model, backbone.config), folder)
     model = with_fresh_adapter(recipe, backbone, config)
     load_adapter(model, weights, where=str(weights_file))
     check_unchanged(folder, [_within(folder, weights_file)], "The adapter")  # when what does not fit has been named
     if change := first_change(folder, ["recipe.yaml"]):
         print(f"{folder}: the recipe was changed since the run wrote it: {change}.", file=sys.stderr)
     return TunedSession(recipe, model.eval(), anatomy, collator)
-
-
-def _tell_other_weights(spec: Model, now: Mapping[str, str], folder: Path) -> None:
-    if are_others(spec.learned_on, now):
-        print(
-            f"{folder}: the weights of {spec.id} are not those that the adapter was trained on; its answers, and what"
-            f" is made of it, are of another model. If that is not meant, {how_to_bring_back(spec.learned_on, now)}.",
-            file=sys.stderr,
-        )
 
 
 def _within(folder: Path, file: Path) -> str:

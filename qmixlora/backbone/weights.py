@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,15 +83,3 @@ def _stored(path: Path) -> Iterator[_Stored]:
             start, end = item["data_offsets"]
             told = json.dumps([name, item["dtype"], item["shape"]])
             yield _Stored(told, path, 8 + size + start, end - start)
-
-
-def are_others(own: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether weights are others than those of a record, as far as both are known."""
-    return WEIGHTS in own and WEIGHTS in now and own[WEIGHTS] != now[WEIGHTS]
-
-
-def how_to_bring_back(own: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """How the weights of a record are had again, where others are there now."""
-    if COMMIT in own and own[COMMIT] != now.get(COMMIT):
-        return f"set model.revision: {own[COMMIT]}, of which they are"
-    return "bring those back"

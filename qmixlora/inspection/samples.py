@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
+from qmixlora.backbone import reader_record, tell_other_base
 from qmixlora.data import IGNORED, load_split, one_answer_each, rendering_of
 from qmixlora.recipe import Recipe
 from qmixlora.session import open_collator
@@ -28,6 +30,8 @@ class DecodedSample(NamedTuple):
 def decode_samples(recipe: Recipe, split: str, count: int) -> Iterator[DecodedSample]:
     """The first samples of a split as the collator makes them. Raises UserError as loading the data does."""
     collator = open_collator(recipe)
+    if recipe.model.learned_on:
+        tell_other_base(recipe.model, reader_record(recipe.model), Path(recipe.train.output))
     processor = collator.processor
     rows, rendering = (
         one_answer_each(load_split(recipe.data, split), collator.template),

@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from qmixlora.backbone import are_others, how_to_bring_back
+from qmixlora.backbone import how_to_bring_back, others_in
 from qmixlora.backbone.levers.table import LEVERS
+from qmixlora.backbone.weights import WEIGHTS
 from qmixlora.errors import UserError, typed
 from qmixlora.files import append_to_log, read_log, replacing
 from qmixlora.recipe import Model, Recipe, leaves, load_run_recipe
@@ -68,7 +69,7 @@ def refused(changes: list[Change], new: Recipe, own: Recipe) -> list[Change]:
     )
     may = (*MAY_CHANGE, *(lever.key for lever in LEVERS if lever.learns_the_same and lever.key not in BATCH))
     may += BATCH if same_batch else ()
-    may += ("model.id", "model.revision") if own.model.learned_on else ()  # whose weights are compared
+    may += ("model.id", "model.revision") if WEIGHTS in own.model.learned_on else ()  # which are compared
     return [
         change
         for change in changes
@@ -123,14 +124,16 @@ def check_same_adapter(recipe: Recipe, tasks: Sequence[str], run: Path) -> None:
 
 
 def check_same_base(model: Model, run: Path) -> None:
-    """Raise UserError if a model that was loaded has other weights than those that a run learned on."""
+    """Raise UserError if a model that was loaded has other weights than those that a run learned on, or reads texts or
+    images in another way.
+    """
     own = own_recipe(run)
-    if own is not None and are_others(own.model.learned_on, model.learned_on):
+    if own is not None and (others := others_in(own.model.learned_on, model.learned_on)):
         again = how_to_bring_back(own.model.learned_on, model.learned_on)
         raise UserError(
-            f"The weights of the model are not those that the run in {run} learned on.",
+            f"Of the model, this is not what the run in {run} learned on: {others}.",
             where=f"model.id: {model.id}",
-            fix=f"To go on from what it learned, {again}; or begin a new run on these weights with a fresh adapter.",
+            fix=f"To go on from what it learned, {again}; or begin a new run on this model with a fresh adapter.",
         )
 
 

@@ -18,7 +18,7 @@ from tests.conftest import CommandLine
 from .conftest import Runs
 from .damages import DAMAGES, Damage, doubled, emptied, flipped, missing, truncated, zeroed
 
-OTHER_WEIGHTS = "are not those that the adapter was trained on"
+OTHER_BASE = "this is not what the adapter was trained on: "
 WEIGHTS, CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
 
 
@@ -59,7 +59,7 @@ def test_other_weights_below_a_run_are_told_and_moved_ones_are_not(
     recipe = (finished / "recipe.yaml").read_text()
     (finished / "recipe.yaml").write_text(recipe.replace(str(backbone), str(moved)))
     done = qmixlora("eval", finished, "--task", "digit")
-    assert done.code == 0 and OTHER_WEIGHTS not in done.stderr
+    assert done.code == 0 and OTHER_BASE not in done.stderr
     nudge(moved / "model.safetensors")
     for command in (
         ["eval", finished, "--task", "digit"],
@@ -68,8 +68,14 @@ def test_other_weights_below_a_run_are_told_and_moved_ones_are_not(
         ["inspect", finished, "--interference", "--batches", 1],
     ):
         done = qmixlora(*command)
-        assert done.code == 0 and done.stderr.count(OTHER_WEIGHTS) == 1, (command, done.stderr)
-    assert f"the weights of {moved}" in done.stderr and "bring those back" in done.stderr
+        assert done.code == 0 and done.stderr.count(OTHER_BASE) == 1, (command, done.stderr)
+    assert f"of {moved}, {OTHER_BASE}weights." in done.stderr and "bring back what there was" in done.stderr
+    shutil.copyfile(backbone / "model.safetensors", moved / "model.safetensors")
+    template = moved / "chat_template.jinja"
+    template.write_text("Please " + template.read_text())
+    for command in (["eval", finished, "--task", "digit"], ["inspect", finished, "--samples", 1]):
+        done = qmixlora(*command)
+        assert done.code == 0 and done.stderr.count(f"{OTHER_BASE}chat template.") == 1, (command, done.stderr)
 
 
 def nudge(file: Path) -> None:

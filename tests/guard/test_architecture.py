@@ -29,9 +29,10 @@ STANDS_ON = {  # floor of qmixlora -> the floors that it imports; each stands on
     "out_of_memory": {"errors", "processes"},
     "recipe": {"errors"},
     "registration": set(),
+    "reader": set(),
     "mixlora": set(),
-    "backbone": {"errors", "bases", "progress", "device", "recipe"},
-    "data": {"errors", "files", "progress", "parallel", "garbage", "recipe", "mixlora"},
+    "backbone": {"errors", "bases", "progress", "device", "recipe", "reader"},
+    "data": {"errors", "files", "progress", "parallel", "garbage", "recipe", "reader", "mixlora"},
     "adapter": {"errors", "files", "bases", "recipe", "mixlora", "backbone"},
     "session": {
         "errors",

@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import PIL
 from datasets import Dataset
@@ -17,6 +16,7 @@ from qmixlora.data.refusals import Refusals
 from qmixlora.data.rendering.collate import Collator
 from qmixlora.data.rendering.lengths import Lengths
 from qmixlora.files import cache_folder, write_json
+from qmixlora.reader import read_by
 from qmixlora.recipe import Data
 
 from .look import look_at
@@ -75,16 +75,11 @@ def _place_of(rows: Dataset, collator: Collator, data: Data) -> Path:
     """The file for some rows (a table of `store`, which is another one when anything in it changes) and the images that
     they name, told apart by all that a verdict depends on.
     """
-    tokenizer: Any = collator.processor.tokenizer
     settings = (
         data.max_length, data.max_pixels, data.max_image_tokens, data.check_images, collator.template_arguments,
         *collator.special_tokens,
     )  # fmt: skip
-    reader = (
-        collator.processor.to_json_string(),
-        collator.processor.chat_template,
-        tokenizer.backend_tokenizer.to_str(),
-    )
+    reader = sorted(read_by(collator.processor).items())
     versions = (VERSION, APPEARANCE_VERSION, PIL.__version__)
     told = repr((versions, rows._fingerprint, images_state(rows), settings, reader))
     return cache_folder() / "verdicts" / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"

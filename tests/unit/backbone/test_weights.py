@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from qmixlora.backbone import are_others, how_to_bring_back, recorded
-from qmixlora.backbone.weights import SLICE, digest_of
+from qmixlora.backbone import how_to_bring_back, others_in
+from qmixlora.backbone.weights import SLICE, digest_of, recorded
 from qmixlora.recipe import Model
 
 BEFORE, NOW = {"weights": "a", "commit": "1"}, {"weights": "b", "commit": "2"}
@@ -73,18 +73,18 @@ def test_a_model_whose_files_are_not_found_has_no_record(tmp_path: Path) -> None
 
 
 def test_a_record_is_compared_by_weights_and_brought_back_by_commit() -> None:
-    assert are_others(BEFORE, NOW)
-    assert not are_others(BEFORE, {**NOW, "weights": "a"}) and not are_others({}, NOW)
-    assert how_to_bring_back(BEFORE, NOW) == "set model.revision: 1, of which they are"
+    assert others_in(BEFORE, NOW) == "weights"
+    assert not others_in(BEFORE, {**NOW, "weights": "a"}) and not others_in({}, NOW)
+    assert how_to_bring_back(BEFORE, NOW) == "set model.revision: 1"
     assert how_to_bring_back({"weights": "a"}, NOW) == how_to_bring_back(BEFORE, {**NOW, "commit": "1"})
 
 
 LOAD = """
 import json
-from qmixlora.backbone import load_backbone, recorded
+from qmixlora.backbone import base_record, load_backbone
 from qmixlora.recipe import Model
 spec = Model(id="someone/model", dtype="float32")
-print(json.dumps(recorded(spec, load_backbone(spec)[0].config)))
+print(json.dumps(base_record(spec, load_backbone(spec)[0].config)))
 """
 
 
@@ -106,7 +106,7 @@ def test_a_model_on_the_hub_is_known_by_its_commit_and_its_weights(backbone: Pat
         assert done.returncode == 0, done.stderr
         records.append(json.loads(done.stdout.splitlines()[-1]))
     assert [record["commit"] for record in records] == ["a" * 40, "b" * 40, "c" * 40]
-    assert [are_others(records[0], record) for record in records] == [False, False, True]
+    assert [others_in(records[0], record) for record in records] == ["", "", "weights"]
     assert records[0]["weights"] == of_folder(backbone)["weights"]
 
 
@@ -121,4 +121,4 @@ def test_a_model_on_the_hub_is_known_by_its_commit_and_its_weights(backbone: Pat
     ],
 )
 def test_weights_are_others_where_both_are_known(own: dict[str, str], now: dict[str, str], others: bool) -> None:
-    assert are_others(own, now) is others
+    assert bool(others_in(own, now)) is others

@@ -138,13 +138,26 @@ def test_other_weights_are_refused_and_moved_weights_are_not(run: Recipe, backbo
     save_file({**tensors, name: tensors[name] + 1e-3}, moved / "model.safetensors", {"format": "pt"})
     before = content(folder)
     for recipe, how in ((go_on, {"resume": True}), (begin, {"init_from": folder})):
-        with pytest.raises(UserError, match=r"weights of the model are not those that the run in .* learned on"):
+        with pytest.raises(UserError, match=r"not what the run in .* learned on: weights\."):
             train(recipe, console=QUIET, **how)
     assert content(folder) == before
     train(begin, console=QUIET)  # with an adapter of its own
     shutil.copyfile(backbone / "model.safetensors", moved / "model.safetensors")
     train(go_on, resume=True, console=QUIET)
     assert load_run_recipe(folder).model.id == str(moved)
+
+
+def test_a_model_that_reads_in_another_way_is_refused_by_what_is_other(
+    run: Recipe, backbone: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(backbone, tmp_path / "moved"))
+    template = moved / "chat_template.jinja"
+    template.write_text("Please " + template.read_text())
+    go_on = edited(run, [f"model.id={moved}", "train.max_steps=5"])
+    with pytest.raises(UserError, match=r"not what the run in .* learned on: chat template\."):
+        train(go_on, resume=True, console=QUIET)
+    shutil.copyfile(backbone / template.name, template)
+    train(go_on, resume=True, console=QUIET)
 
 
 def test_a_run_of_before_bases_were_recorded_goes_on_and_records_its_own(run: Recipe) -> None:
