@@ -58,7 +58,8 @@ def _conflicts(recipe: Recipe) -> list[str]:
     adapter, problems = recipe.adapter, _secrets(recipe.model_dump())
     if adapter.method == "mixlora":
         if adapter.r > adapter.num_factors:
-            problems.append(f"adapter.r: {adapter.r} is more than adapter.num_factors, {adapter.num_factors}")
+            most = f"set adapter.r={adapter.num_factors} adapter.alpha={2 * adapter.num_factors}"  # LoRA's usual scale
+            problems.append(f"adapter.r: {adapter.r} is more than adapter.num_factors, {adapter.num_factors}; {most}")
         if adapter.gate == "weighted" and adapter.r == 1:
             problems.append("adapter.gate: weighted needs adapter.r >= 2 (one weight of mean 1 teaches nothing)")
         if adapter.router != "layer" and (adapter.route_on in OWN_INPUT or adapter.pairing != "tied"):
