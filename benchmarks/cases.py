@@ -36,7 +36,10 @@ LLAVA_7B, QWEN25_7B, QWEN3_8B = (
     "llava-hf/llava-1.5-7b-hf", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-VL-8B-Instruct",
 )  # fmt: skip
 EIGHT_BIT = "train.optimizer=adamw_8bit"
-CONDITIONAL = ("adapter.pairing=conditional", "adapter.gate=straight_through", "adapter.route_on=all")
+CONDITIONAL = (
+    "adapter.pairing=conditional", "adapter.gate=straight_through", "adapter.route_on=all", "adapter.r=4",
+    "adapter.alpha=8",
+)  # fmt: skip
 LORA = ("adapter.method=lora", "adapter.r=16")  # plain PEFT
 LEVERS = {
     "default": (),

@@ -102,7 +102,7 @@ def test_a_command_ends_with_the_one_that_comes_next(
         (("recipes", "copy", "tiny-cpu", made), f"Written: {made}.\nNext: qmixlora data {made} ("),
         (("data", recipe_file), f"qmixlora plan {recipe_file}\n"),
         (("report", run), f"Report: {run / 'report.html'}\nNext: qmixlora eval {run} ("),
-        (("eval", run), f"qmixlora export {run} --all (the first wrong answers: eval {run} --wrong 5)"),
+        (("eval", run), f"qmixlora export {run} --all (the first wrong answers: qmixlora eval {run} --wrong 5)"),
         (("inspect", run), f"qmixlora inspect {run} --routing ("),
     ):
         done = qmixlora(*words)
