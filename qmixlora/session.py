@@ -117,10 +117,11 @@ def open_session(recipe: Recipe, tasks: Sequence[str]) -> TunedSession:
     Raises UserError as `load_backbone`; if no layer of the model matches `adapter.target_modules`; or if images cannot
     keep to `data.max_image_tokens`.
     """
-    backbone, anatomy, collator = _load(recipe, to_shard=processes.are_sharded())
+    backbone, processor, anatomy = load_backbone(recipe.model, to_shard=processes.are_sharded())
     torch.manual_seed(recipe.train.seed)
-    learned_on = {"learned_on": base_record(recipe.model, backbone.config)}
+    learned_on = {"learned_on": base_record(recipe.model, backbone.config, processor)}
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=learned_on)})
+    collator = _limited(recipe, processor, backbone)
     config = adapter_config(recipe.adapter, anatomy, tasks)
     if isinstance(config, MixLoraConfig):
         config.image_tokens, config.image_breaks = image_tokens_of(collator)
@@ -191,8 +192,9 @@ def _open_adapter(recipe: Recipe, folder: Path, adapter: Path) -> TunedSession:
         check_same_settings(config, recipe.adapter, str(config_file))
     check_unchanged(folder, [_within(folder, config_file)], "The adapter")
     recipe = recipe.model_copy(update={"model": model_below(adapter, recipe.model)})
-    backbone, anatomy, collator = _load(recipe)
-    tell_other_base(recipe.model, base_record(recipe.model, backbone.config), folder)
+    backbone, processor, anatomy = load_backbone(recipe.model)
+    tell_other_base(recipe.model, base_record(recipe.model, backbone.config, processor), folder)
+    collator = _limited(recipe, processor, backbone)
     model = with_fresh_adapter(recipe, backbone, config)
     load_adapter(model, weights, where=str(weights_file))
     check_unchanged(folder, [_within(folder, weights_file)], "The adapter")  # when what does not fit has been named
@@ -234,8 +236,13 @@ def with_whole_model(recipe: Recipe, work: Callable[[Session], T]) -> T:
 def _load(recipe: Recipe, **place: Any) -> tuple[PreTrainedModel, Anatomy, Collator]:
     """The recipe's backbone with its collator, images held to `data.max_image_tokens`; `place` as `load_backbone`."""
     backbone, processor, anatomy = load_backbone(recipe.model, **place)
+    return backbone, anatomy, _limited(recipe, processor, backbone)
+
+
+def _limited(recipe: Recipe, processor: ProcessorMixin, backbone: PreTrainedModel) -> Collator:
+    """The collator with the processor of a backbone that was loaded, whose images are held to the recipe's limit."""
     limit_image_tokens(processor, backbone.config, recipe.data.max_image_tokens)
-    return backbone, anatomy, make_collator(recipe, processor)
+    return make_collator(recipe, processor)
 
 
 def make_collator(recipe: Recipe, processor: ProcessorMixin) -> Collator:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, ProcessorMixin
 
 from qmixlora.reader import IMAGES, TEMPLATE, TOKENIZER, read_by
 from qmixlora.recipe import Model
@@ -17,13 +17,15 @@ from .weights import COMMIT, WEIGHTS, recorded
 COMPARED = {WEIGHTS: "weights", TEMPLATE: "chat template", TOKENIZER: "tokenizer", IMAGES: "image processor"}
 
 
-def base_record(spec: Model, config: PretrainedConfig) -> dict[str, str]:
-    """What tells a model that was loaded, with its `config`, from another. Raises UserError as `open_processor`."""
-    return {**recorded(spec, config), **reader_record(spec)}
+def base_record(spec: Model, config: PretrainedConfig, processor: ProcessorMixin) -> dict[str, str]:
+    """What tells a model that was loaded, with its `config` and `processor`, from another. A recipe's limit of image
+    tokens, which is compared by itself, is not to be in the processor yet.
+    """
+    return {**recorded(spec, config), **read_by(processor)}
 
 
 def reader_record(spec: Model) -> dict[str, str]:
-    """The same without its weights. A recipe's limit of image tokens, which is compared by itself, is not in it."""
+    """The same without its weights, of a model that is not loaded. Raises UserError as `open_processor`."""
     return read_by(open_processor(spec, None))
 
 

@@ -104,9 +104,11 @@ class RunRecord:
         """The step that the run had gone on from which logged a record. Earlier releases say it in the history alone:
         the last start before a step has logged it, as each removes what others had logged after its own.
         """
+        if isinstance(record.get("start"), int):
+            return int(record["start"])
         begun = [one.get("step") for one in self.history if one.get("event") in STARTS]
         before = (step for step in reversed(begun) if isinstance(step, int) and step < record["step"])
-        return int(record["start"]) if isinstance(record.get("start"), int) else next(before, 0)
+        return next(before, 0)
 
     @property
     def versions(self) -> dict[str, str]:

@@ -46,7 +46,7 @@ def open_images(files: Sequence[ImageFile], *, named_by: str = "") -> list[Image
 
     Their pixels are not counted here: `check_header` did, when the rows were read.
     """
-    return [_decoded(file, named_by) for file in files]
+    return [_decoded(file, named_by, SOONER if named_by else "") for file in files]
 
 
 def image_size(file: ImageFile) -> tuple[int, int]:
@@ -93,13 +93,13 @@ def _blank_png(size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def _decoded(file: ImageFile, named_by: str = "") -> Image.Image:
-    with _opened(file, named_by) as image:
+def _decoded(file: ImageFile, named_by: str = "", hint: str = "") -> Image.Image:
+    with _opened(file, named_by, hint) as image:
         return as_seen(image)
 
 
 @contextmanager
-def _opened(file: ImageFile, named_by: str = "") -> Iterator[Image.Image]:
+def _opened(file: ImageFile, named_by: str = "", hint: str = "") -> Iterator[Image.Image]:
     """An image with its header read. What goes wrong with it, in the block too, is a UserError with its place."""
     place = _place(file, named_by)
     try:
@@ -110,8 +110,7 @@ def _opened(file: ImageFile, named_by: str = "") -> Iterator[Image.Image]:
     except UserError:
         raise
     except Exception as error:  # Pillow and its plugins raise nearly everything for a broken file
-        sooner = f" {SOONER}" if named_by else ""
-        fix = f"Replace the file, or remove the sample.{sooner}"
+        fix = f"Replace the file, or remove the sample. {hint}".rstrip()
         raise UserError(f"An image cannot be read: {_reason(error)}.", where=place, fix=fix) from None
 
 

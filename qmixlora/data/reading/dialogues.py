@@ -8,9 +8,9 @@ from typing import Any
 
 from qmixlora.data.formats import FormatError
 
+from .keys import IMAGE_FIELDS, KEYS
 from .spoken import Picture, Spoken, pictures_in, placed
 from .texts import as_text, is_blank, kind, written
-from .unread import IMAGE_FIELDS
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -18,7 +18,6 @@ ROLES = {
     "system": "system",
 }
 TOOLS = {"tool", "function", "function_call", "tool_call", "tool_calls", "observation", "ipython"}
-KEYS = ("from", "value"), ("role", "content")
 SOURCES = ("image", "path", "url", "image_url")
 MEDIA = ("video", "audio")
 LEARNED = ("weight", "loss", "loss_scale", "train", "train_detail")  # of an answer: how much of it peers learn

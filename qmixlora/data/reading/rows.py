@@ -14,13 +14,11 @@ from qmixlora.recipe import Columns
 
 from .columns import named, spoken_in_columns
 from .dialogues import LEARNED, UNLEARNED, own_images, refuse_other_media, spoken_in
+from .keys import DIALOGUES, SYSTEM_FIELDS, TASK_FIELDS
 from .spoken import Spoken, check_order, pictures_in, pictures_of, with_pictures
 from .texts import as_text, is_blank, is_unseen, kind, written
 from .unread import unread_pictures
 
-DIALOGUES = ("conversations", "messages")
-TASK_FIELDS = ("task", "task_name")
-SYSTEM_FIELDS = ("system", "system_prompt")
 TOOL_FIELDS = ("tools", "functions")
 EARLIER = "history"  # a list of turns
 VERDICTS = ("label", "kto_tag")  # on a row: false for one that shows what not to answer

@@ -14,23 +14,12 @@ from typing import Any
 
 from qmixlora.data.formats import FormatError
 
+from .keys import DIALOGUES, IMAGE_FIELDS, KEYS, SYSTEM_FIELDS, TASK_FIELDS
 from .spoken import pictures_in
 from .texts import is_blank, plain
 
-IMAGE_FIELDS = ("image", "images")  # of a dialogue; in a table the recipe names the columns
-WORDS = (
-    "conversations",
-    "messages",
-    "from",
-    "value",
-    "role",
-    "content",
-    "system",
-    "system_prompt",
-    "task",
-    "task_name",
-)
-NO_PICTURES = {*WORDS, "id", "source"}  # what is read as words, and where a row is from
+# what is read as words, and where a row is from
+NO_PICTURES = {*DIALOGUES, *(key for pair in KEYS for key in pair), *SYSTEM_FIELDS, *TASK_FIELDS, "id", "source"}
 NAMES = re.compile(
     r"(image|img|picture|photo)s?(_?(path|file|name|file_?name|url|uri|bytes|base64))?s?(?P<number>_?\d+)?"
 )

@@ -12,7 +12,7 @@ from typing import Any
 from qmixlora.errors import UserError
 from qmixlora.recipe import dump_yaml
 
-from .rows import DIALOGUES, SYSTEM_FIELDS, TASK_FIELDS
+from .keys import DIALOGUES, SYSTEM_FIELDS, TASK_FIELDS
 from .sources import Source
 from .texts import is_blank, plain
 

@@ -59,7 +59,8 @@ def test_a_model_is_another_by_what_a_text_or_an_image_becomes(
 ) -> None:
     copy = Path(shutil.copytree(backbone, tmp_path / "copy"))
     edit(copy)
-    own, now = (base_record(spec, read_config(spec)) for spec in (Model(id=str(backbone)), Model(id=str(copy))))
+    specs = (Model(id=str(backbone)), Model(id=str(copy)))
+    own, now = (base_record(spec, read_config(spec), open_processor(spec, None)) for spec in specs)
     assert own.keys() >= {"weights", "template", "tokenizer", "images"}
     assert others_in(own, now) == others
 

@@ -84,7 +84,8 @@ import json
 from qmixlora.backbone import base_record, load_backbone
 from qmixlora.recipe import Model
 spec = Model(id="someone/model", dtype="float32")
-print(json.dumps(base_record(spec, load_backbone(spec)[0].config)))
+model, processor, _ = load_backbone(spec)
+print(json.dumps(base_record(spec, model.config, processor)))
 """
 
 

@@ -42,20 +42,28 @@ def test_an_epoch_has_a_step_for_every_sample_that_a_conversation_makes(
     assert max(record["step"] for record in read_log(run / "metrics.jsonl")) == steps
 
 
+def counts_of(
+    make_recipe: Callable[..., Recipe], folder: Path, rows: list[object], adapter: dict[str, object], *, steps: int
+) -> dict[str, int]:
+    """The instances of every task in the routing record of a run on these rows, all of them in each step."""
+    (folder / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    recipe = make_recipe(
+        adapter={"projector": "frozen", **adapter},
+        data={"train": str(folder / "d.json"), "test": None},
+        train={"max_steps": steps, "micro_batch_size": len(rows)},
+    )
+    run = train(recipe, console=Console(quiet=True))
+    with safe_open(run / "routing.safetensors", "pt") as file:
+        tasks, counts = json.loads(file.metadata()["tasks"]), file.get_tensor("count").tolist()
+    assert tasks == sorted(tasks)
+    return dict(zip(tasks, counts, strict=True))
+
+
 def test_a_run_records_every_answer_for_its_own_task(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     """Two conversations of a color and a digit, and one of two digits."""
     tasks = [["color", "digit"], ["color", "digit"], "digit"]
     rows = [{"conversations": TURNS, "task": task} for task in tasks]
-    (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
-    recipe = make_recipe(
-        adapter={"projector": "frozen", "task_mix": 0.5},
-        data={"train": str(tmp_path / "d.json"), "test": None},
-        train={"max_steps": 3, "micro_batch_size": 3},
-    )
-    run = train(recipe, console=Console(quiet=True))
-    with safe_open(run / "routing.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["tasks"]) == ["color", "digit"]
-        assert file.get_tensor("count").tolist() == [2, 4]
+    assert counts_of(make_recipe, tmp_path, rows, {"task_mix": 0.5}, steps=3) == {"color": 2, "digit": 4}
 
 
 @pytest.mark.parametrize("adapter", [{}, {"task_mix": 0.5}, {"route_on": "task"}])
@@ -65,13 +73,4 @@ def test_a_task_of_answers_that_are_not_learned_is_none_of_the_runs(
     """The answer stands in the conversation all the same: routed on the task, by the mean over those that are."""
     shown = [{**turn, "weight": 0, "task": "place"} if turn["value"] == "red" else turn for turn in TURNS]
     rows = [{"conversations": turns, "task": task} for turns, task in ((shown, "color"), (shown, "digit"))]
-    (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
-    recipe = make_recipe(
-        adapter={"projector": "frozen", **adapter},
-        data={"train": str(tmp_path / "d.json"), "test": None},
-        train={"max_steps": 2, "micro_batch_size": 2},
-    )
-    run = train(recipe, console=Console(quiet=True))
-    with safe_open(run / "routing.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["tasks"]) == ["color", "digit"]
-        assert file.get_tensor("count").tolist() == [1, 1]
+    assert counts_of(make_recipe, tmp_path, rows, adapter, steps=2) == {"color": 1, "digit": 1}

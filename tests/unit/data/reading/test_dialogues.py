@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from qmixlora.data.formats import IMAGE, FormatError
+from qmixlora.data.reading.keys import IMAGE_FIELDS
 from qmixlora.data.reading.rows import Reading, to_sample
-from qmixlora.data.reading.unread import IMAGE_FIELDS
 from qmixlora.data.reading.usual import USUAL
 
 TEXT = {"type": "text", "text": "what ?"}
